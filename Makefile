@@ -1,0 +1,53 @@
+# Everything a newcomer runs; `make help` lists it. Needs Python 3.11 or newer with pip, and make.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# DVC's stages call `python`: let it be the environment's.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv repro quick test lint lab clean
+
+help: ## this list
+	@echo "make TARGET [PYTHON=python3.12] [PIP_FLAGS='--extra-index-url ...']"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED) ## make .venv with the pinned dependencies and this package
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+	  "Python %d.%d is too old: install 3.11 or newer, or name it, as in make PYTHON=python3.12." % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the pinned packages of requirements.lock: a few minutes."
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+repro: venv ## run the study: every stage that is not up to date, then fresh numbers beside the committed ones
+	$(BIN)/dvc repro
+	$(BIN)/python -m esr.numbers compare
+
+quick: venv ## run the study at scale smoke, in minutes; its numbers mean nothing
+	$(BIN)/dvc exp run --set-param scale=smoke
+	@echo "This was scale smoke. To go back: git restore . && .venv/bin/dvc checkout"
+
+test: venv ## run all tests, the pipeline at scale smoke among them
+	$(BIN)/python -m pytest
+
+lint: venv ## check style, formatting, and that notebooks are stripped of outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify --keep-id $(wildcard notebooks/*.ipynb)
+
+lab: venv ## open JupyterLab with the notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+
+clean: ## remove .venv, unfinished work, downloaded wheels and tool caches; results stay
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

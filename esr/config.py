@@ -1,0 +1,276 @@
+"""params.yaml and data/models.yaml, read in one place and checked before anything heavy begins.
+
+YAML 1.2 throughout, as DVC reads it (1e-4 is a number, "no" is a word). A wrong key, type or value is one sentence
+that names the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from ruamel.yaml import YAML
+
+from esr.fetch import AnySource
+from esr.paths import DATA, ROOT
+
+PARAMS = ROOT / "params.yaml"
+REGISTRY = DATA / "models.yaml"
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """What is wrong in params.yaml, in the registry or in a notebook's parameters, in one sentence."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class Shared(Section):
+    """Parameters every stage may ask for."""
+
+    model: str = "smollm2-135m"
+    seed: int
+
+
+class Generation(Section):
+    temperature: float = Field(ge=0, le=2)
+    batch_size: Positive
+    max_new_tokens: Positive
+
+
+class Fetch(Section):
+    model: str
+
+
+class TrainSae(Shared):
+    documents: Positive
+    document_tokens: Positive
+    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    d_sae: Positive
+    k: Positive
+
+
+class Sae(Shared):
+    documents: Positive
+    show: Positive
+
+
+class Relevance(Shared):
+    pairs: Positive
+
+
+class Latents(Shared):
+    n: Positive
+    min_concreteness: Share
+    min_density: Share
+    max_density: Share
+
+
+class Calibrate(Shared, Generation):
+    target: float = Field(gt=0, lt=100)
+    max_sd: float = Field(gt=0)
+    tolerance: float = Field(gt=0, le=100)
+    queries: Positive
+    prompts_per_query: Positive
+
+
+class Steer(Shared, Generation):
+    n_prompts: Positive
+    n_seeds: Positive
+
+
+class Judge(Section):
+    model: str
+    name: Literal["offline"]
+
+
+class Measure(Section):
+    models: list[str] = Field(min_length=1)
+    seed: int
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
+class Figures(Section):
+    models: list[str] = Field(min_length=1)
+
+
+# The stages, in the order of their notebooks. Sections of params.yaml a stage reads besides its own:
+STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
+    "fetch": (Fetch, ()),
+    "train_sae": (TrainSae, ()),
+    "sae": (Sae, ()),
+    "relevance": (Relevance, ()),
+    "latents": (Latents, ()),
+    "calibrate": (Calibrate, ("generation",)),
+    "steer": (Steer, ("generation",)),
+    "judge": (Judge, ()),
+    "measure": (Measure, ()),
+    "figures": (Figures, ()),
+}
+
+
+class SaeSource(Section):
+    """A SAELens SAE: a folder of this repository, or a published release and the id within it."""
+
+    kind: Literal["folder", "release"]
+    path: str | None = None
+    release: str | None = None
+    id: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if self.kind == "folder" and not self.path:
+            raise ValueError("an SAE of kind folder needs `path`")
+        if self.kind == "release" and not (self.release and self.id):
+            raise ValueError("an SAE of kind release needs `release` and `id`")
+        return self
+
+
+class Boost(Section):
+    """Search bounds and Gaussian prior of the calibration, in units of the median residual norm."""
+
+    low: float = Field(ge=0)
+    high: float = Field(gt=0)
+    prior_mean: float = Field(gt=0)
+    prior_sd: float = Field(gt=0)
+
+
+class ModelEntry(Section):
+    source: AnySource
+    license: str
+    n_layers: Positive | None = None
+    sae: SaeSource | None = None
+    steer_layer: int | None = None
+    sae_layer: int | None = None
+    d_sae: Positive | None = None
+    boost: Boost | None = None
+    repetition_penalty: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _layers_exist(self):
+        for name in ("steer_layer", "sae_layer"):
+            layer = getattr(self, name)
+            if layer is not None and not (self.n_layers and 0 <= layer < self.n_layers):
+                raise ValueError(f"{name} is {layer}; n_layers is {self.n_layers}: choose 0 to n_layers - 1")
+        return self
+
+
+def load_yaml(path) -> dict:
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: run inside a clone of the repository, or set ESR_ROOT to one.")
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
+    except Exception as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def load_registry() -> dict[str, ModelEntry]:
+    """Model id -> entry. Raises ConfigError."""
+    entries = {}
+    for model_id, entry in load_yaml(REGISTRY).items():
+        if "." in model_id:
+            raise ConfigError(f"{REGISTRY}: id {model_id!r} has a dot, which DVC reads as a nested key: use dashes.")
+        entries[model_id] = _validate(TypeAdapter(ModelEntry), entry, f"{REGISTRY}: {model_id}")
+    return entries
+
+
+def model_entry(model_id: str) -> ModelEntry:
+    """The registry's entry of `model_id`. Raises ConfigError naming the ids there are."""
+    registry = load_registry()
+    if model_id not in registry:
+        raise ConfigError(f"Unknown model {model_id!r}: {REGISTRY.name} has {', '.join(registry)}.")
+    return registry[model_id]
+
+
+def check_latents(model_id: str, latents: list[int]) -> None:
+    """Raises ConfigError unless every index names a latent of the model's SAE; loads no weights."""
+    d_sae = model_entry(model_id).d_sae
+    for latent in latents:
+        if d_sae is None or not 0 <= latent < d_sae:
+            raise ConfigError(f"Latent {latent} of {model_id} does not exist: its SAE has latents 0 to {d_sae - 1}.")
+
+
+def stage_parameters(stage: str, model: str | None = None) -> dict[str, Any]:
+    """What params.yaml says for `stage` at the chosen scale, flat, as its notebook takes it; checked.
+
+    Raises ConfigError for an unknown stage, scale or model, and for a wrong key, type or value anywhere in the file.
+    """
+    if stage not in STAGES:
+        raise ConfigError(f"Unknown stage {stage!r}: there are {', '.join(STAGES)}.")
+    params = load_yaml(PARAMS)
+    _check_file(params)
+    model = model or params["models"][0]
+    model_entry(model)
+    return _assemble(stage, params, model).model_dump()
+
+
+def notebook_parameters(stage: str, names: dict[str, Any]) -> Section:
+    """The parameters cell of a notebook, as a checked object. Call with `globals()`.
+
+    Raises ConfigError naming key, value and what is allowed: papermill's command line passes `false` as the word.
+    """
+    section, _ = STAGES[stage]
+    given = {name: names[name] for name in section.model_fields if name in names}
+    checked = _validate(TypeAdapter(section), given, f"notebook {stage}")
+    for model in [given["model"]] if "model" in given else given.get("models", []):
+        model_entry(model)
+    return checked
+
+
+def _assemble(stage: str, params: dict, model: str) -> Section:
+    section, others = STAGES[stage]
+    sizes = params["scales"][params["scale"]]
+    values = {"model": model, "models": params["models"], "seed": params["seed"]}
+    values = {name: value for name, value in values.items() if name in section.model_fields}
+    for name in (*others, stage):
+        values |= (params.get(name) or {}) | (sizes.get(name) or {})
+    return _validate(TypeAdapter(section), values, f"{PARAMS.name}: {stage}")
+
+
+def _check_file(params: dict) -> None:
+    """Every section of the file, not just the stage's: a mistake is better found before the first stage than in it."""
+    known = {"scale", "models", "seed", "scales", "generation", *STAGES}
+    for key in params:
+        if key not in known:
+            raise ConfigError(f"{PARAMS.name}: unknown key {key!r}; allowed are {', '.join(sorted(known))}.")
+    scales = params.get("scales") or {}
+    if params.get("scale") not in scales:
+        raise ConfigError(f"{PARAMS.name}: scale is {params.get('scale')!r}; allowed are {', '.join(scales)}.")
+    for name, sizes in scales.items():
+        for key in sizes:
+            if key not in {"generation", *STAGES}:
+                raise ConfigError(f"{PARAMS.name}: scales.{name} has the unknown section {key!r}.")
+    models = params.get("models")
+    if not isinstance(models, list) or not models:
+        raise ConfigError(f"{PARAMS.name}: models is {models!r}; a list of ids of {REGISTRY.name} is expected.")
+    for model in models:
+        if model_entry(model).sae is None:
+            raise ConfigError(f"{PARAMS.name}: models has {model!r}, which has no SAE in {REGISTRY.name}.")
+    for stage in STAGES:
+        _assemble(stage, params, models[0])
+
+
+def _validate(adapter: TypeAdapter, values: Any, where: str):
+    try:
+        return adapter.validate_python(values)
+    except ValidationError as error:
+        # A misspelt key is also a missing one: name the misspelling.
+        problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        key = ".".join(map(str, problem["loc"])) or "the entry"
+        if problem["type"] == "extra_forbidden":
+            message = f"{where}: unknown key {key!r}"
+            fields = getattr(getattr(adapter, "_type", None), "model_fields", None)
+            raise ConfigError(f"{message}; allowed are {', '.join(fields)}." if fields else f"{message}.") from None
+        if problem["type"] == "missing":
+            raise ConfigError(f"{where}: {key} is missing; write it there or under scales.") from None
+        raise ConfigError(f"{where}: {key} is {problem['input']!r}; {_lower(problem['msg'])}.") from None
+
+
+def _lower(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]

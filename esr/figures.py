@@ -1,0 +1,288 @@
+"""The study's figures, for paper and notebooks alike: each function takes numbers and returns a Figure.
+
+A saved SVG has the same bytes whenever its data are the same. Colours are Okabe and Ito's, safe for colour-blind eyes.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from esr import paths
+from esr.metrics import scored
+from esr.records import write_bytes
+from esr.statistics import wilson
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+INK, GREY, PALE = "#222222", "#767676", "#DDDDDD"
+CONDITIONS = {"unsteered": BLUE, "steered": VERMILION}  # further conditions take further colours
+WIDTH = 6.3  # inches: the text block of an A4 page
+LABELLED = 50  # latents a figure can name one by one
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for every figure of the study; call once, before drawing."""
+    seaborn.set_theme(context="paper", style="ticks", palette=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY])
+    matplotlib.rcParams.update(
+        {
+            "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+            "font.size": 8,
+            "axes.titlesize": 8.5,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.labelsize": 8,
+            "axes.edgecolor": GREY,
+            "axes.labelcolor": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "xtick.labelsize": 7.5,
+            "ytick.labelsize": 7.5,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "legend.fontsize": 7.5,
+            "legend.frameon": False,
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "esr",  # ids in the SVG follow from this instead of from chance
+        }
+    )
+
+
+def save(figure: Figure, name: str) -> Path:
+    """Write paper/figures/NAME.svg, byte-identical for an identical figure, and return its path."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    path = paths.FIGURES / f"{name}.svg"
+    write_bytes(path, buffer.getvalue())
+    return path
+
+
+def esr_by_model(esr: dict, published: dict) -> Figure:
+    """Experiment 1: multi-attempt and ESR rate of every measured model and condition above the published ones.
+
+    esr: paper/numbers/esr.json; published: data/published.json. Rates are on an axis that is linear up to 0.1 % and
+    logarithmic above, so that 0 and 7 % both have a place. Published intervals are Wilson's, from the published n.
+    """
+    use_style()
+    rows = [
+        (f"{model}, {condition}", _colour(condition, place), entry)
+        for model, conditions in esr.items()
+        for place, (condition, entry) in enumerate(conditions.items())
+    ]
+    theirs = [(entry["name"], entry) for entry in published["models"].values()]
+    theirs.append(("all five, unsteered", published["no_steering"] | {"esr_rate": 0.0}))
+    height = 1.05 + 0.18 * (len(rows) + len(theirs))
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, name, title in zip(
+        axes, ("multi_attempt_rate", "esr_rate"), ("Multi-attempt rate", "ESR rate"), strict=True
+    ):
+        for place, (_, colour, entry) in enumerate(rows):
+            _interval(ax, entry[name], place, colour)
+        for place, (_, entry) in enumerate(theirs, start=len(rows)):
+            _published_rate(ax, entry, name, place + 0.6)
+        _rate_axis(ax, title)
+    places = [*range(len(rows)), *(place + 0.6 for place in range(len(rows), len(rows) + len(theirs)))]
+    axes[0].set_yticks(places, [row[0] for row in rows] + [label for label, _ in theirs])
+    for tick, (_, colour, _) in zip(axes[0].get_yticklabels(), rows, strict=False):
+        tick.set_color(colour)
+    axes[0].set_ylim(max(places) + 0.6, -0.6)
+    for ax in axes:
+        ax.axhline(len(rows) - 0.2, color=PALE, linewidth=0.8)
+        ax.tick_params(axis="y", length=0)
+    _note(axes[1], "this study", -0.45, "top")
+    _note(axes[1], published["source"], len(rows) - 0.1, "top")
+    return figure
+
+
+def first_attempt_scores(frame: pd.DataFrame, esr: dict, published: dict) -> Figure:
+    """Experiment 8: distribution over trials of the first attempt's score, unsteered beside steered, with the means.
+
+    frame: esr.metrics.table; esr: paper/numbers/esr.json, for means and intervals (the same rows, clustered by latent);
+    published: data/published.json, for the published unsteered range and the range from the published steered mean to
+    the calibration's target. One panel a model; every condition's bars add up to all its scored trials.
+    """
+    use_style()
+    models = list(esr)
+    figure = Figure(figsize=(WIDTH, 0.85 + 1.75 * len(models)))
+    axes = figure.subplots(len(models), 1, sharex=True, squeeze=False)[:, 0]
+    bins = np.arange(0, 101, 5)
+    for ax, model in zip(axes, models, strict=True):
+        top = 0.0
+        for place, (condition, entry) in enumerate(esr[model].items()):
+            colour = _colour(condition, place)
+            rows = frame[(frame.model == model) & (frame.condition == condition)]
+            scores = rows[scored(rows)].first_score
+            shares = np.histogram(scores, bins)[0] / max(1, len(scores))
+            top = max(top, shares.max())
+            label = f"{condition} (n = {entry['first_attempt_score']['n']})"
+            ax.stairs(shares, bins, fill=True, color=colour, alpha=0.28)
+            ax.stairs(shares, bins, color=colour, linewidth=1.1, label=label)
+        for place, (condition, entry) in enumerate(esr[model].items()):
+            _interval(ax, entry["first_attempt_score"], top * (1.10 + 0.09 * place), _colour(condition, place))
+        low, high = (published["no_steering"][f"first_attempt_score_{end}"] for end in ("min", "max"))
+        _band(ax, low, high, f"published,\nunsteered\n{low}\u2013{high}", "right")
+        low, high = published["models"]["llama-3.3-70b"]["first_attempt_score"], published["protocol"]["target"]
+        _band(ax, low, high, f"published,\nsteered {low};\ntarget {high}", "left")
+        ax.set_ylim(0, top * (1.45 + 0.09 * len(esr[model])) or 1)
+        ax.set_xlim(0, 100)
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.set_ylabel("share of trials")
+        ax.set_title(model)
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(esr[model]), handlelength=1.2, borderaxespad=0)
+    axes[-1].set_xlabel("first-attempt score (0\u2013100); points: mean and its interval")
+    return figure
+
+
+def calibration(thresholds: pd.DataFrame, target: float) -> Figure:
+    """Boost against first-attempt score while calibrating, and the thresholds that came out, latent by latent.
+
+    thresholds: one row a latent, columns latent, label, boost, sd, score, converged, queries (list of Query or of dicts
+    boost, score, n), as in data/calibrate. Boosts are in units of the median residual norm at the steered layer.
+    """
+    use_style()
+    figure = Figure(figsize=(WIDTH, float(np.clip(0.9 + 0.088 * len(thresholds), 2.6, 5.5))))
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    _dose_response(left, thresholds, target)
+    ordered = thresholds.sort_values("boost", ignore_index=True)
+    for converged, colour, label in ((True, BLUE, "converged"), (False, GREY, "left out")):
+        rows = ordered[ordered.converged == converged]
+        if len(rows):
+            style = {"markerfacecolor": colour if converged else "white", "markeredgecolor": colour}
+            right.errorbar(
+                rows.boost, rows.index, xerr=rows.sd, fmt="o", color=colour, markersize=3.4, linewidth=1.0,
+                label=f"{label} ({len(rows)})", **style,
+            )  # fmt: skip
+    if len(ordered) <= LABELLED:
+        labels = [_shorten(row.label) or f"latent {row.latent}" for row in ordered.itertuples()]
+        right.set_yticks(ordered.index, labels, fontsize=5.6)
+    else:
+        right.set_ylabel("latents, in order of threshold")
+    right.set_ylim(-0.8, len(ordered) - 0.2)
+    right.tick_params(axis="y", length=0)
+    right.set_xlim(left=0)
+    right.set_xlabel("threshold, bars one posterior sd\n(median residual norms)")
+    right.set_title("Thresholds by latent")
+    right.legend(loc="lower right", handlelength=1.2)
+    return figure
+
+
+def sae_training(history: pd.DataFrame, chosen: int | None = None) -> Figure:
+    """Explained variance and share of dead latents over the training tokens, one line a layer.
+
+    history: columns layer, tokens, explained_variance, dead_fraction. The layer `chosen` is drawn boldly.
+    """
+    use_style()
+    figure = Figure(figsize=(WIDTH, 2.3))
+    axes = figure.subplots(1, 2)
+    layers = sorted(history.layer.unique())
+    colours = dict(zip(layers, (SKY, BLUE, GREEN, ORANGE, PURPLE, VERMILION) * len(layers), strict=False))
+    titles = {"explained_variance": "Explained variance", "dead_fraction": "Dead latents"}
+    for ax, (column, title) in zip(axes, titles.items(), strict=True):
+        for layer in layers:
+            rows = history[history.layer == layer].sort_values("tokens")
+            label = f"layer {layer}" + (" (used)" if layer == chosen else "")
+            width = 2.0 if layer == chosen else 1.1
+            ax.plot(rows.tokens, rows[column], color=colours[layer], linewidth=width, label=label)
+        ax.set_title(title)
+        ax.set_xlabel("training tokens")
+        ax.xaxis.set_major_formatter(FuncFormatter(_short_count))
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.grid(axis="y", color=PALE, linewidth=0.6)
+    axes[0].set_ylim(max(0.0, float(history.explained_variance.quantile(0.1)) - 0.1), 1)
+    axes[1].set_ylim(0, max(0.02, float(history.dead_fraction.max()) * 1.1))
+    axes[0].legend(loc="lower right")
+    return figure
+
+
+def _colour(condition: str, place: int) -> str:
+    others = [GREEN, PURPLE, ORANGE, SKY, INK]
+    return CONDITIONS.get(condition) or others[place % len(others)]
+
+
+def _interval(ax: Axes, result: dict, y: float, colour: str) -> None:
+    """A point with its interval; nothing for a null estimate."""
+    if result["estimate"] is None:
+        return
+    if result["low"] is not None:
+        ax.plot([result["low"], result["high"]], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+    ax.plot(result["estimate"], y, "o", color=colour, markersize=4.5, clip_on=False, zorder=3)
+
+
+def _published_rate(ax: Axes, entry: dict, name: str, y: float) -> None:
+    """A published rate as an open point with Wilson's interval, a published upper bound as an arrow from it."""
+    if name in entry:
+        low, high = wilson(round(entry[name] * entry["n"]), entry["n"])
+        ax.plot([low, high], [y, y], color=GREY, linewidth=1.2, solid_capstyle="butt")
+        ax.plot(entry[name], y, "o", color=GREY, markerfacecolor="white", markersize=4.5, clip_on=False, zorder=3)
+    else:
+        bound = entry[f"{name}_max"]
+        arrow = {"arrowstyle": "-|>", "color": GREY, "linewidth": 1.0, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
+        ax.annotate("", xy=(bound / 4, y), xytext=(bound, y), arrowprops=arrow)
+        ax.plot(bound, y, "|", color=GREY, markersize=7, markeredgewidth=1.2)
+
+
+def _rate_axis(ax: Axes, title: str) -> None:
+    ax.set_xscale("symlog", linthresh=0.001, linscale=0.5)
+    ticks = [0, 0.001, 0.01, 0.1, 1]
+    ax.set_xticks(ticks, ["0", "0.1 %", "1 %", "10 %", "100 %"])
+    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    ax.set_xlim(0, 1.0)
+    ax.grid(axis="x", color=PALE, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.set_title(title)
+
+
+def _band(ax: Axes, low: float, high: float, label: str, side: str) -> None:
+    """A published range, labelled at the panel's top on the given side."""
+    ax.axvspan(low, high, color=GREY, alpha=0.22, linewidth=0, zorder=0)
+    x, alignment = (high + 0.8, "left") if side == "left" else (low - 0.8, "right")
+    place = ax.get_xaxis_transform()
+    ax.text(x, 0.98, label, transform=place, ha=alignment, va="top", fontsize=6.5, color=GREY, linespacing=1.15)
+
+
+def _note(ax: Axes, text: str, y: float, alignment: str) -> None:
+    place = ax.get_yaxis_transform()
+    ax.text(1.0, y, text, transform=place, ha="right", va=alignment, fontsize=6.8, color=GREY, style="italic")
+
+
+def _dose_response(ax: Axes, thresholds: pd.DataFrame, target: float) -> None:
+    """Every query of every latent, its latents' thresholds on top, and the target."""
+    for row in thresholds.itertuples():
+        queries = sorted((q["boost"], q["score"]) if isinstance(q, dict) else (q.boost, q.score) for q in row.queries)
+        if queries:
+            ax.plot(*zip(*queries, strict=True), color=SKY, alpha=0.35, linewidth=0.7, marker=".", markersize=2.5)
+    kept = thresholds[thresholds.converged]
+    out = thresholds[~thresholds.converged]
+    ax.plot(kept.boost, kept.score, "o", color=BLUE, markersize=3.6)
+    ax.plot(out.boost, out.score, "o", color=GREY, markerfacecolor="white", markersize=3.6)
+    ax.axhline(target, color=VERMILION, linewidth=1.0, linestyle=(0, (4, 2)))
+    ax.text(1.0, target + 1.5, f"target {target:g}", transform=ax.get_yaxis_transform(), ha="right", va="bottom",
+            fontsize=7, color=VERMILION)  # fmt: skip
+    ax.set_xlim(left=0)
+    ax.set_ylim(0, 100)
+    ax.set_xlabel("boost (median residual norms)")
+    ax.set_ylabel("mean first-attempt score")
+    ax.set_title("Scores while calibrating")
+
+
+def _shorten(label: str, length: int = 26) -> str:
+    return label if len(label) <= length else label[: length - 1].rstrip() + "\u2026"
+
+
+def _short_count(value: float, _place=None) -> str:
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:g}"

@@ -1,0 +1,250 @@
+"""Batched steered generation over a transformers model: one loop for every condition.
+
+A *row* is one answer to write. Rows have their own prompt, seed and length limit; interventions give each row its own
+edit. Finished rows leave the batch and waiting ones take their place. The key-value cache is ragged: row `r` keeps
+token `p` at `[r, :, p]`, so no row is ever padded once its prompt is in, and prompt padding is never attended to.
+
+What is promised: the same list of rows, batch size, dtype, thread count, machine and library versions give the same
+tokens, bit for bit. In float32 a row's tokens do not depend on the rows beside it; in bfloat16 they may, because
+matrix kernels round differently at different batch shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from esr.interventions import Intervention, Step, apply
+from esr.sampling import sample
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer to write: `prompt` token ids (chat template and any prefill included), seed and length limit."""
+
+    prompt: tuple[int, ...]
+    seed: int
+    max_new_tokens: int
+
+
+@dataclass
+class Answer:
+    """Token ids written (the stop token left out) and why writing ended: `stop` or `length`."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str = "length"
+
+
+class RaggedLayer(CacheLayerMixin):
+    """Keys and values of one layer, `[slots, heads, max_length, head_dim]`, written at each row's own positions."""
+
+    is_sliding = False
+
+    def __init__(self, plan: Plan):
+        super().__init__()
+        self.plan = plan
+
+    def lazy_initialization(self, key_states, value_states):
+        shape = (self.plan.slots, key_states.shape[1], self.plan.max_length, key_states.shape[-1])
+        self.keys = key_states.new_zeros(shape)
+        self.values = value_states.new_zeros(*shape[:-1], value_states.shape[-1])
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, positions = self.plan.rows[:, None], self.plan.positions
+        self.keys[rows, :, positions] = key_states.transpose(1, 2)
+        self.values[rows, :, positions] = value_states.transpose(1, 2)
+        if self.plan.prefill:  # a prompt attends to itself alone
+            return key_states, value_states
+        return self.keys[:, :, : self.plan.length], self.values[:, :, : self.plan.length]
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def get_seq_length(self) -> int:
+        return 0 if self.plan.prefill else self.plan.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.plan.length, 0
+
+    def get_max_length(self) -> int:
+        return self.plan.max_length
+
+
+@dataclass
+class Plan:
+    """Where the current forward pass writes: shared by all layers of the cache, updated before every pass."""
+
+    slots: int
+    max_length: int
+    rows: Tensor | None = None
+    positions: Tensor | None = None
+    length: int = 0
+    prefill: bool = False
+
+
+class Generator:
+    """Writes answers for one list of rows. Made, run and thrown away by `generate`."""
+
+    def __init__(self, model, rows: Sequence[Row], batch_size: int, temperature, repetition_penalty, stop_tokens):
+        self.model, self.rows = model, rows
+        self.temperature, self.repetition_penalty = temperature, repetition_penalty
+        self.stop_tokens = set(stop_tokens)
+        self.device = model.device
+        slots = min(batch_size, len(rows))
+        max_length = max(len(r.prompt) + r.max_new_tokens for r in rows)
+        self.plan = Plan(slots, max_length)
+        self.cache = Cache(layers=[RaggedLayer(self.plan) for _ in range(model.config.num_hidden_layers)])
+        self.answers = [Answer() for _ in rows]
+        self.waiting = list(range(len(rows)))[::-1]
+        self.trials = torch.full((slots,), -1, device=self.device)  # -1: idle
+        self.lengths = torch.zeros(slots, dtype=torch.long, device=self.device)  # tokens known, last one not yet run
+        self.tokens = torch.zeros(slots, max_length, dtype=torch.long, device=self.device)
+        self.uniforms = torch.zeros(slots, max(r.max_new_tokens for r in rows), device=self.device)
+        self.step = Step(self.trials, self.trials[:, None] >= 0, self.trials[:, None] >= 0)
+
+    def run(self, on_progress: Callable[[int, int], None] | None = None) -> list[Answer]:
+        """Write every answer. `on_progress(new_tokens, finished_rows)` is called after every token step."""
+        while self.waiting or bool((self.trials >= 0).any()):
+            self._admit()
+            self._shrink()
+            written, finished = self._decode()
+            if on_progress:
+                on_progress(written, finished)
+        return self.answers
+
+    def _admit(self) -> None:
+        """Give idle slots to waiting rows and run their prompts, all but the last token, into the cache."""
+        idle = (self.trials < 0).nonzero().flatten().tolist()[: len(self.waiting)]
+        # Joining one at a time costs a small forward pass each: wait until a few slots are free.
+        if not idle or (len(idle) < min(len(self.waiting), max(1, len(self.trials) // 8))):
+            return
+        for slot in idle:
+            trial = self.waiting.pop()
+            row = self.rows[trial]
+            self.trials[slot], self.lengths[slot] = trial, len(row.prompt)
+            self.tokens[slot] = row.prompt[0]  # unused places repeat a seen token: the repetition penalty ignores them
+            self.tokens[slot, : len(row.prompt)] = torch.tensor(row.prompt, device=self.device)
+            own = torch.Generator().manual_seed(row.seed)
+            self.uniforms[slot, : row.max_new_tokens] = torch.rand(row.max_new_tokens, generator=own).to(self.device)
+        slots = torch.tensor(idle, device=self.device)
+        width = int(self.lengths[slots].max()) - 1
+        if width == 0:
+            return
+        positions = torch.arange(width, device=self.device).expand(len(idle), width)
+        real = positions < (self.lengths[slots] - 1)[:, None]
+        causal = torch.ones(width, width, dtype=torch.bool, device=self.device).tril()[None, None]
+        self._forward(slots, positions, causal, real, answer=torch.zeros_like(real), length=width, prefill=True)
+
+    def _shrink(self) -> None:
+        """Once nothing waits, drop idle slots when they are a quarter of the batch or more."""
+        active = (self.trials >= 0).nonzero().flatten()
+        if self.waiting or len(active) > 0.75 * len(self.trials) or len(active) == 0:
+            return
+        for layer in self.cache.layers:
+            layer.keep(active)
+        for name in ("trials", "lengths", "tokens", "uniforms"):
+            setattr(self, name, getattr(self, name)[active])
+        self.plan.slots = len(active)
+
+    def _decode(self) -> tuple[int, int]:
+        """Run the last known token of every slot, draw the next; returns (tokens written, rows finished)."""
+        active = self.trials >= 0
+        positions = (self.lengths - 1).clamp(min=0)[:, None]
+        length = int(self.lengths.max())
+        seen = torch.arange(length, device=self.device)[None, :] <= positions
+        slots = torch.arange(len(self.trials), device=self.device)
+        logits = self._forward(
+            slots, positions, seen[:, None, None, :], active[:, None], answer=active[:, None], length=length
+        )
+        prompt_lengths = torch.tensor(
+            [len(self.rows[t].prompt) if t >= 0 else 0 for t in self.trials.tolist()], device=self.device
+        )
+        new = (self.lengths - prompt_lengths).clamp(min=0)
+        uniforms = self.uniforms.gather(1, new[:, None].clamp(max=self.uniforms.shape[1] - 1))[:, 0]
+        chosen = sample(logits, self.tokens[:, :length], uniforms, self.temperature, self.repetition_penalty)
+        finished = 0
+        for slot, (trial, token) in enumerate(zip(self.trials.tolist(), chosen.tolist(), strict=True)):
+            if trial < 0:
+                continue
+            answer, row = self.answers[trial], self.rows[trial]
+            if token in self.stop_tokens:
+                answer.finish_reason = "stop"
+            else:
+                answer.tokens.append(token)
+                if len(answer.tokens) < row.max_new_tokens:
+                    self.tokens[slot, self.lengths[slot]] = token
+                    self.lengths[slot] += 1
+                    continue
+            finished += 1
+            self.trials[slot], self.lengths[slot] = -1, 0
+        return int(active.sum()), finished
+
+    def _forward(self, slots, positions, mask, real, answer, length, prefill=False):
+        self.plan.rows, self.plan.positions = slots, positions
+        self.plan.length, self.plan.prefill = length, prefill
+        self.step.trials = self.trials[slots].clamp(min=0)
+        self.step.real, self.step.answer = real, answer
+        inputs = {
+            "input_ids": self.tokens[slots[:, None], positions],
+            "attention_mask": self._masks(mask, positions),
+            "position_ids": positions,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        if prefill:
+            self.model.model(**inputs)
+            return None
+        return self.model(**inputs).logits[:, -1]
+
+
+    def _masks(self, seen: Bool[Tensor, "rows 1 queries keys"], positions: Int[Tensor, "rows queries"]):
+        """The mask as the model's attention takes it; one per kind of layer where layers differ (Gemma 2)."""
+        seen = seen.expand(len(positions), -1, -1, -1)
+        config = self.model.config
+        if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+            return self._additive(seen)
+        keys = torch.arange(seen.shape[-1], device=self.device)
+        near = keys > positions[:, None, :, None] - config.sliding_window
+        return {"full_attention": self._additive(seen), "sliding_attention": self._additive(seen & near)}
+
+    def _additive(self, seen: Tensor) -> Tensor:
+        """Eager attention adds its mask to the scores; SDPA reads a boolean one."""
+        if self.model.config._attn_implementation != "eager":
+            return seen
+        lowest = torch.finfo(self.model.dtype).min
+        return torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device).masked_fill(~seen, lowest)
+
+
+@torch.inference_mode()
+def generate(
+    model,
+    rows: Sequence[Row],
+    interventions: Sequence[Intervention] = (),
+    *,
+    batch_size: int,
+    temperature: float,
+    repetition_penalty: float,
+    stop_tokens: Sequence[int],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """Write one answer per row, `batch_size` at a time, under `interventions` indexed like `rows`.
+
+    temperature 0 is greedy. Raises ValueError on an empty prompt or a length limit below 1.
+    """
+    for index, row in enumerate(rows):
+        if not row.prompt or row.max_new_tokens < 1:
+            raise ValueError(f"Row {index} needs a prompt of at least one token and max_new_tokens of at least 1.")
+    if not rows:
+        return []
+    generator = Generator(model, rows, batch_size, temperature, repetition_penalty, stop_tokens)
+    with apply(model, interventions, generator.step):
+        return generator.run(on_progress)

@@ -1,0 +1,124 @@
+"""What is counted: one function per definition of the paper, on a table with one row per judged answer.
+
+A trial without a usable score is in no rate: `scored` says which, `summarize` says how many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from esr import statistics
+from esr.records import Judgement
+
+KEY = ["model", "condition", "latent", "prompt_id", "seed"]
+COLUMNS = [*KEY, "outcome", "attempts", "first_score", "last_score", "degraded"]
+
+
+def table(judgements: Iterable[Judgement]) -> pd.DataFrame:
+    """One row per judgement, columns `COLUMNS`; scores 0-100, NaN where the judge gave none.
+
+    Raises ValueError when a trial is there twice (two judges' rows in one list, say): it would count double.
+    """
+    rows = [
+        {name: getattr(judgement, name) for name in (*KEY, "outcome", "degraded")}
+        | {
+            "attempts": len(judgement.attempts),
+            "first_score": judgement.attempts[0].score if judgement.attempts else None,
+            "last_score": judgement.attempts[-1].score if judgement.attempts else None,
+        }
+        for judgement in judgements
+    ]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame = frame.astype({"attempts": int, "first_score": float, "last_score": float, "degraded": bool})
+    twice = frame[frame.duplicated(KEY)]
+    if len(twice):
+        raise ValueError(
+            f"{len(twice)} trials are judged twice, first {dict(twice.iloc[0][KEY])}: keep one judge's rows of each."
+        )
+    return frame
+
+
+def scored(frame: pd.DataFrame) -> pd.Series:
+    """Trials that count: judged without error, not empty, and first and last attempt have a score.
+
+    The one place where a missing score is dealt with. The paper's rates are over all scored trials (section 3).
+    """
+    has_scores = frame.first_score.notna() & frame.last_score.notna()
+    return (frame.outcome == "scored") & (frame.attempts >= 1) & has_scores
+
+
+def multi_attempt(frame: pd.DataFrame) -> pd.Series:
+    """Two attempts or more: the answer restarts explicitly at least once (paper section 3)."""
+    return frame.attempts >= 2
+
+
+def improved(frame: pd.DataFrame) -> pd.Series:
+    """The last attempt scores higher than the first. A tie is no improvement; a single attempt never improves."""
+    return frame.last_score > frame.first_score
+
+
+def esr(frame: pd.DataFrame) -> pd.Series:
+    """Endogenous steering resistance: the answer restarts, and its last attempt beats its first (paper section 3)."""
+    return multi_attempt(frame) & improved(frame)
+
+
+def degraded(frame: pd.DataFrame) -> pd.Series:
+    """The same word five times in a row, as the judge found it: steering broke the text rather than the topic."""
+    return frame.degraded
+
+
+def rates(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
+    """The paper's four figures over scored trials, each `{"estimate", "low", "high", "n"}`.
+
+    multi_attempt_rate = P(multi-attempt); improvement_rate = P(improved | multi-attempt), null with n 0 when nothing
+    restarts; esr_rate = P(multi-attempt and improved); first_attempt_score = mean score of the first attempt, 0-100.
+    `interval`: level, resamples and seed of the intervals (esr.statistics).
+    """
+    frame = frame[scored(frame)]
+    restarted = frame[multi_attempt(frame)]
+    return {
+        "multi_attempt_rate": statistics.rate(multi_attempt(frame), frame[cluster], **interval),
+        "improvement_rate": statistics.rate(improved(restarted), restarted[cluster], **interval),
+        "esr_rate": statistics.rate(esr(frame), frame[cluster], **interval),
+        "first_attempt_score": statistics.mean(frame.first_score, frame[cluster], **interval),
+    }
+
+
+def summarize(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
+    """The entry of one model and condition in paper/numbers/esr.json.
+
+    The four `rates` and the degraded_rate; n_trials, and n_unscored of them that are in no rate (n_empty answers,
+    n_error of the judge, the rest without a score); the rates again `without_degraded` answers; and `unclustered`,
+    the rates with the authors' interval. `interval` as in `rates`.
+    Raises ValueError unless the rows are of one model and one condition.
+    """
+    conditions = frame[["model", "condition"]].drop_duplicates()
+    if len(conditions) != 1:
+        raise ValueError(f"Rows of {len(conditions)} conditions: summarize one model and condition at a time.")
+    counted = frame[scored(frame)]
+    restarted = counted[multi_attempt(counted)]
+    level = interval.get("level", statistics.LEVEL)
+    return rates(frame, cluster, **interval) | {
+        "degraded_rate": statistics.rate(degraded(counted), counted[cluster], **interval),
+        "n_trials": len(frame),
+        "n_unscored": len(frame) - len(counted),
+        "n_empty": int((frame.outcome == "empty").sum()),
+        "n_error": int((frame.outcome == "error").sum()),
+        f"n_{cluster}s": frame[cluster].nunique(),
+        "without_degraded": rates(frame[~degraded(frame)], cluster, **interval),
+        "unclustered": {
+            "multi_attempt_rate": statistics.unclustered(multi_attempt(counted), level=level),
+            "improvement_rate": statistics.unclustered(improved(restarted), level=level),
+            "esr_rate": statistics.unclustered(esr(counted), level=level),
+        },
+    }
+
+
+def summaries(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
+    """`{model: {condition: summarize(...)}}` for every model and condition of a table, in order of appearance."""
+    result: dict = {}
+    for (model, condition), rows in frame.groupby(["model", "condition"], sort=False):
+        result.setdefault(model, {})[condition] = summarize(rows, cluster, **interval)
+    return result

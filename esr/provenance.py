@@ -1,0 +1,54 @@
+"""What a result was made with: recorded beside it, and part of the key under which finished chunks are kept.
+
+A changed engine, model, SAE or library version must never find another's chunks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+from esr.config import model_entry
+from esr.paths import ROOT, data_dir
+
+# Modules whose code decides the tokens of an answer
+ENGINE = ("generation", "sampling", "interventions", "steering", "corpus", "models")
+
+
+@lru_cache
+def file_digest(path: Path) -> str:
+    """16 hex digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware that bit identity depends on: results repeat exactly only where these are equal."""
+    import torch
+
+    from esr.models import device
+
+    return {
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "device": torch.cuda.get_device_name() if device().type == "cuda" else platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": "1",
+        "dtype": "bfloat16",
+    }
+
+
+def engine_provenance(model_id: str) -> dict[str, str]:
+    """The environment, the engine's code, the model's weights and the SAE's, each as a digest."""
+    here = Path(__file__).parent
+    code = "".join(file_digest(here / f"{name}.py") for name in ENGINE)
+    source = model_entry(model_id).sae
+    weights = ROOT / source.path / "sae_weights.safetensors" if source and source.kind == "folder" else None
+    return environment() | {
+        "code": hashlib.sha256(code.encode()).hexdigest()[:16],
+        "model": file_digest(data_dir("fetch", model_id) / "model.safetensors"),
+        "sae": file_digest(weights) if weights and weights.exists() else (source.id if source else "") or "",
+    }

@@ -1,0 +1,169 @@
+"""Typed rows, one schema each, checked on write and on read.
+
+Rows are stored as JSON Lines. An unknown, missing or ill-typed field is an error that names file, line and field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from esr.paths import PROMPTS
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class Prompt(Record):
+    id: str
+    text: str
+
+
+class Latent(Record):
+    """An SAE latent that was drawn, with what it means and whether it may steer (paper section 3)."""
+
+    index: int
+    label: str  # "" when no words set its contexts apart
+    words: list[str]
+    concreteness: float = Field(ge=0, le=1)
+    density: float = Field(ge=0, le=1)  # share of corpus tokens it fires on
+    prompt_activation: float = Field(ge=0)  # largest activation on any token of any prompt
+    contexts: list[str]  # strongest first, the firing token between « and »
+    kept: bool
+    reason: str
+
+
+class Query(Record):
+    """One question of the calibration: the mean first-attempt score of `n` answers at `boost`."""
+
+    boost: float
+    score: float
+    n: int
+
+
+class Threshold(Record):
+    """The boost, in units of the median residual norm, at which a latent's first attempts score the target."""
+
+    latent: int
+    label: str
+    boost: float
+    sd: float  # of the posterior over the threshold
+    score: float  # mean first-attempt score predicted at `boost`
+    converged: bool
+    reason: str  # "converged", or why not
+    queries: list[Query]
+
+
+class Trial(Record):
+    """One answer and everything that determined it. `id` is a hash of the determining fields."""
+
+    id: str
+    model: str
+    condition: str
+    latent: int
+    label: str
+    prompt_id: str
+    prompt: str
+    seed: int
+    boost: float  # in units of the median residual norm; 0 without steering
+    layer: int
+    prefill: str = ""
+    max_new_tokens: int
+    temperature: float
+    repetition_penalty: float
+    tokens: list[int]
+    text: str
+    finish_reason: Literal["stop", "length"]
+
+
+class Attempt(Record):
+    """Characters `start` to `end` of an answer, begun by the words `restart` ("" for the first attempt)."""
+
+    start: int
+    end: int
+    restart: str
+    score: float | None  # 0-100; None when the judge gave none
+
+
+class Judgement(Record):
+    trial_id: str
+    model: str
+    condition: str
+    latent: int
+    prompt_id: str
+    seed: int
+    judge: str
+    outcome: Literal["scored", "empty", "error"]
+    attempts: list[Attempt]
+    degraded: bool
+
+
+Row = TypeVar("Row", bound=Record)
+
+
+def digest(*parts: object) -> str:
+    """16 hex digits of SHA-256 over the JSON of `parts`: a stable name for what they describe."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_rows(path: Path, rows: Iterable[Record]) -> None:
+    """Write rows as JSON Lines, whole or not at all."""
+    write_text(path, "".join(row.model_dump_json() + "\n" for row in rows))
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """Rows of `path`. Raises FileNotFoundError or ValueError naming file, line and field."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: run the stage that writes it (dvc repro), or check the name.")
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(kind.model_validate_json(line))
+            except ValidationError as error:
+                problem = error.errors()[0]
+                field = ".".join(map(str, problem["loc"])) or "the line"
+                raise ValueError(
+                    f"{path}, line {number}: {field}: {problem['msg']} (a {kind.__name__} is expected)."
+                ) from None
+    return rows
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, finds the old content or the new, never half of it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_prompts(split: str) -> list[Prompt]:
+    """Prompts of `data/prompts/<split>.txt`, one a line; `split` is "evaluation" or "held_out".
+
+    Raises FileNotFoundError, or ValueError when the file holds no prompt or one twice.
+    """
+    path = PROMPTS / f"{split}.txt"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: a split needs a file of prompts, one a line.")
+    texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise ValueError(f"{path} holds no prompt: write one a line.")
+    repeated = {t for t in texts if texts.count(t) > 1}
+    if repeated:
+        raise ValueError(f"{path} holds a prompt twice: {sorted(repeated)[0]!r}. Remove one.")
+    return [Prompt(id=f"{split}-{number:02d}", text=text) for number, text in enumerate(texts, start=1)]

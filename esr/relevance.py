@@ -1,0 +1,336 @@
+"""How much of a text answers its prompt: a 0-100 scorer fitted on texts whose on-topic share is known.
+
+No constant is guessed. `training_pairs` makes texts of known quality from a model's own answers: an answer under its
+own request (share 1) and under another's (0), two answers spliced at a known place, and answers garbled by shuffled,
+foreign or looping words, where the share is that of word trigrams left whole. `fit` regresses that share on the
+`FEATURES` of a text, which look at topic (sentence embeddings, shared word stems), at the distractor and at coherence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from esr.pairs import Pair
+from esr.records import digest, write_text
+
+# Closed word classes of English; every other word is classed by its ending. Coherent text has ordinary class pairs.
+CLASSES = {
+    "article": "the a an this that these those every each some any no another",
+    "pronoun": "i you he she it we they me him her us them who what which itself themselves yourself",
+    "possessive": "my your his its our their whose",
+    "preposition": "of in on at by for with from into onto over under about through between against during without"
+    " after before around near across along as like within upon until towards than",
+    "to": "to",
+    "conjunction": "and or but nor so yet",
+    "subordinator": "if when while because although though since unless where whether how why once",
+    "be": "is are was were be been being am 's 're",
+    "auxiliary": "have has had do does did having doing",
+    "modal": "can could will would shall should may might must cannot",
+    "negation": "not never n't",
+    "adverb": "very also too just only even still more most much many well then there here now often always sometimes",
+}
+WORD_CLASS = {word: name for name, words in CLASSES.items() for word in words.split()}
+ENDINGS = ("ly", "ing", "ed", "tion", "s", "er", "al")
+CLASS_NAMES = [*CLASSES, *ENDINGS, "word", "name", "number", ".", ",", "mark", "break"]
+CLASS_INDEX = {name: i for i, name in enumerate(CLASS_NAMES)}
+TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d[\d.,]*|\n+|[^\w\s]|_+")
+PIECE = re.compile(r"[^.!?\n]*(?:[.!?]+(?=\s|$)|\n|$|[.!?])+", re.S)
+TREES, DEPTH = 150, 3
+SHORT_WORDS, LONG_WORDS = 4, 60  # a piece of text to embed: sentences, joined or cut to lengths that carry meaning
+FRAME = frozenset(  # words of a request that name its form, not its subject
+    "explain how write short story about list interesting facts describe tell please give someone something walk through"
+    " step steps instruction instructions simple first time best way people person things thing make do get use need"
+    " want like know understand learn would should could beginner child friend letter poem dialogue report news between"
+    " matter important example practical advice common mistakes compare similar typical day involves answers questions".split()
+)
+
+
+def words_of(text: str) -> list[str]:
+    return [w.lower() for w in re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", text)]
+
+
+def stem(word: str) -> str:
+    """A crude stem: enough to join bake, bakes, baking and baked."""
+    return re.sub(r"(?:'s|ies|ied|ing|ed|es|s|y|e)$", "", word) if len(word) > 3 else word
+
+
+def content_stems(text: str) -> list[str]:
+    return [stem(w) for w in words_of(text) if w not in WORD_CLASS and w not in FRAME and len(w) > 2]
+
+
+def split_pieces(text: str) -> list[str]:
+    """Sentences of `text`, short ones joined to the next and long ones cut, in order."""
+    pieces: list[str] = []
+    for sentence in PIECE.findall(text):
+        words = sentence.split()
+        for at in range(0, len(words), LONG_WORDS):
+            part = words[at : at + LONG_WORDS]
+            if pieces and (len(pieces[-1].split()) < SHORT_WORDS or (at and len(part) < SHORT_WORDS)):
+                pieces[-1] += " " + " ".join(part)
+            else:
+                pieces.append(" ".join(part))
+    return pieces
+
+
+def word_classes(text: str) -> Float[np.ndarray, " tokens"]:
+    """Class index of each token, for the class-pair statistics."""
+    names = []
+    for token in TOKEN.findall(text):
+        word = token.lower().replace("’", "'")
+        if word in WORD_CLASS:
+            names.append(WORD_CLASS[word])
+        elif token[0].isalpha():
+            ending = next((e for e in ENDINGS if word.endswith(e) and len(word) > len(e) + 2), "word")
+            names.append("name" if token[0].isupper() and ending == "word" else ending)
+        elif token[0].isdigit():
+            names.append("number")
+        else:
+            names.append("." if token in ".!?" else "," if token in ",;:" else "break" if token[0] == "\n" else "mark")
+    return np.array([CLASS_INDEX[name] for name in names], dtype=int)
+
+
+class Embedder:
+    """all-MiniLM-L6-v2 (or any model of its shape): mean-pooled, unit-length sentence embeddings, bfloat16 inside."""
+
+    def __init__(self, folder: Path, max_tokens: int = 128, batch_tokens: int = 4096):
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.torch, self.max_tokens, self.batch_tokens = torch, max_tokens, batch_tokens
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        self.words = {w for w in self.tokenizer.get_vocab() if w.isalpha()}
+
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dimension"]:
+        """One unit vector per text; batches are filled by length, so that little padding is computed."""
+        ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens).input_ids
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        result = np.zeros((len(ids), self.model.config.hidden_size), dtype=np.float32)
+        while order:
+            rows = max(1, self.batch_tokens // len(ids[order[-1]]))
+            batch, order = order[-rows:], order[:-rows]
+            result[batch] = self._embed([ids[i] for i in batch])
+        return result
+
+    def _embed(self, ids: list[list[int]]) -> np.ndarray:
+        torch = self.torch
+        width = max(map(len, ids))
+        tokens = torch.zeros(len(ids), width, dtype=torch.long)
+        mask = torch.zeros(len(ids), width, dtype=torch.long)
+        for row, own in enumerate(ids):
+            tokens[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), 1
+        with torch.inference_mode():
+            hidden = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
+            pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return torch.nn.functional.normalize(pooled, dim=1).numpy()
+
+
+# Features of one (prompt, text, distractor). 1: a larger value may only raise the score; -1: only lower it; 0: either.
+FEATURES = {
+    "whole_cosine": 1, "mean_cosine": 1, "max_cosine": 1, "low_cosine": 1, "high_cosine": 1, "end_cosine": 1,
+    "near_share": 1, "distractor_margin": -1, "distractor_share": -1, "stem_coverage": 0, "stem_density": 0,
+    "flow": 0, "pair_likelihood": 0, "low_pair_likelihood": 0, "known_words": 1, "function_words": 0, "letters": 0,
+    "distinct_words": 0, "distinct_pairs": 0, "top_word": 0, "longest_run": -1, "log_words": 0,
+}  # fmt: skip
+
+
+def features(prompt, text, distractor, embeddings, likelihood, near, known) -> list[float]:
+    """Values of `FEATURES`. `embeddings`: unit vectors by text; `likelihood`: log-ratio of class pairs;
+    `near(cosine)`: probability that a piece is on topic; `known`: ordinary words."""
+    pieces = split_pieces(text)
+    weights = np.array([len(p.split()) for p in pieces], dtype=float)
+    weights /= weights.sum()
+    vectors = np.stack([embeddings[p] for p in pieces])
+    whole = weights @ vectors
+    cosines = vectors @ embeddings[prompt]
+    ordered, cumulative = np.sort(cosines), np.cumsum(weights[np.argsort(cosines)])
+    low, high = (ordered[min(np.searchsorted(cumulative, q), len(ordered) - 1)] for q in (0.25, 0.75))
+    margin = vectors @ embeddings[distractor] - cosines if distractor else None
+    flow = (vectors[1:] * vectors[:-1]).sum(1).mean() if len(vectors) > 1 else np.nan
+    classes = word_classes(text)
+    pairs = likelihood[classes[:-1], classes[1:]] if len(classes) > 1 else np.zeros(1)
+    window = np.convolve(pairs, np.ones(12) / 12, mode="valid") if len(pairs) >= 12 else pairs.mean(keepdims=True)
+    words = words_of(text) or ["?"]
+    stems, asked = Counter(content_stems(text)), set(content_stems(prompt))
+    hits = [stems[s] for s in asked]
+    first = words[:60]
+    return [
+        whole @ embeddings[prompt] / np.linalg.norm(whole),
+        weights @ cosines, ordered[-1], low, high,
+        cosines[-max(1, len(cosines) // 3) :].mean(),
+        weights @ near(cosines),
+        max(-0.5, weights @ margin) if distractor else np.nan,
+        weights @ (margin > 0) if distractor else np.nan,
+        np.mean([h > 0 for h in hits]) if hits else np.nan,
+        np.log1p(100 * sum(hits) / len(words)),
+        flow, pairs.mean(), np.quantile(window, 0.1),
+        np.mean([w in known or stem(w) in known for w in words]),
+        np.mean([w in WORD_CLASS for w in words]),
+        sum(c.isalpha() or c == " " for c in text) / len(text),
+        len(set(first)) / len(first) ** 0.8,
+        len(set(zip(words, words[1:], strict=False))) / max(1, len(words) - 1),
+        Counter(w for w in words if w not in WORD_CLASS).most_common(1)[0][1] / len(words)
+        if any(w not in WORD_CLASS for w in words) else 1.0,
+        np.log(_longest_run(words)),
+        np.log(len(words)),
+    ]  # fmt: skip
+
+
+def _longest_run(words: Sequence[str]) -> int:
+    longest = run = 1
+    for before, word in zip(words, words[1:], strict=False):
+        run = run + 1 if word == before else 1
+        longest = max(longest, run)
+    return longest
+
+
+class Scorer:
+    """The fitted scorer: `parameters` are plain numbers (see `fit`), kept as JSON."""
+
+    def __init__(self, embedder: Embedder, parameters: dict):
+        self.embedder, self.parameters = embedder, parameters
+        self.likelihood = np.array(parameters["class_pairs"])
+        self.trees = {name: np.array(values) for name, values in parameters["trees"].items()}
+        self.known: dict[str, np.ndarray] = {}  # embeddings of prompts and labels, which come back
+
+    @property
+    def fingerprint(self) -> str:
+        """A stable name of the fitted parameters."""
+        return digest(self.parameters)
+
+    @classmethod
+    def load(cls, path: Path, embedder: Embedder) -> Scorer:
+        """Raises FileNotFoundError, or ValueError when the file was fitted on other features than this code's."""
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: run the stage that fits the relevance scorer.")
+        parameters = json.loads(path.read_text(encoding="utf-8"))
+        if parameters.get("features") != list(FEATURES) or parameters.get("classes") != CLASS_NAMES:
+            raise ValueError(f"{path} was fitted on other features than this version computes: fit the scorer again.")
+        return cls(embedder, parameters)
+
+    def save(self, path: Path) -> None:
+        write_text(path, json.dumps(self.parameters, separators=(",", ":")).replace('],"', '],\n"') + "\n")
+
+    def score(
+        self, prompts: Sequence[str], texts: Sequence[str], distractors: Sequence[str]
+    ) -> Float[np.ndarray, " texts"]:
+        """Relevance 0-100 of each text to its prompt; a text without a word scores 0. `distractors`: labels or ""."""
+        scores = np.zeros(len(texts))
+        rows = [i for i, text in enumerate(texts) if words_of(text)]
+        if rows:
+            values = self._features([(prompts[i], texts[i], distractors[i]) for i in rows])
+            scores[rows] = 100 * np.clip(_predict(self.trees, values), 0, 1)
+        return scores
+
+    def _features(self, triples: Sequence[tuple[str, str, str]]) -> Float[np.ndarray, "texts features"]:
+        embeddings = _embed(self.embedder, triples, self.known)
+        return np.array([features(*t, embeddings, self.likelihood, self._near, self.embedder.words) for t in triples])
+
+    def _near(self, cosines):
+        slope, intercept = self.parameters["near"]
+        return 1 / (1 + np.exp(-(slope * cosines + intercept)))
+
+
+def _embed(embedder: Embedder, triples, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Unit vector of every prompt, label and piece, each computed once; prompts and labels are added to `known`."""
+    lasting = {text for prompt, _, label in triples for text in (prompt, label) if text} - known.keys()
+    passing = {piece for _, text, _ in triples for piece in split_pieces(text)} - known.keys() - lasting
+    order = sorted(lasting) + sorted(passing)
+    vectors = dict(zip(order, embedder.encode(order), strict=True)) if order else {}
+    known |= {text: vectors[text] for text in lasting}
+    return known | vectors
+
+
+def _predict(trees: dict[str, np.ndarray], values: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, " rows"]:
+    """Sum of the boosted trees; each array is [tree, node], a leaf pointing to itself."""
+    row, tree = np.arange(len(values))[:, None], np.arange(len(trees["value"]))[None, :]
+    node = np.zeros((len(values), len(trees["value"])), dtype=int)
+    for _ in range(int(trees["depth"])):
+        seen = values[row, trees["feature"][tree, node]]
+        left = np.where(np.isnan(seen), trees["missing_left"][tree, node], seen <= trees["threshold"][tree, node])
+        node = np.where(left, trees["left"][tree, node], trees["right"][tree, node])
+    return trees["baseline"] + trees["value"][tree, node].sum(1)
+
+
+def fit(pairs: Sequence[Pair], embedder: Embedder, seed: int = 0) -> Scorer:
+    """Fit class-pair statistics, the piece classifier and the boosted trees on pairs of known share.
+
+    Monotone in what may only raise or only lower the score, so that it behaves beyond the texts it was fitted on.
+    Raises ValueError when there are too few pairs to fit anything.
+    """
+    usable = [p for p in pairs if words_of(p.text)]
+    whole = [p for p in usable if p.kind in ("matched", "mismatched")]
+    if len(usable) < 100 or len({p.kind for p in whole}) < 2:
+        raise ValueError(f"{len(usable)} pairs are too few: give at least 100, matched and mismatched ones among them.")
+    triples = [(p.prompt, p.text, p.distractor) for p in usable]
+    known: dict[str, np.ndarray] = {}
+    embeddings = _embed(embedder, triples, known)
+    parameters = {
+        "features": list(FEATURES),
+        "classes": CLASS_NAMES,
+        "pairs": len(usable),
+        "near": _fit_near(whole, embeddings),
+        "class_pairs": _class_pairs([p.text for p in usable if p.kind == "matched"]),
+        "trees": {},
+    }
+    draft = Scorer(embedder, parameters)
+    values = [features(*t, embeddings, draft.likelihood, draft._near, embedder.words) for t in triples]
+    parameters["trees"] = _fit_trees(np.array(values), np.array([p.share for p in usable]), seed)
+    return Scorer(embedder, parameters)
+
+
+def _fit_near(pairs: Sequence[Pair], embeddings) -> list[float]:
+    """Slope and intercept of the log-odds that a piece at some cosine to the prompt answers it."""
+    from sklearn.linear_model import LogisticRegression
+
+    cosines, answers = [], []
+    for pair in pairs:
+        for piece in split_pieces(pair.text):
+            cosines.append([embeddings[piece] @ embeddings[pair.prompt]])
+            answers.append(int(pair.share))
+    model = LogisticRegression(C=np.inf).fit(cosines, answers)
+    return [round(float(model.coef_[0, 0]), 4), round(float(model.intercept_[0]), 4)]
+
+
+def _class_pairs(texts: Sequence[str]) -> list[list[float]]:
+    """Log-ratio of how often class b follows class a to how often b occurs, counts smoothed by one half."""
+    counts = np.full((len(CLASS_NAMES), len(CLASS_NAMES)), 0.5)
+    for text in texts:
+        classes = word_classes(text)
+        np.add.at(counts, (classes[:-1], classes[1:]), 1)
+    ratios = np.log(counts / counts.sum(1, keepdims=True)) - np.log(counts.sum(0) / counts.sum())
+    return np.round(ratios, 3).tolist()
+
+
+def _fit_trees(values: np.ndarray, shares: np.ndarray, seed: int) -> dict:
+    """Gradient-boosted trees as plain arrays, so that scoring needs neither scikit-learn nor a pickle."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    model = HistGradientBoostingRegressor(
+        max_iter=TREES, max_depth=DEPTH, learning_rate=0.08, min_samples_leaf=30, l2_regularization=5.0,
+        monotonic_cst=list(FEATURES.values()), early_stopping=False, random_state=seed,
+    ).fit(values, shares)  # fmt: skip
+    nodes = [predictors[0].nodes for predictors in model._predictors]
+    width = max(map(len, nodes))
+    trees = {"depth": DEPTH, "baseline": round(float(model._baseline_prediction[0, 0]), 6)}
+    for name, source in (("feature", "feature_idx"), ("threshold", "num_threshold"), ("value", "value")):
+        trees[name] = [[_plain(x) for x in own[source]] + [0] * (width - len(own)) for own in nodes]
+    for name in ("left", "right"):  # a leaf leads to itself
+        trees[name] = [
+            [i if n["is_leaf"] else int(n[name]) for i, n in enumerate(own)] + [0] * (width - len(own)) for own in nodes
+        ]
+    trees["missing_left"] = [[int(x) for x in own["missing_go_to_left"]] + [0] * (width - len(own)) for own in nodes]
+    return trees
+
+
+def _plain(number) -> float | int:
+    return int(number) if isinstance(number, np.integer) else round(float(number), 6)

@@ -1,0 +1,137 @@
+"""Heavy work in chunks: run in single-threaded worker processes, kept on disk, never run twice.
+
+A chunk is the unit of work and of resumption. Its key is a hash of its function, content and provenance, its result is
+written once, atomically, under `.cache/esr/`; a run that was killed finds the finished chunks again. One thread a
+process makes a result independent of how many cores or workers there are, and on small models uses cores better than
+threads do (SmolLM2-135M on two cores: 760 tokens/s in two processes, 540 in one).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from esr.paths import CACHE
+from esr.progress import Progress
+from esr.records import digest, write_bytes
+
+# (items finished, units done) -> None, called by a chunk's function as it goes
+Report = Callable[[int, int], None]
+ChunkFunction = Callable[[dict[str, Any], Report], bytes]
+
+_counters: tuple[Any, Any] | None = None
+
+
+class Workers:
+    """A pool of processes, alive within its `with` block so that each loads its model once.
+
+    count: processes; default ESR_WORKERS, else one per core, or 0 on a GPU; 0 runs chunks in this process.
+    """
+
+    def __init__(self, count: int | None = None):
+        self.count = default_count() if count is None else count
+        self.pool: ProcessPoolExecutor | None = None
+        context = multiprocessing.get_context("spawn")
+        self.counters = (context.Value("q", 0), context.Value("q", 0))
+        self.context = context
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_error) -> None:
+        if self.pool:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def map(
+        self, function: ChunkFunction, chunks: Sequence[dict[str, Any]], *, what: str, items: Sequence[int], item: str
+    ) -> list[Path]:
+        """Files with the results of `function` over JSON-like `chunks`, in their order; finished chunks are not rerun.
+
+        items: how many items (answers) each chunk holds, for progress. An error in a chunk ends the run; the chunks
+        that finished before stay finished.
+        """
+        paths = [chunk_path(function, chunk) for chunk in chunks]
+        progress = Progress(what, sum(items), item)
+        missing = [i for i, path in enumerate(paths) if not path.exists()]
+        progress.reuse(sum(items) - sum(items[i] for i in missing))
+        for counter in self.counters:
+            counter.value = 0
+        if missing and self.count == 0:
+            for i in missing:
+                write_bytes(paths[i], function(chunks[i], self._report(progress)))
+        elif missing:
+            self._run(function, [(chunks[i], paths[i]) for i in missing], progress)
+        if missing:
+            progress.update(self.counters[0].value, self.counters[1].value, force=True)
+        return paths
+
+    def _report(self, progress: Progress) -> Report:
+        def report(finished: int, units: int) -> None:
+            self.counters[0].value += finished
+            self.counters[1].value += units
+            progress.update(self.counters[0].value, self.counters[1].value)
+
+        return report
+
+    def _run(self, function, work, progress) -> None:
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(
+                self.count, mp_context=self.context, initializer=_begin, initargs=(self.counters, os.getpid())
+            )
+        futures: set[Future] = {self.pool.submit(_work, function, chunk, path) for chunk, path in work}
+        while futures:
+            done, futures = wait(futures, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()  # raises what the chunk raised
+            progress.update(self.counters[0].value, self.counters[1].value)
+
+
+def default_count() -> int:
+    if "ESR_WORKERS" in os.environ:
+        return int(os.environ["ESR_WORKERS"])
+    from esr.models import device
+
+    return 0 if device().type == "cuda" else len(os.sched_getaffinity(0))
+
+
+def chunk_path(function: ChunkFunction, chunk: dict[str, Any]) -> Path:
+    name = f"{function.__module__}.{function.__qualname__}"
+    return CACHE / "chunks" / name / digest(name, chunk)
+
+
+def split(items: Sequence, size: int) -> list[Sequence]:
+    """`items` in the fewest runs of at most `size`, as even as possible, in order."""
+    count = -(-len(items) // size)
+    bounds = [round(i * len(items) / count) for i in range(count + 1)] if count else [0]
+    return [items[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _begin(counters, parent: int) -> None:
+    global _counters
+    _counters = counters
+    import torch
+
+    torch.set_num_threads(1)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """A killed parent cannot tell its workers: they watch for it."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _work(function, chunk, path) -> None:
+    def report(finished: int, units: int) -> None:
+        for counter, amount in zip(_counters, (finished, units), strict=True):
+            with counter.get_lock():
+                counter.value += amount
+
+    write_bytes(path, function(chunk, report))

@@ -1,0 +1,79 @@
+"""Bad input is one sentence naming key, value and what is allowed, before anything heavy."""
+
+import pytest
+
+from esr import config
+from esr.config import ConfigError, check_latents, model_entry, notebook_parameters, stage_parameters
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch):
+    """A copy of params.yaml to spoil: `params(old, new)` replaces text in it."""
+    copy = tmp_path / "params.yaml"
+    copy.write_text(config.PARAMS.read_text())
+    monkeypatch.setattr(config, "PARAMS", copy)
+
+    def spoil(old, new):
+        assert old in copy.read_text()
+        copy.write_text(copy.read_text().replace(old, new, 1))
+
+    return spoil
+
+
+def test_every_stage_at_every_scale_is_complete(params):
+    for scale in ("laptop", "smoke", "paper"):
+        config.PARAMS.write_text(config.PARAMS.read_text().replace("scale: laptop", f"scale: {scale}"))
+        for stage in config.STAGES:
+            stage_parameters(stage)
+        config.PARAMS.write_text(config.PARAMS.read_text().replace(f"scale: {scale}", "scale: laptop"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("temperature: 0.6", "temprature: 0.6", "unknown key 'temprature'"),
+        ("temperature: 0.6", "temperature: warm", "temperature is 'warm'"),
+        ("temperature: 0.6", "temperature: -1.0", "temperature is -1.0; input should be greater than or equal to 0"),
+        ("n_prompts: 8", "n_prompts: 8.5", "n_prompts is 8.5"),
+        ("n_prompts: 8", "n_prompts: '8'", "n_prompts is '8'"),
+        ("seed: 2602", "seed: true", "seed is True"),
+        ("scale: laptop", "scale: desktop", "scale is 'desktop'; allowed are smoke, laptop, paper"),
+        ("models: [smollm2-135m]", "models: [gpt-9]", "Unknown model 'gpt-9'"),
+        ("models: [smollm2-135m]", "models: []", "models is"),
+        ("models: [smollm2-135m]", "models: [minilm-l6]", "no SAE"),
+        ("judge:\n", "jugde:\n", "unknown key 'jugde'"),
+        ("name: offline", "name: oracle", "name is 'oracle'; input should be 'offline'"),
+        ("seed: 2602", "seed: [", "not valid YAML"),
+    ],
+)
+def test_mistakes_in_params_are_named(params, old, new, message):
+    params(old, new)
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(").replace("[", r"\[")):
+        stage_parameters("steer")
+
+
+def test_numbers_are_read_as_dvc_reads_them(params):
+    params("min_density: 1.0e-5", "min_density: 1e-4")
+    assert stage_parameters("latents")["min_density"] == 1e-4
+
+
+def test_unknown_stage_and_model():
+    with pytest.raises(ConfigError, match="Unknown stage 'stear'"):
+        stage_parameters("stear")
+    with pytest.raises(ConfigError, match="Unknown model 'smollm'"):
+        stage_parameters("steer", "smollm")
+
+
+def test_notebook_parameters_refuse_words_for_numbers():
+    good = stage_parameters("steer")
+    assert notebook_parameters("steer", good | {"unrelated": object()}).n_prompts == good["n_prompts"]
+    with pytest.raises(ConfigError, match="n_prompts is 'false'"):
+        notebook_parameters("steer", good | {"n_prompts": "false"})
+    with pytest.raises(ConfigError, match="seed is missing"):
+        notebook_parameters("steer", {k: v for k, v in good.items() if k != "seed"})
+
+
+def test_latents_out_of_range_are_refused():
+    check_latents("smollm2-135m", [0, model_entry("smollm2-135m").d_sae - 1])
+    with pytest.raises(ConfigError, match="latents 0 to 4607"):
+        check_latents("smollm2-135m", [4608])

@@ -1,0 +1,151 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+import pytest
+
+from esr import figures, metrics, paths
+from esr.records import Query
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PUBLISHED = json.loads((REPOSITORY / "data" / "published.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def frame():
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "model": "tiny",
+            "condition": condition,
+            "latent": latent,
+            "prompt_id": f"evaluation-{prompt:02d}",
+            "seed": prompt,
+            "outcome": "scored",
+            "attempts": 2 if condition == "steered" and latent == 0 else 1,
+            "first_score": float(rng.uniform(low, low + 30)),
+            "last_score": float(rng.uniform(low, low + 30)),
+            "degraded": False,
+        }
+        for condition, low in (("unsteered", 70), ("steered", 15))
+        for latent in range(6)
+        for prompt in range(4)
+    ]
+    return pd.DataFrame(rows, columns=metrics.COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def esr(frame):
+    return metrics.summaries(frame, resamples=200)
+
+
+@pytest.fixture
+def thresholds():
+    rows = [
+        {
+            "latent": latent,
+            "label": "a label that is far too long for a tick" if latent else "",
+            "boost": 0.3 + 0.05 * latent,
+            "sd": 0.03,
+            "score": 25.0 + latent,
+            "converged": latent != 2,
+            "queries": [Query(boost=0.2, score=80.0, n=4), {"boost": 0.5, "score": 10.0, "n": 4}],
+        }
+        for latent in range(5)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def history():
+    rows = [
+        {"layer": layer, "tokens": tokens, "explained_variance": 0.8 + layer / 1000, "dead_fraction": 0.1}
+        for layer in (15, 17)
+        for tokens in (1e5, 1e6, 2e6)
+    ]
+    return pd.DataFrame(rows)
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+def points(ax) -> list[float]:
+    """Where the dots of an axes are."""
+    return [float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() == "o"]
+
+
+def test_esr_by_model_shows_measured_beside_published(esr):
+    figure = figures.esr_by_model(esr, PUBLISHED)
+    multi_attempt, esr_rate = figure.axes
+    assert points(multi_attempt) == [0.0, pytest.approx(4 / 24), 0.074, 0.011, 0.01, 0.001, 0.0]
+    assert points(esr_rate)[2:] == [0.038, 0.007, 0.005, 0.001, 0.0]
+    labels = [tick.get_text() for tick in multi_attempt.get_yticklabels()]
+    assert labels[:3] == ["tiny, unsteered", "tiny, steered", "Llama-3.3-70B-Instruct"]
+    assert "all five, unsteered" in labels and len(labels) == len(set(labels)) == 8
+
+
+def test_rates_that_differ_by_orders_of_magnitude_are_apart(esr):
+    figure = figures.esr_by_model(esr, PUBLISHED)
+    ax = figure.axes[0]
+    places = [ax.transData.transform((rate, 0))[0] for rate in (0.0, 0.001, 0.01, 0.074)]
+    assert min(np.diff(places)) > 0.1 * ax.bbox.width
+
+
+def test_first_attempt_scores_draws_the_means_and_the_published_bands(frame, esr):
+    figure = figures.first_attempt_scores(frame, esr, PUBLISHED)
+    (ax,) = figure.axes
+    expected = [esr["tiny"][c]["first_attempt_score"]["estimate"] for c in ("unsteered", "steered")]
+    assert points(ax) == pytest.approx(expected)
+    shown = " ".join(texts(figure))
+    assert "87.8\u201391.8" in shown and "26.3" in shown and "steered (n = 24)" in shown
+
+
+def test_unscored_trials_are_not_drawn(frame, esr):
+    broken = frame.copy()
+    broken.loc[0, ["outcome", "first_score"]] = ["error", 0.0]
+    figure = figures.first_attempt_scores(broken, esr, PUBLISHED)
+    assert min(patch.get_data().values[0] for patch in figure.axes[0].patches[:1]) == 0.0
+
+
+def test_conditions_without_any_score_can_be_drawn(frame):
+    nothing = frame.assign(outcome="error")
+    esr = metrics.summaries(nothing)
+    assert figures.first_attempt_scores(nothing, esr, PUBLISHED).axes
+    assert figures.esr_by_model(esr, PUBLISHED).axes
+
+
+def test_calibration_marks_what_was_left_out(thresholds):
+    figure = figures.calibration(thresholds, target=30.0)
+    shown = texts(figure)
+    assert {"converged (4)", "left out (1)", "target 30", "latent 0"} <= set(shown)
+    ticks = [tick.get_text() for tick in figure.axes[1].get_yticklabels()]
+    assert ticks[1].endswith("\u2026") and max(map(len, ticks)) <= 26
+
+
+def test_calibration_of_many_latents_stays_on_a_page(thresholds):
+    many = pd.concat([thresholds] * 100, ignore_index=True)
+    assert figures.calibration(many, target=30.0).get_figheight() <= 6
+
+
+def test_sae_training_names_the_chosen_layer(history):
+    figure = figures.sae_training(history, chosen=17)
+    assert {"layer 15", "layer 17 (used)"} <= set(texts(figure))
+
+
+def test_saved_bytes_are_stable_and_undated(esr, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "FIGURES", tmp_path)
+    first = figures.save(figures.esr_by_model(esr, PUBLISHED), "one").read_bytes()
+    second = figures.save(figures.esr_by_model(esr, PUBLISHED), "two").read_bytes()
+    assert first == second and b"<dc:date>" not in first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.svg", "two.svg"]
+
+
+def test_nothing_that_measures_or_draws_imports_torch():
+    modules = "esr.metrics, esr.statistics, esr.figures, esr.numbers, esr.paper"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
