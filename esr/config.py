@@ -49,7 +49,10 @@ class Fetch(Section):
 class TrainSae(Shared):
     documents: Positive
     document_tokens: Positive
+    held_out: Positive
     layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    comparison_tokens: Positive
+    tokens: Positive
     d_sae: Positive
     k: Positive
 

@@ -15,6 +15,7 @@ from esr.generation import Row, generate
 from esr.interventions import Capture
 from esr.models import chat_tokens, resident_model, stop_tokens
 from esr.provenance import engine_provenance
+from esr.sae import Corpus
 from esr.workers import Report, Workers
 
 SHARD = 384  # documents a shard: the unit of resumption
@@ -38,13 +39,24 @@ def draw_requests(subjects_file: Path, forms_file: Path, n: int, seed: int) -> l
     return [orders[s][r].format(subjects[s]) for r, order in enumerate(rounds) for s in order][:n]
 
 
+def requests_and_answers(texts: Corpus, tokenizer) -> tuple[list[str], list[str]]:
+    """What was asked and what the model wrote, document by document, as text."""
+    special = set(tokenizer.all_special_ids)
+    requests, answers = [], []
+    for i, begin in enumerate(texts.answers.tolist()):
+        document = texts.document(i)
+        turn = document[texts.prefix : begin]
+        end = next((n for n, token in enumerate(turn) if token in special), len(turn))
+        requests.append(turn[:end])
+        answers.append(document[begin:])
+    return tokenizer.batch_decode(requests), tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
 def write_corpus(model_id: str, requests: list[str], layers: list[int], max_new_tokens: int, workers: Workers):
     """Shards of the model's answers to `requests` with their residuals at `layers`; returns the files in order."""
     shared = {"model": model_id, "layers": layers, "max_new_tokens": max_new_tokens}
     shared |= {"provenance": {k: v for k, v in engine_provenance(model_id).items() if k != "sae"}}
-    chunks = [
-        shared | {"requests": requests[i : i + SHARD], "seed": i} for i in range(0, len(requests), SHARD)
-    ]
+    chunks = [shared | {"requests": requests[i : i + SHARD], "seed": i} for i in range(0, len(requests), SHARD)]
     sizes = [len(chunk["requests"]) for chunk in chunks]
     return workers.map(write_shard, chunks, what="corpus", items=sizes, item="documents")
 

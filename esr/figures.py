@@ -206,6 +206,33 @@ def sae_training(history: pd.DataFrame, chosen: int | None = None) -> Figure:
     return figure
 
 
+def relevance(frame: pd.DataFrame) -> Figure:
+    """What the relevance scorer makes of texts of known on-topic share: by kind of text, and along the scale.
+
+    frame: columns kind, share (0-1) and score (0-100), one row a text the scorer was not fitted on.
+    """
+    use_style()
+    figure = Figure(figsize=(WIDTH, 2.5))
+    left, right = figure.subplots(1, 2)
+    order = frame.groupby("kind").share.mean().sort_values().index
+    seaborn.boxplot(frame, x="score", y="kind", order=order, ax=left, color=SKY, fliersize=1.5, linewidth=0.8)
+    left.set_ylabel("")
+    left.set_title("Score by kind of text")
+    bins = np.linspace(0, 1, 11)
+    tenth = pd.cut(frame.share, bins, include_lowest=True)
+    means = frame.groupby(tenth, observed=True)[["share", "score"]].mean()
+    right.plot([0, 100], [0, 100], color=PALE, linewidth=1.0)
+    right.plot(100 * frame.share, frame.score, ".", color=SKY, alpha=0.25, markersize=2.5)
+    right.plot(100 * means.share, means.score, "o-", color=BLUE, markersize=3.6, linewidth=1.1)
+    right.set_xlabel("true on-topic share (%)")
+    right.set_title("Calibration, means by tenth")
+    for ax in (left, right):
+        ax.set_xlim(-2, 102)
+    left.set_xlabel("score")
+    right.set_ylabel("score")
+    return figure
+
+
 def _colour(condition: str, place: int) -> str:
     others = [GREEN, PURPLE, ORANGE, SKY, INK]
     return CONDITIONS.get(condition) or others[place % len(others)]

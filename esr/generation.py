@@ -205,7 +205,6 @@ class Generator:
             return None
         return self.model(**inputs).logits[:, -1]
 
-
     def _masks(self, seen: Bool[Tensor, "rows 1 queries keys"], positions: Int[Tensor, "rows queries"]):
         """The mask as the model's attention takes it; one per kind of layer where layers differ (Gemma 2)."""
         seen = seen.expand(len(positions), -1, -1, -1)

@@ -5,12 +5,13 @@ A trial without a usable score is in no rate: `scored` says which, `summarize` s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
 from esr import statistics
-from esr.records import Judgement
+from esr.records import Judgement, Latent, Threshold
 
 KEY = ["model", "condition", "latent", "prompt_id", "seed"]
 COLUMNS = [*KEY, "outcome", "attempts", "first_score", "last_score", "degraded"]
@@ -122,3 +123,27 @@ def summaries(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
     for (model, condition), rows in frame.groupby(["model", "condition"], sort=False):
         result.setdefault(model, {})[condition] = summarize(rows, cluster, **interval)
     return result
+
+
+def latent_counts(drawn: Sequence[Latent]) -> dict:
+    """Entry of one model in paper/numbers/latents.json: latents drawn, kept, and dropped by reason."""
+    reasons = {"fires on a prompt", "label not concrete", "too rare", "too dense"}
+    counts = {"drawn": len(drawn), "kept": sum(x.kept for x in drawn)}
+    return counts | {reason.replace(" ", "_"): sum(x.reason == reason for x in drawn) for reason in sorted(reasons)}
+
+
+def calibration_summary(thresholds: Sequence[Threshold], target: float) -> dict:
+    """Entry of one model in paper/numbers/calibration.json, but for the score that steered answers then had.
+
+    Latents that went in, how many converged and why others did not; quartiles of the thresholds that converged, in
+    median residual norms.
+    """
+    boosts = pd.Series([t.boost for t in thresholds if t.converged], dtype=float)
+    quartiles = {"low_quartile": 0.25, "median": 0.5, "high_quartile": 0.75}
+    return {
+        "n_latents": len(thresholds),
+        "n_converged": len(boosts),
+        "not_converged": dict(Counter(sorted(t.reason for t in thresholds if not t.converged))),
+        "target": target,
+        "boost": {name: float(boosts.quantile(q)) if len(boosts) else None for name, q in quartiles.items()},
+    }

@@ -36,6 +36,12 @@ def subject_of(request: str, forms: Sequence[str]) -> str:
     raise ValueError(f"The request {request!r} was made from none of the {len(forms)} forms: pass the forms it uses.")
 
 
+def hold_out(subjects: Sequence[str], share: float, seed: int) -> set[str]:
+    """A random `share` of the distinct subjects, to test on: two splits never share a subject."""
+    names = sorted(set(subjects))
+    return set(random.Random(seed).sample(names, round(share * len(names))))
+
+
 def training_pairs(
     requests: Sequence[str], answers: Sequence[str], forms: Sequence[str], n: int, seed: int
 ) -> list[Pair]:
@@ -69,14 +75,13 @@ def _cut(words: list[str], rng: random.Random) -> list[str]:
 
 def _label(subject: str, words: list[str], rng: random.Random) -> str:
     """A label as latents have them: a subject, or a few words of its contexts."""
-    long = [w for w in re.findall(r"[a-z]{6,}", "".join(words))]
+    long = re.findall(r"[a-z]{6,}", "".join(words))
     return subject if rng.random() < 0.5 or len(long) < 3 else ", ".join(rng.sample(long, 3))
 
 
 def _compose(kind: str, words: list[str], foreign: list[str], rng: random.Random) -> tuple[str, float]:
     """A text of `kind` made from an answer to the prompt and one to another, with its on-topic share."""
     cut = _sentence_ends(words, rng)
-    kept = cut / len(words)
     if kind == "matched":
         return "".join(words), 1.0
     if kind == "mismatched":

@@ -1,11 +1,11 @@
-"""Explicit restart language: where a response itself says that it begins again (paper section 3, judging).
+r"""Explicit restart language: where a response itself says that it begins again (paper section 3, judging).
 
 A new attempt begins only where the writer, in the first person, interrupts or corrects the answer being written. The
 grammar is small. A response is read clause by clause; the beginning of a clause is parsed as a run of *signs* ("Wait,"
-+ "that's not right"), clauses in a row form one *move*, and a move is a restart when the kinds of its signs suffice:
-one decisive sign ("let me start over"), or one of the `SUFFICIENT` pairs ("wait" + a verdict on what was said).
-Signs count only at the beginning of a clause, so "you may have to try again" and "wait for the dough to rise" are not
-restarts, and never inside quotation marks or a script's lines, where a character speaks.
++ "that's not right"), signs in the same or the next sentence form one *move*, and a move is a restart when the kinds
+of its signs suffice: one decisive sign ("let me start over"), or one of the `SUFFICIENT` pairs ("wait" + a verdict on
+what was said). Signs count only at the beginning of a clause, so "you may have to try again" and "wait for the dough
+to rise" are not restarts; and never inside quotation marks or the lines of a script, where a character speaks.
 """
 
 from __future__ import annotations
@@ -29,157 +29,169 @@ class Restart:
         return self.start + len(self.phrase)
 
 
-# --- the lexicon: kinds of signs ---------------------------------------------------------------------------------
-PIECES = {
-    "be": r"(?:is|was|'s|isn't|wasn't|are|were|aren't|weren't|does|doesn't|did|didn't|has|had|seems?|makes?|made)",
-    "it": r"(?:that|this|it|those|these|all (?:of )?(?:that|this)|(?:the|my) (?:above|last|previous|first)\b[\w ]{0,30}?"
-    r"|what (?:i|i've|i have)(?: just)? (?:said|wrote|written|been saying|described|explained)(?: (?:above|so far))?"
-    r"|my (?:answer|response|explanation|reply)|the (?:answer|text|explanation) (?:above|so far))",
-    "here": r"(?: (?:there|here|above|earlier|again|a bit|a little|way|completely|totally|again))*",
+# Building blocks of the lexicon: <name> in a pattern stands for the block.
+BLOCKS = {
+    "adv": r"(?:(?:just|really|quickly|quite|also|now|instead|simply|briefly|clearly|again|already|somehow|completely"
+    r"|totally|actually|probably|definitely|sort of|kind of|a bit|a little|all|very|so|must|do|sincerely|terribly) )*",
+    "let": r"(?:let me|allow me to|i(?:'ll| will|'m going to| am going to))",
+    "me": r"(?:<let>|i(?: should| must| need to| have to| want to| would like to|'d like to|'d better| ought to))",
+    "have": r"i(?:'ve| have)?(?: (?:seem to|must|may|think i|again|just|somehow|completely|totally|really))*(?: have)?",
+    "am": r"i(?:'m| am| was|'ve been| have been| seem to be| keep| kept|'m still| am still)",
+    "over": r"(?:over|again|once more|one more time|afresh|anew|fresh"
+    r"|from (?:scratch|the (?:very )?(?:beginning|start|top)))",
     "topic": r"(?:topic|subject|point|question|prompt|task|instructions?|request|matter|issue)",
-    "text": r"(?:answer|response|reply|explanation|question|prompt|request|topic|sentence|paragraph|text|instructions?)",
-    "error": r"(?:mistake|error|slip|mix-?up|typo|confusion|misunderstanding|tangent|digression|detour)",
-    "adverb": r"(?:just|really|quickly|quite|also|now|instead|simply|briefly|clearly|again|already|somehow|completely"
-    r"|totally|actually|probably|definitely|sort of|kind of|a bit|a little)",
-    "over": r"(?:over|again|afresh|anew|fresh|from (?:scratch|the (?:very )?(?:beginning|start|top)))",
-    "me": r"(?:let me|allow me to|i(?:'ll| will| should| must| need to| have to| want to| would like to|'d like to"
-    r"|'d better|'m going to| am going to| ought to))",
-    "pause": r"(?:(?:take a step back|stop(?: here| there)?|pause|go back|back up) and )?",
+    "text": r"(?:answer|response|reply|explanation|sentence|paragraph|text|message|<topic>)",
+    "error": r"(?:mistake|error|slip|mix-?up|typo|confusion|misunderstanding|tangent|digression|detour)s?",
+    "said": r"(?:the above|what i(?:'ve| have)?(?: just)? (?:said|wrote|written|been saying|described|explained)"
+    r"|(?:my|the) (?:(?:last|previous|first|above) )?<text>(?: (?:above|so far))?)",
+    "it": r"(?:that|this|it|those|these|all (?:of )?(?:that|this)|<said>)",
+    "this": r"(?:that|this|it|the <text>|(?:my|this|that) <text>|answering|explaining)",
+    "asked": r"(?:what|how) (?:(?:you|i|we)(?:'re| were| was|'d| had)? ?(?:\w+ )?"
+    r"(?:asked?|asking|meant?|want(?:ed)?|supposed)|(?:the|your) <topic> (?:was|is|asks|asked))",
+    "is": r"(?:'s| is| was| were| are| has been| had been)",
+    "not": r"(?:<is> (?:<adv>)not|(?: is| was| were| are| did| does| do)n't| did not| does not)",
+    "cut": r"(?=\s*(?:[.!?,;:…)—–-]|$|\n|(?:and|but|so|then|because|this time|properly)\b|(?:here|there)[.,!:]))",
+    "stop": r"(?=\s*(?:[.!?,;:…—–-]|$|\n))",
+    "rest": r"[^.!?\n]{0,60}",
 }
-CUT = r"(?=\s*(?:[.!?,;:…)—–-]|$|\n|(?:and|but|so|then|because|this time|properly)\b|(?:here|there)[.,!:]))"
 
 LEXICON: dict[str, tuple[str, ...]] = {
-    # one of these alone is a restart
-    "decisive": (
-        r"{me} (?:{adverb} )*{pause}(?:(?:re)?start (?:this |that |my {text} |the {text} )?{over}|begin {over}"
-        r"|re-?start(?: (?:this|that|my|the) {text})?|redo (?:this|that|it|my {text}))(?: {over})?{cut}",
-        r"(?:let me|allow me to) (?:{adverb} )*{pause}try (?:(?:that|this|it|the {text}|my {text}|answering|explaining) "
-        r"(?:{adverb} )*)*(?:again|once more|one more time|{over}){cut}",
-        r"{me} (?:{adverb} )*(?:rephrase|reword|correct myself|backtrack|back up|refocus|regroup"
-        r"|rewind|correct (?:that|this|my {text}|my last {text}|the above))\b(?: (?:that|this|a bit|a little))?{cut}",
-        r"(?:let me|allow me to|i(?:'ll| will| should| need to)) (?:{adverb} )*(?:get|go|come|bring (?:us|this|it)|steer "
-        r"(?:us|this|it)) (?:{adverb} )*back (?:to|on) (?:the |your |my )?(?:\w+ )?(?:{topic}|track)\b",
-        r"(?:scratch|strike|disregard|forget|ignore|never ?mind) (?:that|all (?:of )?that|what i (?:just )?(?:said|wrote)"
-        r"|(?:my|the) (?:last|previous) {text}|everything i (?:just )?(?:said|wrote)){cut}",
-        r"i(?:'ve| have)?(?: just| seem to have| seem to be| think i| somehow| completely| totally| again)* "
-        r"(?:went|gone|go|going|got|gotten|getting|drifted|drifting|strayed|straying|wandered|wandering|veered|slipped)"
-        r"{here} (?:off|away from)[ -](?:(?:the|your|my|on a|on) )?(?:\w+ )?(?:{topic}|tangent)\b",
-        r"i(?:'m| am| was)(?: {adverb})* (?:off[ -]topic|straying from the {topic}|getting off (?:the )?{topic})\b",
-        r"(?:getting|going|coming) back (?:on (?:topic|track)|to (?:the |your )(?:\w+ )?(?:question|prompt|topic"
-        r"|task at hand))\b",
+    "decisive": (  # one of these alone is a restart
+        r"<me> <adv>(?:(?:take a step back|stop(?: here)?|pause|go back|back up) and )?"
+        r"(?:try to )?(?:start|begin|do|try|answer|explain|say)(?: <this>)? <adv><over>(?: <over>)?<cut>",
+        r"<me> <adv>(?:re-?start|redo)(?: <this>)?(?: <over>)?<cut>",
+        r"<me> <adv>(?:rephrase|reword|correct myself|backtrack|back up|refocus|regroup|rewind)"
+        r"(?: (?:that|this|a bit|a little))?<cut>",
+        r"<me> <adv>(?:correct|fix) (?:that|this|<said>)<cut>",
+        r"<me> <adv>(?:go back and )?(?:answer|address|focus on) (?:your|the) (?:actual|original|real) <topic>\b",
+        r"(?:i'm sorry|sorry|i apologi[sz]e|(?:my )?apologies) for "
+        r"(?:going|getting|drifting|straying|wandering|veering) <rest>",
+        r"<me> <adv>(?:get|go|come|bring (?:us|this|it)|steer (?:us|this|it)) <adv>back (?:to|on) "
+        r"(?:the |your |my )?(?:\w+ )?(?:<topic>|track)\b",
+        r"(?:to get|getting|going|coming) back (?:on (?:topic|track)|to (?:the|your) (?:\w+ )?"
+        r"(?:question|topic|prompt))\b",
+        r"(?:scratch|strike|disregard|forget|ignore|never ?mind) (?:(?:all )?that|<said>|everything i \w+)<cut>",
+        r"<have> (?:went|gone|got|gotten|drifted|strayed|wandered|veered|slipped) <adv>"
+        r"(?:off|away from)[ -](?:(?:the|your|my|on a|on) )?(?:\w+ )?(?:<topic>|tangent)\b",
+        r"<am> <adv>(?:(?:going|getting|drifting|straying|wandering|veering) )?<adv>"
+        r"(?:off|away from)[ -](?:(?:the|your|my|on a|on) )?(?:<topic>|tangent)\b",
     ),
-    # breaks off what is being said
-    "halt": (
-        r"(?:wait(?: a (?:minute|second|moment|sec))?|hold on(?: a (?:minute|second|moment|sec))?|hang on|oops|whoops"
-        r"|hmm+|uh(?:-oh)?|stop(?: there)?|no,? wait|oh,? no|oh wait|one (?:moment|second))(?:,? no\b)?(?=\s*(?:[.!?,;:…—–-]|\.\.|$|\n"
-        r"|no\b|that's\b|that isn't\b|that is\b|this isn't\b|this is not\b|i\b|what am i\b|let me\b|sorry\b))",
+    "halt": (  # breaks off what is being said
+        r"(?:(?:oh,? |no,? |but )?wait|hold on|hang on)(?: (?:a|one) (?:minute|second|moment|sec))?(?:,? no)?<stop>",
+        r"(?:oops|whoops|hmm+|uh(?:-oh)?|stop(?: there| right there)?|oh,? no)<stop>",
+        r"(?:wait|oops|hold on)(?= (?:no|that's|that|this|i|what am i|let me|sorry)\b)",
     ),
-    # a softer turn, common in ordinary prose
-    "turn": (r"(?:actually|correction)(?=\s*[.!?,;:…—–-])",),
-    # an apology for the text itself
-    "regret": (
-        r"(?:(?:i'm |i am )?(?:(?:{adverb}|so|very|terribly) )*sorry|i (?:do )?(?:(?:{adverb}|sincerely|must|should) )*"
-        r"apologi[sz]e|(?:my )?(?:sincere )?apologies|(?:pardon|excuse|forgive) me) (?:about|for) (?:that|(?:the|any|my|this)"
-        r" (?:\w+ )?(?:{error}|rambling|repetition|{text})\b[^.!?\n,;—]{{0,60}})",
+    "turn": (r"(?:actually|correction)<stop>",),  # softer, common in ordinary prose
+    "regret": (  # an apology for the text itself
+        r"(?:(?:i'm |i am )?<adv>sorry|i <adv>apologi[sz]e|(?:my )?(?:sincere )?apologies|(?:pardon|excuse|forgive) me)"
+        r" (?:about|for) (?:that|(?:the|any|my|this) (?:\w+ )?(?:<error>|rambling|repetition|<text>)\b"
+        r"[^.!?\n,;—]{0,60})",
     ),
     "apology": (
-        r"(?:(?:i'm|i am) (?:{adverb} |so |very |terribly )*sorry|sorry|i (?:do )?(?:{adverb} |sincerely |must |should )*"
-        r"apologi[sz]e|my (?:sincere )?apologies|apologies|pardon me|excuse me|my bad|forgive me)"
-        r"(?: (?:about|for) [^.!?\n,;—]{{0,90}}?)?(?=\s*(?:[.!?,;:…—–]| - |$|\n|but\b|and\b|that\b|i\b|let me\b))",
+        r"(?:(?:i'm |i am )?<adv>sorry|i <adv>apologi[sz]e|(?:my )?(?:sincere )?apologies|pardon me|excuse me"
+        r"|my bad|forgive me)(?: (?:about|for) [^.!?\n,;—]{0,90}?)?"
+        r"(?=\s*(?:[.!?,;:…—–]| - |$|\n|(?:but|and|that|i|let me)\b))",
     ),
-    # a judgement on the text so far
-    "verdict": (
-        r"{it}(?: |(?='))?{be}(?:n't)?(?: not| no)?(?: {adverb})* ?(?:not |a |an |the )?(?:(?:{adverb}|very|making|at all) )*"
-        r"(?:right|correct|wrong|incorrect|inaccurate|true|relevant|irrelevant|nonsense|gibberish|sense|(?:big )?mistake"
-        r"|error|unrelated|it{cut}|off[- ](?:topic|track)|what (?:you|i|we)(?:'re| were| was|'d| had)? (?:\w+ )?(?:asked?|"
-        r"asking|meant?|wanted?|want|supposed)\b[^.!?\n]{{0,30}}|(?:going )?(?:anywhere|on topic)|belong(?: here)?"
-        r"|answer(?:ing)? (?:your|the) question|related(?: to)?)\b(?: (?:at all|either|to|here|there|{adverb}))*",
-        r"{it} (?:(?:does|did)(?:n't| not) (?:{adverb} )*(?:sound|look|seem|feel|come out)|came out|sounds?|went) "
-        r"(?:quite |all |a bit |very )?(?:right|wrong|correct|relevant|like what you asked)\b",
-        r"{it} (?:makes|made) no sense\b",
-        r"{it} (?:has|had|have) nothing to do with\b[^.!?\n]{{0,60}}",
-        r"(?:not|wrong) (?:right|correct|that|quite right|{text}|{topic})(?= *[.!,;…—–-])",
-        r"wrong(?= *[.!,;…—–])",
+    "verdict": (  # a judgement on the text so far
+        r"<it><not> <adv>(?:right|correct|true|accurate|it<cut>|a good answer)\b",
+        r"<it><is> <adv>(?:an? |the )?<adv>(?:wrong|incorrect|inaccurate|nonsense|gibberish|mistake|error)\b",
+        r"<it><not> <adv>(?:make (?:any )?sense|belong|going anywhere)\b",
+        r"<it><not> <adv>(?:sound|look|seem|feel|come out|go) <adv>(?:right|correct|relevant)\b",
+        r"<it> <adv>(?:sounds|looks|seems|feels|came out|went) <adv>(?:wrong|off)\b",
+        r"<it> (?:makes|made) no sense\b",
+        r"(?:not (?:<adv>)(?:right|correct|that)|(?:not the |the )?wrong (?:<text>|word|one)?)(?= *[.!,;…—–-])",
     ),
-    # the writer speaks about its own answering
-    "slip": (
-        r"i (?:{adverb} |must have |may have |have |seem to have |think i )*(?:misread|misunderstood|misinterpreted|lost "
-        r"(?:my train of thought|track|the thread)|misspoke|misstated|digress(?:ed)?|rambled?|forgot the question)\b"
-        r"[^.!?,;\n]{{0,60}}",
-        r"i(?: was|'ve been| have been| seem to be| keep| kept|'m still| am still)(?: {adverb})* (?:talking|writing|going on"
-        r"|describing|explaining|repeating|mixing|confusing)\b[^.!?\n]{{0,80}}",
-        r"i(?:'m| am)(?: {adverb})* (?:rambling|digressing|talking about|repeating myself|mixing (?:up|things))\b[^.!?\n]{{0,80}}",
-        r"i(?:'ve| have)?(?: {adverb}| seem to have)* (?:got|gotten|get|was|been|became|getting)(?: {adverb})* "
-        r"(?:sidetracked|distracted|carried away|off track|confused|mixed up|derailed|lost)\b[^.!?\n]{{0,40}}",
-        r"i(?:'ve| have)?(?: {adverb}| seem to have)* (?:drifted|strayed|wandered|veered|went|gone) (?:off|away)\b"
-        r"[^.!?\n]{{0,40}}",
-        r"i (?:{adverb} )*(?:meant|was supposed|am supposed|intended|was asked|should have|was going|was trying|wanted) to "
-        r"[^.!?\n]{{0,60}}",
-        r"i(?:'m| am) supposed to [^.!?\n]{{0,60}}|i should (?:{adverb} )*(?:be|stick|stay|focus|have)\b[^.!?\n]{{0,60}}",
-        r"you(?:'d| had| were)?(?: {adverb})* (?:asked|asking|wanted)\b[^.!?\n]{{0,60}}",
-        r"(?:the|your) (?:question|prompt|task) (?:{adverb} )*(?:was|is|asked|asks)\b[^.!?\n]{{0,60}}",
-        r"we (?:were|are|should be) (?:talking|speaking|supposed) [^.!?\n]{{0,60}}|i(?:'m| am|'ve been) not (?:making|made) (?:any )?sense",
-        r"i(?:'m| am| was|'ve been)(?: {adverb})* (?:getting|going|drifting|wandering|straying) off\b[^.!?,\n]{{0,40}}",
-        r"(?:what am i|why am i|how did i|where (?:was|am) i|what was i)\b[^.!?\n]{{0,60}}[?]?",
-        r"i (?:do not|don't) know why i [^.!?\n]{{0,60}}",
+    "slip": (  # the writer speaks about its own answering
+        r"<it><not> <adv><asked>\b[^.!?\n]{0,30}",
+        r"<it><not> <adv>(?:relevant|on topic|related|answer(?:ing)? (?:your|the) <topic>)\b",
+        r"<it><is> <adv>(?:an? |the )?<adv>(?:irrelevant|unrelated|off[- ](?:topic|track|point))\b",
+        r"<it> (?:has|had|have) nothing to do with\b<rest>",
+        r"<have> (?:misread|misunderstood|misinterpreted|lost (?:my train of thought|track|the thread)|misspoke"
+        r"|misstated|digress(?:ed)?|rambled?|forgot the question)\b[^.!?,;\n]{0,60}",
+        r"<am> <adv>(?:rambling|digressing|repeating myself|mixing (?:up|things)|talking about)\b<rest>",
+        r"<am> <adv>(?:drifting|wandering|straying|veering)\b|i've been writing about\b<rest>",
+        r"(?:<have> been|<am>) <adv>(?:talking|writing|describing|explaining|answering) (?:about )?the wrong\b<rest>",
+        r"i(?: was|'ve been| have been| seem to be| keep| kept| started| start) <adv>"
+        r"(?:talking|going on|describing|explaining|repeating|mixing|confusing)\b<rest>",
+        r"(?:<have>|i was) <adv>(?:got|gotten|get|been|became|getting)? ?<adv>"
+        r"(?:sidetracked|distracted|carried away|off track|confused|mixed up|derailed)\b[^.!?\n]{0,40}",
+        r"<have> <adv>(?:drifted|strayed|wandered|veered|went|gone|got|gotten) <adv>(?:off|away)\b[^.!?\n]{0,40}",
+        r"i (?:was |am )?<adv>(?:meant|mean|supposed|intended|asked|trying|wanted) to <rest>",
+        r"i'm supposed to <rest>|i should (?:not )?<adv>(?:be|stick|stay|focus|have)\b<rest>",
+        r"you(?:'d| had| were)? <adv>(?:asked|asking|wanted)\b<rest>",
+        r"(?:the|your) <topic> <adv>(?:was|is|asked|asks)\b<rest>",
+        r"we (?:were|are|should be) (?:talking|speaking|supposed) <rest>",
+        r"i(?:'m| am|'ve been) not making (?:any )?sense",
+        r"(?:(?:what|why|where) (?:am|was) i|how did i)\b[^.!?\n]{0,60}\?|what\?",
+        r"i (?:do not|don't) (?:know|think) (?:why i (?:am|was|said|wrote|keep|started|went|got|mentioned)"
+        r"|what happened|that's|that is|this is)\b<rest>",
     ),
     "fault": (
-        r"(?:i(?:'ve| have)?(?: {adverb}| think i| must have| seem to have)* (?:made|make) (?:a|an|some) (?:\w+ )?{error}s?"
-        r"|i was (?:{adverb} )*wrong|i (?:got|had) (?:that|this|it) (?:{adverb} )*wrong|my mistake|my error"
-        r"|there(?:'s| is| was) (?:a|an) (?:mistake|error)\b)[^.!?,;\n]{{0,40}}",
+        r"<have> <adv>(?:made|make) (?:a|an|some) (?:\w+ )?<error>\b[^.!?,;\n]{0,40}",
+        r"i was <adv>(?:wrong|mistaken|incorrect)\b[^.!?,;\n]{0,40}|i (?:got|had) (?:that|this|it) <adv>wrong\b",
+        r"my (?:mistake|error)\b|there(?:'s| is| was) an? (?:mistake|error) (?:in|above)\b[^.!?,;\n]{0,40}",
     ),
-    # begins again, in words that ordinary prose uses too
-    "redo": (
-        r"{me} (?:{adverb} )*(?:try again|start again|start over|begin again|return|get back|go back|come back|refocus|fix"
-        r"|correct|revise|rewrite|stick to|stay on|take a step back|stop)\b",
-        r"to (?:(?:actually|properly) )?(?:answer|address|get back to|return to|go back to) (?:your|the) (?:\w+ )?{topic}\b",
-        r"(?:here(?:'s| is| are)) (?:the|a|an|my|some|your) (?:(?:more|much) )?(?:corrected?|revised|better|right|proper"
-        r"|new|improved|updated|actual|real|accurate|rewritten|relevant|clearer)\b[^.!?:\n]{{0,50}}",
-        r"(?:back to|returning to|starting|trying|once) (?:the|your|my|over|again|more)\b[^.!?:,\n]{{0,40}}",
-        r"(?:again|second (?:try|attempt)|take two|(?:new|another|fresh) (?:try|attempt|start)|from the top)(?=\s*[.:,])",
+    "redo": (  # begins again, in words that ordinary prose uses too
+        r"<me> <adv>(?:(?:try|start|begin) <over>|return|get back|go back|come back|fix|correct|revise|rewrite|stick to"
+        r"|stay on|take a step back|stop)\b",
+        r"(?:let me|allow me to|i need to|i should) <adv>(?:explain|describe|answer|say|write|put|think|do|give|go)\b "
+        r"(?:[^.!?\n]{0,40} )?(?:again|properly|correctly|the right way)<cut>",
+        r"back to (?:\w+ ){0,2}\w+<cut>|(?:re)?starting <over>",
+        r"to <adv>(?:answer|address|get back to|return to|go back to) (?:your|the) (?:\w+ )?<topic>\b",
+        r"here(?:'s| is| are) (?:the|a|an|my|some|your) (?:(?:more|much) )?(?:corrected?|revised|better|right|proper"
+        r"|new|improved|updated|actual|real|accurate|rewritten|relevant|clearer)\b[^.!?:\n]{0,50}",
+        r"(?:back to|returning to|starting|trying|once) (?:the|your|my|over|again|more)\b[^.!?:,\n]{0,40}",
+        r"(?:second (?:try|attempt)|take two|(?:new|another|fresh) (?:try|attempt|start)|from the top)(?=\s*[.:,])",
     ),
-    # invites the reader to begin again
-    "together": (
-        r"let(?:'s| us) (?:{adverb} )*(?:start {over}|restart|begin {over}|try (?:that |this |it )?(?:again|once more)|get "
-        r"back|go back|return|refocus|back up|focus|rewind|stick|stay)\b[^.!?:\n]{{0,50}}",
+    "together": (  # may as well invite the reader
+        r"let(?:'s| us) <adv>(?:(?:start|begin|try)(?: <this>)? <over>|restart|refocus|rewind|back up)\b<rest>",
+        r"let(?:'s| us) <adv>(?:get back|go back|return|focus|stick|stay)\b[^.!?:\n]{0,50}",
     ),
-    # goes on to answer
-    "resume": (
-        r"{me} (?:{adverb} )*(?:try|start|begin|explain|clarify|answer|give|provide|describe|focus|do|put|say|tell|write"
-        r"|address|move|continue)\b",
+    "resume": (  # goes on to answer
+        r"<me> <adv>(?:try|start|begin|explain|clarify|answer|give|provide|describe|focus|do|put|say|tell|write|address"
+        r"|move|continue)\b",
     ),
 }
-SUFFICIENT = {
-    frozenset(pair.split("+"))
-    for pair in (
-        "halt+verdict halt+slip halt+fault halt+redo halt+together turn+slip turn+redo turn+fault apology+verdict "
-        "apology+slip apology+redo regret+verdict regret+slip regret+fault regret+redo regret+together regret+resume "
-        "verdict+slip verdict+redo verdict+together verdict+resume slip+fault slip+redo slip+together slip+resume "
-        "fault+redo fault+together"
-    ).split()
+SUFFICIENT = {  # kind -> the kinds that make it a restart when they are in the same move
+    "halt": {"verdict", "slip", "fault", "redo", "together"},
+    "turn": {"slip", "fault", "redo"},
+    "apology": {"verdict", "slip", "redo"},
+    "regret": {"verdict", "slip", "fault", "redo", "together", "resume"},
+    "verdict": {"slip", "redo", "together"},
+    "slip": {"fault", "redo", "together", "resume"},
+    "fault": {"redo", "together"},
 }
 
-# --- the grammar -------------------------------------------------------------------------------------------------
-LEAD = re.compile(r"[\s,;:.!?…()*_—–-]*")
-GLUE = re.compile(
-    r"(?:[\s,;:.!?…()*_—–-]|\b(?:and|but|so|oh|ok|okay|well|um|ah|ugh|yes|because|please|again|now|then|dear|yikes|alright"
-    r"|(?:i(?:'m| am)? (?:just )?(?:think|realized?|realised?|see|notice|noticed|believe|guess|afraid|fear|sure)|it (?:seems|looks like)"
-    r"|looks like)(?: that)?)\b(?!'))*",
-    re.I,
+
+def _compile(pattern: str) -> re.Pattern:
+    while blocks := set(re.findall(r"<(\w+)>", pattern)):
+        for name in blocks:
+            pattern = pattern.replace(f"<{name}>", BLOCKS[name])
+    return re.compile(pattern, re.IGNORECASE)
+
+
+SIGNS = [(kind, _compile(pattern)) for kind, patterns in LEXICON.items() for pattern in patterns]
+MARKS = r"[\s,;:.!?…()*_—–-]"
+LEAD = re.compile(f"{MARKS}*")
+GLUE = re.compile(  # may stand before a sign or between two
+    rf"(?:{MARKS}|\b(?:and|but|so|oh|ok|okay|well|um|ah|ugh|yikes|yes|because|please|again|now|then|dear|alright"
+    r"|no|nope|whoa|anyway|anyhow|hey|right"
+    r"|i(?:'m| am)?(?: just)? (?:think|reali[sz]ed?|see|notice[d]?|believe|guess|afraid|fear|sure)(?: that)?"
+    r"|(?:it )?(?:seems|looks like)(?: that)?)\b(?!'))*",
+    re.IGNORECASE,
 )
-SIGNS = [
-    (kind, re.compile(pattern.format(**PIECES, cut=CUT), re.I)) for kind, patterns in LEXICON.items() for pattern in patterns
-]
-CLAUSE = re.compile(
-    r"\A|(?<=[.!?…:;])[\"'”’)*]*\s+|\n+|\s*(?:—|–| -+ |\.\.\.|…)\s*|\(\s*"
-    r"|(?<=[\w,]) (?=(?:Wait|Oops|Whoops|Hold on|Hang on|Sorry|Actually|Scratch that|I apologi[sz]e|I'm sorry|Let me)\b)"
-    r"|, (?=(?:oh |no |but )*(?:wait|oops|hold on|sorry|scratch that)\b)"
+OPENERS = "Wait|Oops|Whoops|Hold on|Hang on|Sorry|Actually|Scratch that|I apologi[sz]e|I'm sorry|Let me"
+CLAUSE = re.compile(  # where a clause begins: after a stop, a break, a dash, and where broken text forgot the stop
+    r"\A|(?<=[.!?…;])[\"'”’)*]*\s+|\n+|\s*(?:—|–| -+ |\.\.\.|…)\s*|\(\s*"
+    rf"|(?<=[\w,]) (?=(?:{OPENERS})\b)"
+    r"|(?<!think)(?<!say), (?=(?:oh |no |but )*(?:wait|oops|hold on|sorry|scratch that)\b)"
 )
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)]*(?=\s|$)|\n")
 QUOTED = re.compile(
-    r"\"[^\"\n]{1,600}\"|“[^”\n]{1,600}”|«[^»\n]{1,600}»|(?:(?<=\s)|^)['‘](?=\w)(?:[^'’‘\n]|(?<=\w)['’](?=\w)){1,400}['’](?!\w)"
+    r"\"[^\"\n]{1,600}\"|“[^”\n]{1,600}”|«[^»\n]{1,600}»"
+    r"|(?:(?<=\s)|^)['‘](?=\w)(?:[^'’‘\n]|(?<=\w)['’](?=\w)){1,400}['’](?!\w)"
 )
-TURN = re.compile(r"^[ \t>*_-]*([A-Z][\w.]*(?: [A-Z\d][\w.]*){0,2})[*_]*:[*_]*[ \t]+\S.*$", re.M)
+TURN = re.compile(r"^[ \t>*_-]*([A-Z][\w.]*(?: [A-Z\d][\w.]*){0,2})[*_]*:[*_]*[ \t]+\S.*$", re.MULTILINE)
 
 
 def find_restarts(text: str) -> list[Restart]:
@@ -187,10 +199,10 @@ def find_restarts(text: str) -> list[Restart]:
     moves = [Restart(start, text[start:end]) for start, end, kinds in _moves(_mask_speech(text)) if _suffices(kinds)]
     restarts: list[Restart] = []
     previous = 0
-    for move, following in zip(moves, [*moves[1:], None], strict=False):
-        before, after = text[previous : move.start], text[move.end : following.start if following else None]
-        enough = CONTENT_WORDS if restarts or previous else 1
-        if _words(before) >= enough and (following is not None or _words(after) >= CONTENT_WORDS):
+    for i, move in enumerate(moves):
+        needed = CONTENT_WORDS if i else 1
+        last = i == len(moves) - 1
+        if _words(text[previous : move.start]) >= needed and not (last and _words(text[move.end :]) < CONTENT_WORDS):
             restarts.append(move)
         previous = move.end
     return restarts
@@ -201,11 +213,12 @@ def _words(text: str) -> int:
 
 
 def _suffices(kinds: set[str]) -> bool:
-    return "decisive" in kinds or any(frozenset(pair) in SUFFICIENT for pair in combinations(kinds, 2))
+    pairs = combinations(kinds, 2)
+    return "decisive" in kinds or any(b in SUFFICIENT.get(a, ()) or a in SUFFICIENT.get(b, ()) for a, b in pairs)
 
 
 def _mask_speech(text: str) -> str:
-    """`text` with typographic apostrophes made plain, and other people's words replaced by filler, lengths unchanged."""
+    """`text` with plain apostrophes and other people's words replaced by filler, every offset unchanged."""
     text = QUOTED.sub(lambda m: "\0" * len(m[0]), text)
     speakers = TURN.findall(text)
     if len(set(speakers)) < len(speakers):  # someone speaks twice: a script, not a heading
@@ -223,7 +236,7 @@ def _moves(text: str):
         end, kinds = _parse(text, start)
         if not kinds:
             continue
-        if current and _sentences(text[current[1] : start]) <= 1:
+        if current and _follows(text, current, start):
             current = (current[0], end, current[2] | kinds)
         else:
             if current:
@@ -233,9 +246,13 @@ def _moves(text: str):
         yield current
 
 
-def _sentences(gap: str) -> int:
-    """Sentence boundaries in `gap`, the one it begins with left out when no words precede it."""
-    return len([piece for piece in SENTENCE_END.split(gap) if re.search(r"\w", piece)])
+def _follows(text: str, move, start: int) -> bool:
+    """Whether a sign at `start` still belongs to `move`: at most one sentence between, and that one no attempt."""
+    gap = text[move[1] : start]
+    if len([piece for piece in SENTENCE_END.split(gap) if _words(piece)]) > 1:
+        return False
+    tail = "" if text[move[1] - 1] in ".!?" else SENTENCE_END.split(gap)[0]  # the rest of the move's own sentence
+    return not _suffices(move[2]) or _words(gap) - _words(tail) < CONTENT_WORDS
 
 
 def _parse(text: str, start: int) -> tuple[int, set[str]]:
@@ -252,6 +269,6 @@ def _parse(text: str, start: int) -> tuple[int, set[str]]:
 
 
 def _longest(text: str, position: int) -> tuple[str, int] | None:
-    matches = [(kind, m.end()) for kind, pattern in SIGNS if (m := pattern.match(text, position)) and m.end() > position]
-    decisive = [m for m in matches if m[0] == "decisive"]
-    return max(decisive or matches, key=lambda m: m[1], default=None)
+    """Kind and end of the longest sign at `position`, a decisive one first."""
+    ends = [(kind, m.end()) for kind, pattern in SIGNS if (m := pattern.match(text, position)) and m.end() > position]
+    return max([e for e in ends if e[0] == "decisive"] or ends, key=lambda e: e[1], default=None)

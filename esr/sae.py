@@ -77,6 +77,26 @@ def read_corpus(shards: list[Path], layer: int | None = None) -> Corpus:
     return Corpus(tokens, starts, answers, prefix, residuals, own.nonzero()[:, 0])
 
 
+def hold_out(corpus: Corpus, n: int) -> tuple[Corpus, Corpus]:
+    """The corpus without its last `n` documents, and those alone. Raises ValueError when that leaves none."""
+    if not 0 < n < len(corpus.starts):
+        raise ValueError(f"{n} documents cannot be held out of {len(corpus.starts)}: ask for 1 to that many less one.")
+    cut = int(corpus.starts[-n])
+    kept = corpus.where < cut
+    first = Corpus(corpus.tokens[:cut], corpus.starts[:-n], corpus.answers[:-n], corpus.prefix,
+                   corpus.residuals[: int(kept.sum())], corpus.where[kept])  # fmt: skip
+    last = Corpus(corpus.tokens[cut:], corpus.starts[-n:] - cut, corpus.answers[-n:], corpus.prefix,
+                  corpus.residuals[int(kept.sum()) :], corpus.where[~kept] - cut)  # fmt: skip
+    return first, last
+
+
+def read_texts(path: Path) -> Corpus:
+    """The corpus without residuals, as `write_texts` left it."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: the stage train_sae writes it.")
+    return read_corpus([path])
+
+
 def _read_shard(path: Path, layer: int | None = None):
     with safe_open(path, framework="pt") as shard:
         if layer is None:
@@ -133,7 +153,6 @@ def save_sae(sae, folder: Path) -> None:
     weights = {name: tensor.bfloat16().contiguous() for name, tensor in load_file(weights_path).items()}
     write_bytes(Path(weights_path), save(weights))
     config = json.loads(Path(config_path).read_text())
-    config["metadata"].pop("sae_lens_version", None)
     write_text(Path(config_path), json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
@@ -259,6 +278,20 @@ def document_residuals(
         with torch.inference_mode(), apply(model, [Rewrite(layer, keep)], step):
             model.model(input_ids=ids)
     return torch.cat(pieces)
+
+
+def quality(sae, model, layer: int, train: Corpus, test: Corpus) -> dict[str, float]:
+    """What is reported of an SAE: on held-out documents `test`, but for dead latents, which need the many of `train`."""
+    losses = spliced_cross_entropy(model, sae, layer, [test.document(i) for i in range(len(test.starts))], test.prefix)
+    return {
+        "explained_variance": explained_variance(sae, test.residuals),
+        "l0": l0(sae, test.residuals),
+        "dead_fraction": dead_fraction(sae, train.residuals),
+        "cross_entropy_clean": losses["clean"],
+        "cross_entropy_spliced": losses["spliced"],
+        "cross_entropy_zeroed": losses["zeroed"],
+        "recovered": losses["recovered"],
+    }
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class SparseBatchTopK(BatchTopKTrainingSAE):
         error = sae_out - x
         losses = {
             "mse_loss": error.pow(2).sum(-1).mean(),
-            "auxiliary_reconstruction_loss": self._revive(centred, error.detach(), step_input.dead_neuron_mask),
+            "auxiliary_reconstruction_loss": self._revive(x, error.detach(), step_input.dead_neuron_mask),
         }
         shape = (len(x), self.cfg.d_sae)
         feature_acts = torch.sparse_coo_tensor(
@@ -136,17 +136,17 @@ class SparseBatchTopK(BatchTopKTrainingSAE):
         return rows, places - rows * len(norm), values.float(), norm
 
     def _revive(
-        self, centred: Float[Tensor, "batch d_in"], error: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]
+        self, x: Float[Tensor, "batch d_in"], error: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]
     ) -> Float[Tensor, ""]:
         """SAELens' auxiliary loss: dead latents predict what the live ones missed. Here on a part of the batch."""
         latents = dead.nonzero()[:, 0] if dead is not None else []
         if not len(latents):
             return error.new_tensor(0.0)
         half = error.shape[-1] // 2
-        pre = centred[: self.aux_tokens] @ self.W_enc[:, latents] + self.b_enc[latents]
+        pre = (x[: self.aux_tokens] - self.b_dec) @ self.W_enc[:, latents] + self.b_enc[latents]
         if len(latents) > half:
-            strongest = pre.topk(half, sorted=False)
-            pre = torch.zeros_like(pre).scatter(-1, strongest.indices, strongest.values)
+            chosen = (pre * self.W_dec[latents].norm(dim=-1)).topk(half, sorted=False).indices
+            pre = torch.zeros_like(pre).scatter(-1, chosen, pre.gather(-1, chosen))
         missed = pre @ self.W_dec[latents] + error[: self.aux_tokens]
         return self.cfg.aux_loss_coefficient * min(len(latents) / half, 1.0) * missed.pow(2).sum(-1).mean()
 

@@ -49,7 +49,7 @@ def rate(
     there are clusters, as if each latent had been asked once. No trials: nulls and n 0.
 
     Simulated with 24 latents x 8 trials, rates of 1 to 30 % and intra-class correlations up to 0.3, it covers the true
-    rate in 91 to 99 % of studies; Wilson's interval alone in 69 to 96 %. Rates near 1 % that come from a few latents
+    rate in 91 to 100 % of studies; Wilson's interval alone in 69 to 96 %. Rates near 1 % that come from a few latents
     asked often (38 trials each) are the hard case: 77 to 97 %, where Wilson's falls to 34 %.
     """
     events, codes, count = _clustered(np.asarray(events, dtype=bool), clusters)

@@ -14,7 +14,11 @@ def rows(n=7, seed=3):
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 9, (n,), generator=draw).tolist()
     return [
-        Row(tuple(torch.randint(3, 97, (length,), generator=draw).tolist()), seed=100 + i, max_new_tokens=5 + 3 * (i % 4))
+        Row(
+            tuple(torch.randint(3, 97, (length,), generator=draw).tolist()),
+            seed=100 + i,
+            max_new_tokens=5 + 3 * (i % 4),
+        )
         for i, length in enumerate(lengths)
     ]
 

@@ -28,9 +28,7 @@ def test_the_steered_layer_changes_by_exactly_the_vector_and_earlier_layers_not_
 
 def test_answer_only_steering_leaves_the_prompt_alone(model):
     vectors = torch.ones(3, 32)
-    [plain], [steered] = (
-        residuals(model, [1], edits) for edits in ([], [AddVector(1, vectors, answer_only=True)])
-    )
+    [plain], [steered] = (residuals(model, [1], edits) for edits in ([], [AddVector(1, vectors, answer_only=True)]))
     for row in range(3):
         assert torch.equal(steered[row][:-1], plain[row][:-1])
         assert torch.equal(steered[row][-1], plain[row][-1] + 1)

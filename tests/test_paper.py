@@ -55,7 +55,7 @@ def root(tmp_path, monkeypatch):
     calibration = {"n_candidates": 40, "n_latents": 32, "n_converged": 28, "target": 30.0, "boost": boost}
     numbers.write_numbers("calibration", {model: calibration | {"first_attempt_score": estimate(31.0, 28.0, 34.0)}})
     relevance = {"spearman": 0.8, "matched_auc": 0.985, "mean_absolute_error": 9.1, "n": 240}
-    numbers.write_numbers("judge", {"relevance": relevance})
+    numbers.write_numbers("relevance", {model: relevance})
     return tmp_path
 
 
@@ -83,7 +83,7 @@ def test_a_measured_number_moves_the_paper(root):
         ("sae", ("smollm2-135m", "explained_variance")),
         ("calibration", ("smollm2-135m", "boost", "median")),
         ("latents", ("smollm2-135m", "too_rare")),
-        ("judge", ("relevance", "matched_auc")),
+        ("relevance", ("smollm2-135m", "matched_auc")),
     ],
 )
 def test_a_missing_number_stops_it_and_keeps_the_old_pdf(root, name, keys):

@@ -37,7 +37,10 @@ def test_the_uniform_number_decides():
 def test_a_token_without_weight_is_never_drawn():
     logits = torch.full((3, 200), float("-inf"))
     logits[:, 70] = 1.0
-    assert sample(logits, torch.zeros(3, 1, dtype=torch.long), torch.tensor([0.0, 0.5, 0.9999999]), 0.7).tolist() == [70] * 3
+    assert (
+        sample(logits, torch.zeros(3, 1, dtype=torch.long), torch.tensor([0.0, 0.5, 0.9999999]), 0.7).tolist()
+        == [70] * 3
+    )
 
 
 def test_penalty_counts_a_repeated_token_once_and_both_signs():

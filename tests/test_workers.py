@@ -80,7 +80,8 @@ def test_a_killed_run_resumes_without_repeating_a_finished_chunk(tmp_path):
 
 
 def sleep_long(chunk, report):
-    open(chunk["pids"], "a").write(f"{os.getpid()}\n")
+    with open(chunk["pids"], "a") as file:
+        file.write(f"{os.getpid()}\n")
     time.sleep(60)
     return b""
 
@@ -122,7 +123,11 @@ def _until(condition, seconds):
 
 
 def test_split_is_even_and_whole():
-    assert [len(part) for part in split(range(10), 4)] == [3, 4, 3] or [len(p) for p in split(range(10), 4)] == [3, 3, 4]
+    assert [len(part) for part in split(range(10), 4)] == [3, 4, 3] or [len(p) for p in split(range(10), 4)] == [
+        3,
+        3,
+        4,
+    ]
     assert [i for part in split(range(193), 96) for i in part] == list(range(193))
     assert max(len(part) for part in split(range(193), 96)) <= 96
     assert split([], 5) == []

@@ -1,0 +1,84 @@
+"""Words, stems, word classes and sentences of English text: what can be said of a text without a model."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from jaxtyping import Int
+
+# Closed word classes of English; every other word is classed by its ending. Coherent text has ordinary class pairs.
+CLASSES = {
+    "article": "the a an this that these those every each some any no another",
+    "pronoun": "i you he she it we they me him her us them who what which itself themselves yourself",
+    "possessive": "my your his its our their whose",
+    "preposition": "of in on at by for with from into onto over under about through between against during without"
+    " after before around near across along as like within upon until towards than",
+    "to": "to",
+    "conjunction": "and or but nor so yet",
+    "subordinator": "if when while because although though since unless where whether how why once",
+    "be": "is are was were be been being am 's 're",
+    "auxiliary": "have has had do does did having doing",
+    "modal": "can could will would shall should may might must cannot",
+    "negation": "not never n't",
+    "adverb": "very also too just only even still more most much many well then there here now often always sometimes",
+}
+WORD_CLASS = {word: name for name, words in CLASSES.items() for word in words.split()}
+ENDINGS = ("ly", "ing", "ed", "tion", "s", "er", "al")
+CLASS_NAMES = [*CLASSES, *ENDINGS, "word", "name", "number", ".", ",", "mark", "break"]
+CLASS_INDEX = {name: i for i, name in enumerate(CLASS_NAMES)}
+TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d[\d.,]*|\n+|[^\w\s]|_+")
+PIECE = re.compile(r"[^.!?\n]*(?:[.!?]+(?=\s|$)|\n|$|[.!?])+", re.S)
+SHORT_WORDS, LONG_WORDS = 4, 60  # a piece of text to embed: sentences, joined or cut to lengths that carry meaning
+FRAMES = """
+    explain how write short story about list interesting facts describe tell please give someone something walk
+    through step steps instruction instructions simple first time best way people person things thing make do
+    get use need want like know understand learn would should could beginner child friend letter poem dialogue
+    report news between matter important example practical advice common mistakes compare similar typical day
+    involves answers questions
+"""  # words of a request that name its form, not its subject
+FRAME = frozenset(FRAMES.split())
+
+
+def words_of(text: str) -> list[str]:
+    return [w.lower() for w in re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", text)]
+
+
+def stem(word: str) -> str:
+    """A crude stem: enough to join bake, bakes, baking and baked."""
+    return re.sub(r"(?:'s|ies|ied|ing|ed|es|s|y|e)$", "", word) if len(word) > 3 else word
+
+
+def content_stems(text: str) -> list[str]:
+    return [stem(w) for w in words_of(text) if w not in WORD_CLASS and w not in FRAME and len(w) > 2]
+
+
+def split_pieces(text: str) -> list[str]:
+    """Sentences of `text`, short ones joined to the next and long ones cut, in order."""
+    pieces: list[str] = []
+    for sentence in PIECE.findall(text):
+        words = sentence.split()
+        for at in range(0, len(words), LONG_WORDS):
+            part = words[at : at + LONG_WORDS]
+            if pieces and (len(pieces[-1].split()) < SHORT_WORDS or (at and len(part) < SHORT_WORDS)):
+                pieces[-1] += " " + " ".join(part)
+            else:
+                pieces.append(" ".join(part))
+    return pieces
+
+
+def word_classes(text: str) -> Int[np.ndarray, " tokens"]:
+    """Class index of each token, for the class-pair statistics."""
+    names = []
+    for token in TOKEN.findall(text):
+        word = token.lower().replace("’", "'")
+        if word in WORD_CLASS:
+            names.append(WORD_CLASS[word])
+        elif token[0].isalpha():
+            ending = next((e for e in ENDINGS if word.endswith(e) and len(word) > len(e) + 2), "word")
+            names.append("name" if token[0].isupper() and ending == "word" else ending)
+        elif token[0].isdigit():
+            names.append("number")
+        else:
+            names.append("." if token in ".!?" else "," if token in ",;:" else "break" if token[0] == "\n" else "mark")
+    return np.array([CLASS_INDEX[name] for name in names], dtype=int)

@@ -1,0 +1,74 @@
+"""Notebooks: stripped, readable by themselves, parameters in step with params.yaml; the runner trusts no name."""
+
+import ast
+import re
+
+import nbformat
+import pytest
+from papermill import inspect_notebook
+
+from esr import notebooks
+from esr.config import STAGES, ConfigError, stage_parameters
+from esr.notebooks import check_names, normalize, notebook_path
+
+SOURCES = {stage: notebook_path(stage) for stage in STAGES}
+
+
+def read(stage):
+    return nbformat.read(SOURCES[stage], as_version=4)
+
+
+def code_cells(stage):
+    return [cell for cell in read(stage).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_source_is_stripped_and_short(stage):
+    for cell in code_cells(stage):
+        assert not cell.outputs and cell.execution_count is None
+        assert len(cell.source.splitlines()) <= 30, f"cell {cell.id} of {stage} is too long: move code to the package"
+        assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(ast.parse(cell.source)))
+    ids = [cell.id for cell in read(stage).cells]
+    assert len(set(ids)) == len(ids)
+    assert not any(re.fullmatch(r"[0-9a-f]{8}", i) for i in ids), "cells have readable ids, which stay"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_defaults_are_those_of_params_yaml(stage):
+    """Run from JupyterLab, untouched, a notebook does what `dvc repro` does."""
+    declared = {name: ast.literal_eval(p["default"]) for name, p in inspect_notebook(str(SOURCES[stage])).items()}
+    assert declared == stage_parameters(stage)
+    assert all(p["help"] for p in inspect_notebook(str(SOURCES[stage])).values()), "a parameter has no meaning written"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_it_says_what_it_asks_reads_writes_and_learned(stage):
+    text = "\n".join(cell.source for cell in read(stage).cells if cell.cell_type == "markdown")
+    for mark in ("# ", "**Question.**", "**Reads**", "**Writes**", "**Takeaways.**"):
+        assert mark in text
+
+
+def test_unknown_parameters_are_refused_though_papermill_would_only_warn():
+    with pytest.raises(ConfigError, match="no parameter 'temprature'"):
+        check_names(SOURCES["steer"], stage_parameters("steer") | {"temprature": 0.6})
+    with pytest.raises(ConfigError, match="declares the parameter 'seed'"):
+        check_names(SOURCES["steer"], {k: v for k, v in stage_parameters("steer").items() if k != "seed"})
+
+
+def test_executed_copies_hold_no_times_and_no_random_ids():
+    notebook = read("fetch")
+    notebook.metadata["papermill"] = {"start_time": "2026-01-01"}
+    cell = notebook.cells[1]
+    cell.metadata["tags"], cell.metadata["papermill"] = ["injected-parameters"], {"duration": 1.23}
+    cell.id = "a1b2c3d4"
+    text = nbformat.writes(normalize(notebook))
+    assert "papermill" not in text and "a1b2c3d4" not in text and '"injected-parameters"' in text
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_stage_has_one_notebook(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    for i in range(count):
+        (tmp_path / f"0{i}_steer.ipynb").touch()
+    with pytest.raises(ConfigError, match=f"{count} notebooks named NN_steer.ipynb"):
+        notebook_path("steer")
