@@ -233,6 +233,18 @@ def relevance(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def latent_density(density: np.ndarray, tokens: int) -> Figure:
+    """How often live latents fire: histogram of the share of `tokens` corpus tokens, on a logarithmic axis."""
+    use_style()
+    figure = Figure(figsize=(WIDTH, 1.9))
+    ax = figure.subplots()
+    ax.hist(density, bins=np.geomspace(density.min(), density.max() * 1.001, 60), color=SKY)
+    ax.set_xscale("log")
+    ax.set_xlabel(f"share of {tokens:,} tokens on which a latent fires")
+    ax.set_ylabel("latents")
+    return figure
+
+
 def _colour(condition: str, place: int) -> str:
     others = [GREEN, PURPLE, ORANGE, SKY, INK]
     return CONDITIONS.get(condition) or others[place % len(others)]

@@ -111,6 +111,7 @@ def read_aloud(log: Path) -> Iterator[None]:
 
     reader = threading.Thread(target=follow, daemon=True)
     os.environ["ESR_PROGRESS"] = str(log)
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # progress bars are not for executed notebooks
     reader.start()
     try:
         yield

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-KINDS = ("matched", "mismatched", "spliced", "returned", "shuffled", "salad", "looped", "invaded", "decayed")
+KINDS = ("matched", "mismatched", "spliced", "returned", "shuffled", "salad", "looped", "echoed", "invaded", "decayed")
+CYCLE = ("matched", "mismatched", *KINDS)  # whole answers twice as often as each way of spoiling one
 REWORDED = ("{}", "Tell me about {}.", "Explain how {} can be understood.", "How do I learn about {}? Explain.")
 MIN_WORDS, MAX_WORDS = 15, 160  # answers are cut at random, so that length says nothing
 
@@ -45,7 +46,7 @@ def hold_out(subjects: Sequence[str], share: float, seed: int) -> set[str]:
 def training_pairs(
     requests: Sequence[str], answers: Sequence[str], forms: Sequence[str], n: int, seed: int
 ) -> list[Pair]:
-    """`n` pairs, all `KINDS` about equally often, prompts reworded half the time. Answers under 15 words are left out.
+    """`n` pairs of all `KINDS`, prompts reworded half the time. Answers under 15 words are left out.
 
     Raises ValueError when the usable answers have fewer than two subjects.
     """
@@ -62,7 +63,7 @@ def training_pairs(
         request, subject, words = rng.choice(documents)
         other = rng.choice([d for d in rng.choices(documents, k=50) if d[1] != subject] or [(None, "", words[::-1])])
         words, foreign = _cut(words, rng), _cut(other[2], rng)
-        text, share = _compose(kind := KINDS[i % len(KINDS)], words, foreign, rng)
+        text, share = _compose(kind := CYCLE[i % len(CYCLE)], words, foreign, rng)
         prompt = request if rng.random() < 0.5 else rng.choice(REWORDED).format(subject)
         distractor = "" if rng.random() < 0.4 else _label(other[1], other[2], rng)
         pairs.append(Pair(prompt, text, distractor, share, kind, subject))
@@ -94,6 +95,10 @@ def _compose(kind: str, words: list[str], foreign: list[str], rng: random.Random
         rate = rng.uniform(0.1, 0.9)
         mixed = [rng.choice(foreign) if rng.random() < rate else w for w in words]
         return "".join(mixed), (1 - rate) ** 3
+    if kind == "echoed":  # one on-topic phrase over and over: near the prompt in every piece, and no answer
+        length = rng.randint(2, 10)
+        at = rng.randrange(max(1, len(words) - length))
+        return "".join((words[at : at + length] * len(words))[: len(words)]), min(1, length / len(words))
     start = rng.choice([0, 0, cut])  # garbled from the first word, or after an intact beginning
     share = start / len(words)
     tail = list(words[start:]) or list(words)

@@ -156,7 +156,7 @@ def save_sae(sae, folder: Path) -> None:
     write_text(Path(config_path), json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
-def _encoded(sae, residuals: Tensor) -> Iterator[tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_sae"]]]:
+def encoded(sae, residuals: Tensor) -> Iterator[tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_sae"]]]:
     """Residuals and latents' activations, batch by batch; products in bfloat16, sums in float32."""
     device = sae.W_dec.device
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
@@ -169,7 +169,7 @@ def explained_variance(sae, residuals: Float[Tensor, "n d_model"]) -> float:
     """1 - sum |x - reconstruction|^2 / sum |x - mean(x)|^2 over all tokens: the mean is no merit of the SAE."""
     mean = residuals.float().mean(0)
     missed = total = 0.0
-    for x, acts in _encoded(sae, residuals):
+    for x, acts in encoded(sae, residuals):
         missed += float((x - sae.decode(acts).float()).pow(2).sum())
         total += float((x - mean.to(x.device)).pow(2).sum())
     return 1 - missed / total
@@ -177,13 +177,13 @@ def explained_variance(sae, residuals: Float[Tensor, "n d_model"]) -> float:
 
 def l0(sae, residuals: Float[Tensor, "n d_model"]) -> float:
     """Active latents per token, on average."""
-    return sum(int((acts > 0).sum()) for _, acts in _encoded(sae, residuals)) / len(residuals)
+    return sum(int((acts > 0).sum()) for _, acts in encoded(sae, residuals)) / len(residuals)
 
 
 def dead_fraction(sae, residuals: Float[Tensor, "n d_model"]) -> float:
     """Share of latents that fire on none of the tokens. Say how many tokens: rare latents look dead in few."""
     fires = torch.zeros(sae.W_dec.shape[0], dtype=torch.bool, device=sae.W_dec.device)
-    for _, acts in _encoded(sae, residuals):
+    for _, acts in encoded(sae, residuals):
         fires |= (acts > 0).any(0)
     return 1 - float(fires.float().mean())
 
@@ -280,13 +280,13 @@ def document_residuals(
     return torch.cat(pieces)
 
 
-def quality(sae, model, layer: int, train: Corpus, test: Corpus) -> dict[str, float]:
-    """What is reported of an SAE: on held-out documents `test`, but for dead latents, which need the many of `train`."""
+def quality(sae, model, layer: int, test: Corpus, seen: Float[Tensor, "n d_model"]) -> dict[str, float]:
+    """What is reported of an SAE: on held-out documents `test`, but dead latents on many training residuals `seen`."""
     losses = spliced_cross_entropy(model, sae, layer, [test.document(i) for i in range(len(test.starts))], test.prefix)
     return {
         "explained_variance": explained_variance(sae, test.residuals),
         "l0": l0(sae, test.residuals),
-        "dead_fraction": dead_fraction(sae, train.residuals),
+        "dead_fraction": dead_fraction(sae, seen),
         "cross_entropy_clean": losses["clean"],
         "cross_entropy_spliced": losses["spliced"],
         "cross_entropy_zeroed": losses["zeroed"],
@@ -311,7 +311,13 @@ class Contexts:
 
 
 def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_once: int = 64) -> Contexts:
-    """Each latent's strongest tokens in the corpus, at most one a document, kept in a running list."""
+    """Each latent's strongest tokens in the corpus, at most one a document, kept in a running list.
+
+    A model that writes its template's tokens into an answer gives them residuals as huge as BOS's, at which many
+    latents fire strongest: tokens of more than four times the median norm do not count.
+    """
+    norms = torch.cat([batch.float().norm(dim=-1) for batch in corpus.residuals.split(BATCH)])
+    ordinary = norms <= 4 * norms.median()
     d_sae, n_documents = sae.W_dec.shape[0], len(corpus.starts)
     best = [torch.zeros(0, d_sae), torch.zeros(0, d_sae, dtype=torch.long)]
     fired = torch.zeros(d_sae)
@@ -321,7 +327,8 @@ def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_o
     for first in range(0, n_documents, documents_at_once):
         begin, end = int(borders[first]), int(borders[min(first + documents_at_once, n_documents)])
         if begin < end:
-            acts = torch.cat([a.float().cpu() for _, a in _encoded(sae, corpus.residuals[begin:end])])
+            acts = torch.cat([a.float().cpu() for _, a in encoded(sae, corpus.residuals[begin:end])])
+            acts *= ordinary[begin:end, None]
             fired += (acts > 0).sum(0)
             own = borders[first : first + documents_at_once + 1].diff().tolist()
             peaks = [piece.max(0) for piece in acts.split([n for n in own if n])]
@@ -336,7 +343,7 @@ def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_o
     document = corpus.document_of(place.flatten()).reshape(place.shape)
     n = len(corpus.residuals)
     position = place - corpus.starts[document]
-    return Contexts(activation, document, position, fired / n, median_norm(corpus.residuals), n)
+    return Contexts(activation, document, position, fired / n, float(norms.median()), n)
 
 
 def write_contexts(contexts: Contexts, path: Path) -> None:

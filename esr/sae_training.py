@@ -12,10 +12,11 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Bool, Float, Int
-from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
@@ -24,7 +25,7 @@ from torch.nn.functional import embedding_bag
 
 from esr.progress import Progress, say
 from esr.records import digest
-from esr.sae import batches
+from esr.sae import batches, save_sae
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,13 @@ def train_sae(
     return sae
 
 
+def inference_form(sae: SparseBatchTopK) -> SAE:
+    """The SAE as it will be used: a JumpReLU at BatchTopK's running threshold, whatever else is in the batch."""
+    with TemporaryDirectory() as folder:
+        save_sae(sae, Path(folder))
+        return SAE.load_from_disk(folder)
+
+
 def _fresh_sae(recipe: Recipe, d_in: int, model_name: str, layer: int) -> SparseBatchTopK:
     config = BatchTopKTrainingSAEConfig(
         d_in=d_in,
@@ -228,6 +236,8 @@ def _run(trainer: SAETrainer, recipe: Recipe, what: str, checkpoints: Path | Non
         if checkpoints and time.monotonic() - saved > every:
             _save(trainer, checkpoints)
             saved = time.monotonic()
+    if checkpoints and trainer.n_training_steps > first:
+        _save(trainer, checkpoints)
     trainer.set_final_sae_metadata()
 
 
