@@ -63,6 +63,7 @@ class Sae(Shared):
 
 
 class Relevance(Shared):
+    documents: Positive
     pairs: Positive
 
 

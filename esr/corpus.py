@@ -39,11 +39,11 @@ def draw_requests(subjects_file: Path, forms_file: Path, n: int, seed: int) -> l
     return [orders[s][r].format(subjects[s]) for r, order in enumerate(rounds) for s in order][:n]
 
 
-def requests_and_answers(texts: Corpus, tokenizer) -> tuple[list[str], list[str]]:
-    """What was asked and what the model wrote, document by document, as text."""
+def requests_and_answers(texts: Corpus, tokenizer, n: int) -> tuple[list[str], list[str]]:
+    """What was asked and what the model wrote in the first `n` documents, as text."""
     special = set(tokenizer.all_special_ids)
     requests, answers = [], []
-    for i, begin in enumerate(texts.answers.tolist()):
+    for i, begin in enumerate(texts.answers[:n].tolist()):
         document = texts.document(i)
         turn = document[texts.prefix : begin]
         end = next((n for n, token in enumerate(turn) if token in special), len(turn))
@@ -58,7 +58,8 @@ def write_corpus(model_id: str, requests: list[str], layers: list[int], max_new_
     shared |= {"provenance": {k: v for k, v in engine_provenance(model_id).items() if k != "sae"}}
     chunks = [shared | {"requests": requests[i : i + SHARD], "seed": i} for i in range(0, len(requests), SHARD)]
     sizes = [len(chunk["requests"]) for chunk in chunks]
-    return workers.map(write_shard, chunks, what="corpus", items=sizes, item="documents")
+    limit = max_new_tokens
+    return workers.map(write_shard, chunks, what="corpus", items=sizes, item="documents", units_per_item=limit)
 
 
 def write_shard(chunk: dict, report: Report) -> bytes:

@@ -219,12 +219,35 @@ def report() -> tuple[str, str]:
     return worst, "\n".join([*lines, f"Overall: {worst}."])
 
 
+def results_table(esr: dict) -> str:
+    """The README's table of esr.json: one line a model and condition, intervals in brackets."""
+    head = ["model", "condition", "n", "multi-attempt", "improved", "ESR", "first attempt (0-100)"]
+    lines = [head, ["---"] * len(head)]
+    for model, conditions in esr.items():
+        for condition, entry in conditions.items():
+            rates = [_cell(entry[f"{name}_rate"], 100, " %") for name in ("multi_attempt", "improvement", "esr")]
+            count = str(entry["first_attempt_score"]["n"])
+            lines.append([model, condition, count, *rates, _cell(entry["first_attempt_score"], 1, "")])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(result: dict, factor: float, unit: str) -> str:
+    if result["estimate"] is None:
+        return "–"
+    low, high = (f"{factor * result[end]:.1f}" for end in ("low", "high"))
+    return f"{factor * result['estimate']:.1f}{unit} [{low}, {high}]"
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m esr.numbers", description="Compare fresh and committed numbers.")
+    parser = argparse.ArgumentParser(prog="python -m esr.numbers", description="Compare and show the measured numbers.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("compare", help="working tree against the last commit")
     command.add_argument("--strict", action="store_true", help="exit with 1 when something is different")
+    commands.add_parser("table", help="the results as the README shows them")
     options = parser.parse_args(arguments)
+    if options.command == "table":
+        print(results_table(read_numbers("esr")))
+        return 0
     try:
         verdict, text = report()
     except ValueError as error:  # a broken file

@@ -23,8 +23,11 @@ def say(line: str) -> None:
 class Progress:
     """Counts `done` of `total` items, and units (tokens) on the way, and says so every `every` seconds."""
 
-    def __init__(self, what: str, total: int, item: str, unit: str = "tokens", every: float = 10.0):
+    def __init__(
+        self, what: str, total: int, item: str, unit: str = "tokens", every: float = 10.0, most_units: int | None = None
+    ):
         self.what, self.total, self.item, self.unit, self.every = what, total, item, unit, every
+        self.most_units = most_units  # what is left to do in this run takes at most so many units
         self.start = self.last = time.monotonic()
         self.reused = 0
 
@@ -42,8 +45,10 @@ class Progress:
         self.last = now
         seconds = max(now - self.start, 1e-9)
         done = self.reused + items
-        # Unfinished answers hold units too: guess the end from units when items have hardly begun to finish.
-        left = (self.total - done) * seconds / items if items else None
+        share = items / max(1, self.total - self.reused)
+        if self.most_units:  # answers written side by side all finish late: the units say more
+            share = max(share, units / self.most_units)
+        left = seconds * (1 - share) / share if share else None
         say(
             f"{self.what}: {done}/{self.total} {self.item}, {units / seconds:.0f} {self.unit}/s, "
             + (f"{left:.0f} s left" if left is not None else "time left not known yet")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -31,7 +31,8 @@ class Corpus:
     tokens: ids; a document begins at each of `starts` and its answer `answers` tokens later.
     prefix: leading tokens all documents share (system turn, opening of the user's turn). They pass the same residuals
         in every document, so they are left out of training and statistics.
-    residuals: the other tokens' residuals; `where` says which tokens those are. Empty when no layer was asked for.
+    residuals: those of the other tokens that are `ordinary`; `where` says which tokens these are. Empty when no layer
+        was asked for.
     """
 
     tokens: Int[Tensor, " all"]
@@ -74,7 +75,10 @@ def read_corpus(shards: list[Path], layer: int | None = None) -> Corpus:
             first = int(own[:begin].sum())
             residuals[first : first + len(piece)] = piece
     answers = torch.cat([t["answers"].long() for t in texts])
-    return Corpus(tokens, starts, answers, prefix, residuals, own.nonzero()[:, 0])
+    where = own.nonzero()[:, 0]
+    if layer is not None and not (usual := ordinary(residuals)).all():
+        residuals, where = residuals[usual], where[usual]
+    return Corpus(tokens, starts, answers, prefix, residuals, where)
 
 
 def hold_out(corpus: Corpus, n: int) -> tuple[Corpus, Corpus]:
@@ -95,6 +99,16 @@ def read_texts(path: Path) -> Corpus:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: the stage train_sae writes it.")
     return read_corpus([path])
+
+
+def ordinary(residuals: Float[Tensor, "n d_model"]) -> Bool[Tensor, " n"]:
+    """Where residuals are at most four times as long as the median.
+
+    A model that writes `<|endoftext|>` into an answer gives it a residual as huge as BOS's (here 80 medians): one such
+    token outweighs thousands in explained variance, and is the strongest context of many latents.
+    """
+    norms = torch.cat([batch.float().norm(dim=-1) for batch in residuals.split(BATCH)])
+    return norms <= 4 * norms.median()
 
 
 def _read_shard(path: Path, layer: int | None = None):
@@ -277,7 +291,8 @@ def document_residuals(
         step = Step(trials=torch.arange(len(ids)), real=own, answer=own)
         with torch.inference_mode(), apply(model, [Rewrite(layer, keep)], step):
             model.model(input_ids=ids)
-    return torch.cat(pieces)
+    residuals = torch.cat(pieces)
+    return residuals[ordinary(residuals)]
 
 
 def quality(sae, model, layer: int, test: Corpus, seen: Float[Tensor, "n d_model"]) -> dict[str, float]:
@@ -311,13 +326,7 @@ class Contexts:
 
 
 def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_once: int = 64) -> Contexts:
-    """Each latent's strongest tokens in the corpus, at most one a document, kept in a running list.
-
-    A model that writes its template's tokens into an answer gives them residuals as huge as BOS's, at which many
-    latents fire strongest: tokens of more than four times the median norm do not count.
-    """
-    norms = torch.cat([batch.float().norm(dim=-1) for batch in corpus.residuals.split(BATCH)])
-    ordinary = norms <= 4 * norms.median()
+    """Each latent's strongest tokens in the corpus, at most one a document, kept in a running list."""
     d_sae, n_documents = sae.W_dec.shape[0], len(corpus.starts)
     best = [torch.zeros(0, d_sae), torch.zeros(0, d_sae, dtype=torch.long)]
     fired = torch.zeros(d_sae)
@@ -328,7 +337,6 @@ def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_o
         begin, end = int(borders[first]), int(borders[min(first + documents_at_once, n_documents)])
         if begin < end:
             acts = torch.cat([a.float().cpu() for _, a in encoded(sae, corpus.residuals[begin:end])])
-            acts *= ordinary[begin:end, None]
             fired += (acts > 0).sum(0)
             own = borders[first : first + documents_at_once + 1].diff().tolist()
             peaks = [piece.max(0) for piece in acts.split([n for n in own if n])]
@@ -343,7 +351,7 @@ def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_o
     document = corpus.document_of(place.flatten()).reshape(place.shape)
     n = len(corpus.residuals)
     position = place - corpus.starts[document]
-    return Contexts(activation, document, position, fired / n, float(norms.median()), n)
+    return Contexts(activation, document, position, fired / n, median_norm(corpus.residuals), n)
 
 
 def write_contexts(contexts: Contexts, path: Path) -> None:

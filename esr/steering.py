@@ -114,7 +114,8 @@ def write_answers(plans: Sequence[Plan], settings: Settings, workers: Workers, w
             chunks.append(shared | {"plans": [asdict(plans[i]) for i in part]})
             places.append(part)
     sizes = [len(part) for part in places]
-    files = workers.map(write_chunk, chunks, what=what, items=sizes, item="answers")
+    limit = settings.max_new_tokens
+    files = workers.map(write_chunk, chunks, what=what, items=sizes, item="answers", units_per_item=limit)
     trials: dict[int, Trial] = {}
     for part, file in zip(places, files, strict=True):
         rows = [Trial.model_validate(row) for row in json.loads(file.read_bytes())]

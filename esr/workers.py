@@ -49,17 +49,26 @@ class Workers:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
     def map(
-        self, function: ChunkFunction, chunks: Sequence[dict[str, Any]], *, what: str, items: Sequence[int], item: str
+        self,
+        function: ChunkFunction,
+        chunks: Sequence[dict[str, Any]],
+        *,
+        what: str,
+        items: Sequence[int],
+        item: str,
+        units_per_item: int | None = None,
     ) -> list[Path]:
         """Files with the results of `function` over JSON-like `chunks`, in their order; finished chunks are not rerun.
 
-        items: how many items (answers) each chunk holds, for progress. An error in a chunk ends the run; the chunks
+        items: how many items (answers) each chunk holds; units_per_item: tokens an item takes at most; both are for
+        progress. An error in a chunk ends the run; the chunks
         that finished before stay finished.
         """
         paths = [chunk_path(function, chunk) for chunk in chunks]
-        progress = Progress(what, sum(items), item)
         missing = [i for i, path in enumerate(paths) if not path.exists()]
-        progress.reuse(sum(items) - sum(items[i] for i in missing))
+        to_do = sum(items[i] for i in missing)
+        progress = Progress(what, sum(items), item, most_units=to_do * units_per_item if units_per_item else None)
+        progress.reuse(sum(items) - to_do)
         for counter in self.counters:
             counter.value = 0
         if missing and self.count == 0:

@@ -138,3 +138,10 @@ def test_nothing_to_compare_with_is_one_sentence_and_no_failure(root, capsys, mo
     monkeypatch.setenv("PATH", str(root))
     assert numbers.main(["compare"]) == 0
     assert "git is not installed" in capsys.readouterr().out
+
+
+def test_the_readme_shows_the_committed_numbers():
+    text = subprocess.run(
+        ["git", "show", "HEAD:paper/numbers/esr.json"], cwd=REPOSITORY, check=True, capture_output=True, text=True
+    ).stdout
+    assert numbers.results_table(json.loads(text)) in (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -106,6 +106,17 @@ def test_residuals_computed_again_are_those_of_the_shards(shards, documents, tin
     torch.testing.assert_close(again.bfloat16(), corpus.residuals)
 
 
+def test_residuals_as_huge_as_bos_are_left_out(shards, documents):
+    from safetensors.torch import load_file
+
+    shard = load_file(shards[0])
+    shard["residual.1"][len(documents[0]) - 1] *= 1000
+    save_file(shard, shards[0])
+    corpus, whole = read_corpus(shards, layer=1), sum(len(d) - PREFIX for d in documents)
+    assert len(corpus.residuals) == len(corpus.where) == whole - 1
+    assert len(documents[0]) - 1 not in corpus.where.tolist()
+
+
 def test_a_missing_layer_is_refused_with_those_there_are(shards):
     with pytest.raises(ValueError, match="no residuals of layer 2; it has layers 1"):
         read_corpus(shards, layer=2)
