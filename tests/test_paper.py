@@ -47,6 +47,7 @@ def root(tmp_path, monkeypatch):
         "layer": 17,
         "d_sae": 4608,
         "tokens": 1650000,
+        "unique_tokens": 1650000,
     }
     numbers.write_numbers("sae", {model: sae | entropies})
     drawn = {"drawn": 120, "kept": 32, "fires_on_a_prompt": 50, "label_not_concrete": 25, "too_rare": 8, "too_dense": 5}
