@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from esr.embedding import load_embedder
 from esr.paths import data_dir
 from esr.records import Attempt, Judgement, Trial, digest
-from esr.relevance import Embedder, Scorer
+from esr.relevance import Scorer
 from esr.restarts import BLOCKS, LEXICON, SUFFICIENT, find_restarts
 
-EMBEDDER = "minilm-l6"  # id in data/models.yaml
 SAME_WORD = re.compile(r"\b(\w+)(?:\W+\1\b){4}", re.IGNORECASE)
 
 
@@ -24,10 +24,7 @@ def load_judge(model_id: str) -> OfflineJudge:
 
     Raises FileNotFoundError naming the file and the stage that writes it.
     """
-    folder = data_dir("fetch", EMBEDDER)
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no sentence-embedding model: run `dvc repro fetch_embedder` first.")
-    return OfflineJudge(Scorer.load(data_dir("relevance", model_id) / "scorer.json", Embedder(folder)))
+    return OfflineJudge(Scorer.load(data_dir("relevance", model_id) / "scorer.json", load_embedder()))
 
 
 class OfflineJudge:

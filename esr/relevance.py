@@ -17,50 +17,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
+from esr.embedding import Embedder
 from esr.pairs import Pair
 from esr.records import digest, write_text
 from esr.texts import CLASS_NAMES, WORD_CLASS, content_stems, split_pieces, word_classes, words_of
 
 TREES, DEPTH = 150, 4  # boosted trees; on held-out subjects 80 or 300 trees and depths 2 to 5 are within 0.02 Spearman
 STRAY = 0.05  # an answer nearer to more than this share of all other subjects is no answer to its own
-
-
-class Embedder:
-    """all-MiniLM-L6-v2 (or any model of its shape): mean-pooled, unit-length sentence embeddings, bfloat16 inside."""
-
-    def __init__(self, folder: Path, max_tokens: int = 128, batch_tokens: int = 4096):
-        import torch
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        self.torch, self.max_tokens, self.batch_tokens = torch, max_tokens, batch_tokens
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
-        self.words = {w for w in self.tokenizer.get_vocab() if w.isalpha()}  # words common enough for a token
-
-    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dimension"]:
-        """One unit vector per text; batches are filled by length, so that little padding is computed."""
-        ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens).input_ids
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        result = np.zeros((len(ids), self.model.config.hidden_size), dtype=np.float32)
-        while order:
-            rows = max(1, self.batch_tokens // len(ids[order[-1]]))
-            batch, order = order[-rows:], order[:-rows]
-            result[batch] = self._embed([ids[i] for i in batch])
-        return result
-
-    def _embed(self, ids: list[list[int]]) -> np.ndarray:
-        torch = self.torch
-        width = max(map(len, ids))
-        tokens = torch.zeros(len(ids), width, dtype=torch.long)
-        mask = torch.zeros(len(ids), width, dtype=torch.long)
-        for row, own in enumerate(ids):
-            tokens[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), 1
-        with torch.inference_mode():
-            hidden = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
-            pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
-        return torch.nn.functional.normalize(pooled, dim=1).numpy()
 
 
 # Features of one (prompt, text, distractor). 1: a larger value may only raise the score; -1: only lower it; 0: either.

@@ -91,6 +91,10 @@ def test_attempts_cover_the_answer():
 
 
 def test_a_missing_scorer_names_the_stage_that_writes_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("esr.judge.data_dir", lambda stage, model=None: tmp_path / stage)
+    monkeypatch.setattr("esr.embedding.data_dir", lambda stage, model=None: tmp_path / stage)
     with pytest.raises(FileNotFoundError, match="fetch_embedder"):
+        load_judge("m")
+    monkeypatch.setattr("esr.judge.load_embedder", lambda: None)
+    monkeypatch.setattr("esr.judge.data_dir", lambda stage, model=None: tmp_path / stage)
+    with pytest.raises(FileNotFoundError, match="scorer.json"):
         load_judge("m")
