@@ -28,7 +28,7 @@ def clone(tmp_path_factory):
             shutil.copy2(ROOT / name, folder / name)
     for wheel in (CACHE / "wheels").glob("*.whl"):  # downloaded before: the network is not what is tested here
         (folder / ".cache/esr/wheels").mkdir(parents=True, exist_ok=True)
-        os.link(wheel, folder / ".cache/esr/wheels" / wheel.name)
+        shutil.copy2(wheel, folder / ".cache/esr/wheels" / wheel.name)
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
