@@ -104,9 +104,9 @@ def test_executed_again_everything_is_the_same_to_the_byte(clone):
 
 
 def test_a_changed_parameter_runs_what_depends_on_it_and_no_more(clone):
-    edit(clone / "params.yaml", "resamples: 4000", "resamples: 3000")
+    edit(clone / "params.yaml", "confidence: 0.95", "confidence: 0.9")
     assert stages_run(run(clone, "dvc", "repro")) == {"measure", "figures", "paper"}
-    edit(clone / "params.yaml", "resamples: 3000", "resamples: 4000")
+    edit(clone / "params.yaml", "confidence: 0.9", "confidence: 0.95")
     assert not {"fetch", "latents", "calibrate", "steer", "judge"} & stages_run(run(clone, "dvc", "repro"))
 
 
