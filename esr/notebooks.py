@@ -73,7 +73,8 @@ def run(stage: str, model: str | None = None) -> Path:
 
 
 def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Take out what differs between two equal runs: times, the injected cell's id, machine paths, kernel details."""
+    """Take out what differs between two equal runs: times, the injected cell's id, kernel details, and stderr, where
+    libraries warn with the paths of the machine."""
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for number, cell in enumerate(notebook.cells):
         tags = [tag for tag in cell.metadata.get("tags", [])]
@@ -82,6 +83,8 @@ def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.id = "injected-parameters"
         elif not cell.get("id"):
             cell.id = f"cell-{number:02d}"
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             output.pop("metadata", None)
             if output.output_type in ("display_data", "execute_result"):

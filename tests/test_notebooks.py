@@ -62,7 +62,10 @@ def test_executed_copies_hold_no_times_and_no_random_ids():
     cell = notebook.cells[1]
     cell.metadata["tags"], cell.metadata["papermill"] = ["injected-parameters"], {"duration": 1.23}
     cell.id = "a1b2c3d4"
+    warning = nbformat.v4.new_output("stream", name="stderr", text="/home/someone/site-packages: a warning")
+    cell.outputs = [warning, nbformat.v4.new_output("stream", name="stdout", text="a result")]
     text = nbformat.writes(normalize(notebook))
+    assert "someone" not in text and "a result" in text
     assert "papermill" not in text and "a1b2c3d4" not in text and '"injected-parameters"' in text
 
 
