@@ -66,10 +66,19 @@ def run(stage: str, model: str | None = None) -> Path:
         message = f"{source.name} failed: {error.ename}: {error.evalue}"
         raise SystemExit(f"{message}\nThe notebook so far: {working}") from None
     executed = EXECUTED / name
-    write_text(executed, nbformat.writes(normalize(nbformat.read(working, as_version=4))) + "\n")
+    notebook = nbformat.read(working, as_version=4)
+    for warning in stderr_of(notebook):
+        print(warning, end="", file=sys.stderr)
+    write_text(executed, nbformat.writes(normalize(notebook)) + "\n")
     working.unlink()
     print(f"{source.stem}: done in {time.monotonic() - start:.0f} s -> {executed.relative_to(ROOT)}", file=sys.stderr)
     return executed
+
+
+def stderr_of(notebook: nbformat.NotebookNode) -> list[str]:
+    """What the notebook's code and its libraries warned of: for the terminal, not for the executed copy."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output.text for output in outputs if output.get("name") == "stderr"]
 
 
 def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -114,7 +123,6 @@ def read_aloud(log: Path) -> Iterator[None]:
 
     reader = threading.Thread(target=follow, daemon=True)
     os.environ["ESR_PROGRESS"] = str(log)
-    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # progress bars are not for executed notebooks
     reader.start()
     try:
         yield

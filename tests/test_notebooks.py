@@ -9,7 +9,7 @@ from papermill import inspect_notebook
 
 from esr import notebooks
 from esr.config import STAGES, ConfigError, stage_parameters
-from esr.notebooks import check_names, normalize, notebook_path
+from esr.notebooks import check_names, normalize, notebook_path, stderr_of
 
 SOURCES = {stage: notebook_path(stage) for stage in STAGES}
 
@@ -64,6 +64,7 @@ def test_executed_copies_hold_no_times_and_no_random_ids():
     cell.id = "a1b2c3d4"
     warning = nbformat.v4.new_output("stream", name="stderr", text="/home/someone/site-packages: a warning")
     cell.outputs = [warning, nbformat.v4.new_output("stream", name="stdout", text="a result")]
+    assert stderr_of(notebook) == [warning.text]
     text = nbformat.writes(normalize(notebook))
     assert "someone" not in text and "a result" in text
     assert "papermill" not in text and "a1b2c3d4" not in text and '"injected-parameters"' in text
