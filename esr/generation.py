@@ -11,7 +11,7 @@ matrix kernels round differently at different batch shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,8 +19,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from esr.interventions import Intervention, Step, apply
+from esr.attention import ragged
+from esr.interventions import Intervention, Step, apply, shared_prompt
 from esr.sampling import sample
+
+PREFILL = 1024  # prompt tokens run at once: what they need stays in a core's cache, however many rows are admitted
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ class RaggedLayer(CacheLayerMixin):
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         self.keys, self.values = self.keys[rows], self.values[rows]
 
+    def copy(self, sources: Int[Tensor, " copies"], rows: Int[Tensor, " copies"], length: int) -> None:
+        """Give `rows` the first `length` keys and values of `sources`."""
+        for tensor in (self.keys, self.values):
+            tensor[rows, :, :length] = tensor[sources, :, :length]
+
     def get_seq_length(self) -> int:
         return 0 if self.plan.prefill else self.plan.length
 
@@ -94,8 +102,8 @@ class Plan:
 class Generator:
     """Writes answers for one list of rows. Made, run and thrown away by `generate`."""
 
-    def __init__(self, model, rows: Sequence[Row], batch_size: int, temperature, repetition_penalty, stop_tokens):
-        self.model, self.rows = model, rows
+    def __init__(self, model, rows, interventions, batch_size: int, temperature, repetition_penalty, stop_tokens):
+        self.model, self.rows, self.interventions = model, rows, interventions
         self.temperature, self.repetition_penalty = temperature, repetition_penalty
         self.stop_tokens = set(stop_tokens)
         self.device = model.device
@@ -135,14 +143,47 @@ class Generator:
             self.tokens[slot, : len(row.prompt)] = torch.tensor(row.prompt, device=self.device)
             own = torch.Generator().manual_seed(row.seed)
             self.uniforms[slot, : row.max_new_tokens] = torch.rand(row.max_new_tokens, generator=own).to(self.device)
-        slots = torch.tensor(idle, device=self.device)
+        firsts, copies = self._alike(idle)
+        for group in self._groups(firsts):
+            self._prefill(group)
+        if copies:
+            sources, rows = torch.tensor(list(copies.values())), torch.tensor(list(copies))
+            for layer in self.cache.layers:
+                layer.copy(sources, rows, int(self.lengths[rows].max()) - 1)
+
+    def _prefill(self, group: list[int]) -> None:
+        """Run the prompts of some slots, all but the last token of each, into the cache."""
+        slots = torch.tensor(group, device=self.device)
         width = int(self.lengths[slots].max()) - 1
-        if width == 0:
-            return
-        positions = torch.arange(width, device=self.device).expand(len(idle), width)
+        positions = torch.arange(width, device=self.device).expand(len(group), width)
         real = positions < (self.lengths[slots] - 1)[:, None]
         causal = torch.ones(width, width, dtype=torch.bool, device=self.device).tril()[None, None]
         self._forward(slots, positions, causal, real, answer=torch.zeros_like(real), length=width, prefill=True)
+
+    def _groups(self, slots: list[int]) -> Iterator[list[int]]:
+        """Slots of prompts of like length, together at most PREFILL tokens; prompts of one token need no prefill."""
+        lengths = dict(zip(slots, (self.lengths[slots] - 1).tolist(), strict=True))
+        group: list[int] = []
+        for slot in sorted(slots, key=lambda s: lengths[s]):
+            if group and (len(group) + 1) * lengths[slot] > PREFILL:
+                yield group
+                group = []
+            if lengths[slot]:
+                group.append(slot)
+        if group:
+            yield group
+
+    def _alike(self, slots: list[int]) -> tuple[list[int], dict[int, int]]:
+        """Slots whose prompts must be run; for each other slot, the one with the same prompt under the same edits."""
+        firsts: dict = {}
+        copies: dict[int, int] = {}
+        for slot in slots:
+            trial = int(self.trials[slot])
+            edits = shared_prompt(self.interventions, trial)
+            first = firsts.setdefault(slot if edits is None else (self.rows[trial].prompt, edits), slot)
+            if first != slot:
+                copies[slot] = first
+        return list(firsts.values()), copies
 
     def _shrink(self) -> None:
         """Once nothing waits, drop idle slots when they are a quarter of the batch or more."""
@@ -206,21 +247,20 @@ class Generator:
         return self.model(**inputs).logits[:, -1]
 
     def _masks(self, seen: Bool[Tensor, "rows 1 queries keys"], positions: Int[Tensor, "rows queries"]):
-        """The mask as the model's attention takes it; one per kind of layer where layers differ (Gemma 2)."""
+        """The additive mask of the attention; one per kind of layer where layers differ (Gemma 2)."""
         seen = seen.expand(len(positions), -1, -1, -1)
         config = self.model.config
         if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
-            return self._additive(seen)
+            return additive(seen)
         keys = torch.arange(seen.shape[-1], device=self.device)
         near = keys > positions[:, None, :, None] - config.sliding_window
-        return {"full_attention": self._additive(seen), "sliding_attention": self._additive(seen & near)}
+        return {"full_attention": additive(seen), "sliding_attention": additive(seen & near)}
 
-    def _additive(self, seen: Tensor) -> Tensor:
-        """Eager attention adds its mask to the scores; SDPA reads a boolean one."""
-        if self.model.config._attn_implementation != "eager":
-            return seen
-        lowest = torch.finfo(self.model.dtype).min
-        return torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device).masked_fill(~seen, lowest)
+
+def additive(seen: Tensor) -> Tensor:
+    """The mask to add to scores: 0 where a key is seen, the lowest float32 where it is not."""
+    mask = torch.zeros(seen.shape, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(torch.float32).min)
 
 
 @torch.inference_mode()
@@ -244,6 +284,6 @@ def generate(
             raise ValueError(f"Row {index} needs a prompt of at least one token and max_new_tokens of at least 1.")
     if not rows:
         return []
-    generator = Generator(model, rows, batch_size, temperature, repetition_penalty, stop_tokens)
-    with apply(model, interventions, generator.step):
+    generator = Generator(model, rows, interventions, batch_size, temperature, repetition_penalty, stop_tokens)
+    with ragged(model), apply(model, interventions, generator.step):
         return generator.run(on_progress)

@@ -6,7 +6,7 @@ returns the edited residual stream. The unsteered baseline is the empty list: ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,6 +37,10 @@ class Intervention(Protocol):
         """The edited residual stream, as a new tensor (or `hidden` itself, untouched)."""
         ...
 
+    def prompt_key(self, trial: int) -> Hashable | None:
+        """Trials with equal keys have equal prompts edited equally, so that one can stand for all; None: never."""
+        ...
+
 
 @dataclass
 class AddVector:
@@ -54,6 +58,55 @@ class AddVector:
         vectors = self.vectors[step.trials].to(hidden.dtype)
         return hidden + vectors[:, None, :] * where[:, :, None].to(hidden.dtype)
 
+    def prompt_key(self, trial):
+        return () if self.answer_only else tuple(self.vectors[trial].tolist())
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A few latents of an SAE, read without computing the others: `relu(a)` where `a > threshold`, else 0, with
+    `a = (h - center) @ encoder + bias` (ReLU and JumpReLU SAEs; thresholds may be negative). Everything in float32.
+    """
+
+    latents: tuple[int, ...]
+    encoder: Float[Tensor, "d_model latents"]
+    bias: Float[Tensor, " latents"]
+    threshold: Float[Tensor, " latents"]
+    center: Float[Tensor, " d_model"]
+    decoder: Float[Tensor, "latents d_model"]
+
+    def activations(self, hidden: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens latents"]:
+        values = (hidden.float() - self.center) @ self.encoder + self.bias
+        return values.relu() * (values > self.threshold)
+
+    def rows(self, sets: Sequence[Sequence[int]]) -> Bool[Tensor, "trials latents"]:
+        """For each trial, which of `latents` are in its set. Raises ValueError when one is not among `latents`."""
+        for latent in sorted({x for chosen in sets for x in chosen} - set(self.latents)):
+            raise ValueError(f"Latent {latent} is not among the {len(self.latents)} this readout was made for.")
+        chosen = [[latent in set(own) for latent in self.latents] for own in sets]
+        return torch.tensor(chosen, dtype=torch.bool, device=self.bias.device).view(len(sets), len(self.latents))
+
+
+@dataclass
+class ZeroAblate:
+    """Zero-ablation: `h <- h - f_j(h) W_dec[j]` for each latent j of a trial's set, all read at once (paper section 3).
+
+    What the SAE does not explain stays. Read after whatever was attached to the layer before: after steering.
+    chosen: which of the readout's latents each trial loses.
+    """
+
+    layer: int
+    readout: Readout
+    chosen: Bool[Tensor, "trials latents"]
+
+    def edit(self, hidden, step):
+        where = self.chosen[step.trials][:, None, :] & step.real[:, :, None]
+        lost = (self.readout.activations(hidden) * where) @ self.readout.decoder
+        return (hidden.float() - lost).to(hidden.dtype)
+
+    def prompt_key(self, trial):
+        return tuple(self.chosen[trial].tolist())
+
 
 class Capture:
     """Keep the residual stream of real tokens, row by row, in the order they were computed."""
@@ -65,11 +118,35 @@ class Capture:
     def edit(self, hidden, step):
         for row, trial in enumerate(step.trials.tolist()):
             if bool(step.real[row].any()):
-                self.pieces[trial].append(hidden[row, step.real[row]].clone())
+                self.pieces[trial].append(self.read(hidden[row, step.real[row]]))
         return hidden
 
-    def residuals(self, trial: int) -> Float[Tensor, "tokens d_model"]:
+    def read(self, residuals: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens kept"]:
+        """What is kept of a trial's residuals."""
+        return residuals.clone()
+
+    def prompt_key(self, trial):
+        return None  # every trial's own residuals are wanted
+
+    def residuals(self, trial: int) -> Float[Tensor, "tokens kept"]:
         return torch.cat(self.pieces[trial])
+
+
+class CaptureLatents(Capture):
+    """Keep the activations of a readout's latents, nothing of size d_sae or d_model."""
+
+    def __init__(self, layer: int, n_trials: int, readout: Readout):
+        super().__init__(layer, n_trials)
+        self.readout = readout
+
+    def read(self, residuals):
+        return self.readout.activations(residuals)
+
+
+def shared_prompt(interventions: Sequence[Intervention], trial: int) -> Hashable | None:
+    """What must be equal, besides the prompt, for trials to share a prompt's keys and values; None: nothing will do."""
+    keys = tuple(intervention.prompt_key(trial) for intervention in interventions)
+    return None if None in keys else keys
 
 
 @contextmanager

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor
 
 from esr.config import ConfigError, model_entry
+from esr.interventions import Readout
 from esr.paths import ROOT, data_dir
 
 
@@ -60,17 +64,47 @@ def load_sae(model_id: str):
     return sae
 
 
-def load_directions(model_id: str, latents: list[int]) -> Float[Tensor, "latents d_model"]:
+def load_directions(model_id: str, latents: Sequence[int]) -> Float[Tensor, "latents d_model"]:
     """Unit decoder directions of `latents`, float32: a boost is then a length in the residual stream."""
-    from safetensors import safe_open
+    weights, _ = _sae_weights(model_id)
+    decoder = weights("W_dec")[list(latents)].float()
+    return decoder / decoder.norm(dim=-1, keepdim=True)
 
+
+def load_readout(model_id: str, latents: Sequence[int]) -> Readout:
+    """What reads and ablates `latents` alone, on `device()`.
+
+    Raises ConfigError for an SAE whose latents depend on each other (top-k) or that rescales its input.
+    """
+    weights, config = _sae_weights(model_id)
+    kind, scaling = config["architecture"], config.get("normalize_activations", "none")
+    if kind not in ("standard", "jumprelu") or scaling != "none":
+        raise ConfigError(
+            f"The SAE of {model_id} is {kind} with normalize_activations {scaling}: single latents can be read only "
+            "from a standard or jumprelu SAE with none; convert it with SAELens first."
+        )
+    chosen = list(latents)
+    bias = weights("b_enc")[chosen]
+    parts = {
+        "encoder": weights("W_enc")[:, chosen],
+        "bias": bias,
+        "threshold": weights("threshold")[chosen] if kind == "jumprelu" else torch.zeros_like(bias),
+        "center": weights("b_dec") * float(config.get("apply_b_dec_to_input", True)),
+        "decoder": weights("W_dec")[chosen],
+    }
+    return Readout(tuple(chosen), **{name: part.float().contiguous().to(device()) for name, part in parts.items()})
+
+
+def _sae_weights(model_id: str) -> tuple[Callable[[str], Tensor], dict]:
+    """A function from a weight's name to the weight, and the SAE's configuration; a folder needs no sae_lens."""
     source = model_entry(model_id).sae
     if source.kind == "folder":
-        with safe_open(ROOT / source.path / "sae_weights.safetensors", framework="pt") as weights:
-            decoder = weights.get_tensor("W_dec")[latents].float()
-    else:
-        decoder = load_sae(model_id).W_dec.detach()[latents].float().cpu()
-    return decoder / decoder.norm(dim=-1, keepdim=True)
+        folder = ROOT / source.path
+        file = safe_open(folder / "sae_weights.safetensors", framework="pt")
+        return file.get_tensor, json.loads((folder / "cfg.json").read_text())
+    sae = load_sae(model_id)
+    state = {name: weight.detach().cpu() for name, weight in sae.state_dict().items()}
+    return state.__getitem__, sae.cfg.to_dict()
 
 
 def stop_tokens(model) -> list[int]:
@@ -79,9 +113,9 @@ def stop_tokens(model) -> list[int]:
     return list(ends) if isinstance(ends, list) else [ends]
 
 
-def chat_tokens(tokenizer, prompt: str, prefill: str = "") -> tuple[int, ...]:
-    """Token ids of one user turn in the model's chat template, the answer begun with `prefill`."""
+def chat_tokens(tokenizer, prompt: str, prefill: Sequence[int] = ()) -> tuple[int, ...]:
+    """Token ids of one user turn in the model's chat template, the answer begun with the tokens `prefill`."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
     )
-    return tuple(tokenizer(text + prefill, add_special_tokens=False).input_ids)
+    return (*tokenizer(text, add_special_tokens=False).input_ids, *prefill)

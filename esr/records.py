@@ -74,7 +74,10 @@ class Trial(Record):
     seed: int
     boost: float  # in units of the median residual norm; 0 without steering
     layer: int
-    prefill: str = ""
+    ablate: list[int] = []  # latents zero-ablated, read after steering
+    instruction: str = ""  # said to the model after the prompt
+    prefill: list[int] = []  # token ids put in as the beginning of the answer
+    answer_only: bool = False  # steered at the answer's tokens alone
     max_new_tokens: int
     temperature: float
     repetition_penalty: float

@@ -11,17 +11,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 64  # the CDF is searched in two levels: sums of blocks, then within one block
+CACHED = 400_000  # logits drawn from at a time, to stay in a core's cache (192 rows of 49,152: 11 ms instead of 69)
 
 
 def penalize(
     logits: Float[Tensor, "rows vocab"], seen: Int[Tensor, "rows tokens"], penalty: float
 ) -> Float[Tensor, "rows vocab"]:
-    """Divide positive and multiply negative logits of `seen` tokens by `penalty` (Keskar et al. 2019), once each."""
+    """Divide positive and multiply negative logits of `seen` tokens by `penalty` (Keskar et al. 2019), once each.
+
+    Changes `logits` and returns it.
+    """
     if penalty == 1.0:
         return logits
     scores = logits.gather(1, seen)
     scores = torch.where(scores > 0, scores / penalty, scores * penalty)
-    return logits.scatter(1, seen, scores)  # a repeated token writes the same value twice
+    return logits.scatter_(1, seen, scores)  # a repeated token writes the same value twice
 
 
 def sample(
@@ -33,14 +37,21 @@ def sample(
 ) -> Int[Tensor, " rows"]:
     """Draw one token per row from softmax(penalized logits / temperature) at CDF value `uniforms` in [0, 1).
 
-    temperature 0 takes the largest logit. Computed in float32 whatever the model's dtype.
+    temperature 0 takes the largest logit. Computed in float32 whatever the model's dtype; `logits` is left as it is.
     """
-    logits = penalize(logits.float(), seen, repetition_penalty)
+    at_once = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    parts = zip(logits.split(at_once), seen.split(at_once), uniforms.split(at_once), strict=True)
+    return torch.cat([_draw(*part, temperature, repetition_penalty) for part in parts])
+
+
+def _draw(logits, seen, uniforms, temperature: float, repetition_penalty: float) -> Int[Tensor, " rows"]:
+    weights = penalize(logits.to(torch.float32, copy=True), seen, repetition_penalty)
     if temperature == 0:
-        return logits.argmax(dim=-1)
-    vocab = logits.shape[-1]
-    weights = (logits - logits.amax(dim=-1, keepdim=True)).div_(temperature).exp_()
-    weights = torch.nn.functional.pad(weights, (0, -vocab % BLOCK)).unflatten(-1, (-1, BLOCK))
+        return weights.argmax(dim=-1)
+    weights.sub_(weights.amax(dim=-1, keepdim=True)).div_(temperature).exp_()
+    if overhang := weights.shape[-1] % BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, BLOCK - overhang))
+    weights = weights.unflatten(-1, (-1, BLOCK))
     block_cdf = weights.sum(dim=-1).cumsum(dim=-1)
     target = uniforms[:, None] * block_cdf[:, -1:]
     block = torch.searchsorted(block_cdf, target, right=True).clamp(max=block_cdf.shape[1] - 1)

@@ -15,8 +15,9 @@ import torch
 
 from esr.config import check_latents, model_entry
 from esr.generation import Row, generate
-from esr.interventions import AddVector, Capture
-from esr.models import chat_tokens, load_directions, resident_model, stop_tokens
+from esr.guard import Guard, watched
+from esr.interventions import AddVector, Intervention, ZeroAblate
+from esr.models import chat_tokens, load_directions, load_readout, resident_model, stop_tokens
 from esr.paths import data_dir
 from esr.provenance import engine_provenance
 from esr.records import Prompt, Trial, digest
@@ -28,6 +29,10 @@ class Plan:
     """One answer to be written: all that determines it but the sampling settings shared by a run.
 
     boost: in units of the median residual norm; 0 leaves the residual stream alone.
+    layer: where it is added; None for the registry's steer_layer.
+    ablate: latents zero-ablated at the registry's sae_layer, read after steering.
+    instruction: said to the model after the prompt, in the same turn; the judge never sees it.
+    prefill: token ids put in as the beginning of the answer; not part of the answer's tokens and text.
     """
 
     condition: str
@@ -37,6 +42,10 @@ class Plan:
     prompt: str
     seed: int
     boost: float
+    layer: int | None = None
+    ablate: tuple[int, ...] = ()
+    instruction: str = ""
+    prefill: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Settings:
     """Sampling settings and the scale of the steering, shared by the answers of a run.
 
     residual_norm: median norm of the residual stream at the steered layer, without BOS.
+    answer_only: steer the tokens of the answer alone; the paper steers the prompt as well.
     """
 
     model: str
@@ -51,6 +61,7 @@ class Settings:
     batch_size: int
     max_new_tokens: int
     residual_norm: float
+    answer_only: bool = False
 
 
 def trial_seed(seed: int, latent: int, prompt_id: str, repeat: int) -> int:
@@ -99,11 +110,11 @@ def write_answers(plans: Sequence[Plan], settings: Settings, workers: Workers, w
     Chunks of at most `batch_size` answers of one condition run in worker processes and survive a kill. Raises
     ConfigError before any model loads when a latent does not exist.
     """
-    check_latents(settings.model, sorted({plan.latent for plan in plans}))
+    check_latents(settings.model, sorted({x for plan in plans for x in (plan.latent, *plan.ablate)}))
     entry = model_entry(settings.model)
     shared = asdict(settings) | {
-        "layer": entry.steer_layer,
         "repetition_penalty": entry.repetition_penalty,
+        "sae_layer": entry.sae_layer,
         "provenance": engine_provenance(settings.model),
     }
     order = sorted(range(len(plans)), key=lambda i: plans[i].condition)  # stable: a chunk holds one condition
@@ -111,7 +122,9 @@ def write_answers(plans: Sequence[Plan], settings: Settings, workers: Workers, w
     for condition in dict.fromkeys(plans[i].condition for i in order):
         members = [i for i in order if plans[i].condition == condition]
         for part in split(members, settings.batch_size):
-            chunks.append(shared | {"plans": [asdict(plans[i]) for i in part]})
+            own = [plans[i] for i in part]
+            own = [asdict(p) | {"layer": entry.steer_layer if p.layer is None else p.layer} for p in own]
+            chunks.append(shared | {"plans": own})
             places.append(part)
     sizes = [len(part) for part in places]
     limit = settings.max_new_tokens
@@ -126,29 +139,25 @@ def write_answers(plans: Sequence[Plan], settings: Settings, workers: Workers, w
 def write_chunk(chunk: dict, report: Report) -> bytes:
     """Answers of one chunk as JSON rows of `Trial`. Runs in a worker, which keeps its model between chunks."""
     model, tokenizer = resident_model(chunk["model"])
-    plans = [Plan(**plan) for plan in chunk["plans"]]
-    rows = [Row(chat_tokens(tokenizer, p.prompt), p.seed, chunk["max_new_tokens"]) for p in plans]
-    boosts = torch.tensor([p.boost for p in plans])
-    interventions = []
-    if boosts.any():
-        directions = load_directions(chunk["model"], [p.latent for p in plans])
-        vectors = (boosts[:, None] * chunk["residual_norm"] * directions).to(model.device)
-        check_edit(model, rows, chunk["layer"], vectors)
-        interventions.append(AddVector(chunk["layer"], vectors))
-    answers = generate(
-        model,
-        rows,
-        interventions,
-        batch_size=chunk["batch_size"],
-        temperature=chunk["temperature"],
-        repetition_penalty=chunk["repetition_penalty"],
-        stop_tokens=stop_tokens(model),
-        on_progress=lambda written, finished: report(finished, written),
-    )
-    settings = {name: chunk[name] for name in ("layer", "max_new_tokens", "temperature", "repetition_penalty")}
+    plans = [Plan(**plan | {name: tuple(plan[name]) for name in ("ablate", "prefill")}) for plan in chunk["plans"]]
+    rows = [Row(chat_tokens(tokenizer, said(p), p.prefill), p.seed, chunk["max_new_tokens"]) for p in plans]
+    guards, edits = build_edits(chunk, plans, model.device)
+    with watched(model, guards):
+        answers = generate(
+            model,
+            rows,
+            [*guards, *edits],
+            batch_size=chunk["batch_size"],
+            temperature=chunk["temperature"],
+            repetition_penalty=chunk["repetition_penalty"],
+            stop_tokens=stop_tokens(model),
+            on_progress=lambda written, finished: report(finished, written),
+        )
+    settings = {name: chunk[name] for name in ("max_new_tokens", "temperature", "repetition_penalty", "answer_only")}
     trials = []
     for plan, answer in zip(plans, answers, strict=True):
         fields = {"model": chunk["model"]} | asdict(plan) | settings
+        fields |= {"ablate": list(plan.ablate), "prefill": list(plan.prefill)}
         trials.append(
             Trial(
                 id=digest(fields, chunk["residual_norm"], chunk["provenance"]),
@@ -161,33 +170,30 @@ def write_chunk(chunk: dict, report: Report) -> bytes:
     return json.dumps([t.model_dump() for t in trials], ensure_ascii=False).encode()
 
 
-class SteeringError(RuntimeError):
-    """The residual stream does not show the intended edit: a run that went on would be unsteered or wrongly steered."""
+def said(plan: Plan) -> str:
+    """The user's turn: the prompt, and the instruction in a paragraph of its own."""
+    return f"{plan.prompt}\n\n{plan.instruction}" if plan.instruction else plan.prompt
 
 
-def check_edit(model, rows: Sequence[Row], layer: int, vectors: torch.Tensor) -> None:
-    """Canary, run before every steered chunk: with and without steering, the captured residual differs by the vector.
-
-    Raises SteeringError when it does not, to the rounding of the model's dtype.
+def build_edits(chunk: dict, plans: Sequence[Plan], device) -> tuple[list[Guard], list[Intervention]]:
+    """What edits the residual stream for these plans, and the guards that watch it: per layer, the vectors of the rows
+    steered there, then the ablation, which reads after them. Layers that no plan edits get neither.
     """
-    n = min(4, len(rows))
-    probes = [Row(row.prompt, row.seed, 1) for row in rows[:n]]
-    residuals = {}
-    for steered in (False, True):
-        capture = Capture(layer, n)
-        edits = [AddVector(layer, vectors[:n])] if steered else []
-        generate(
-            model, probes, [*edits, capture], batch_size=n, temperature=0.0, repetition_penalty=1.0, stop_tokens=[]
-        )
-        residuals[steered] = [capture.residuals(i).float() for i in range(n)]
-    for i in range(n):
-        plain, edited, vector = residuals[False][i], residuals[True][i], vectors[i].float()
-        # Each of plain + vector and vector itself is rounded once to the model's dtype.
-        rounding = torch.finfo(model.dtype).eps * (plain.abs() + vector.abs())
-        wrong = ((edited - plain) - vector).abs() > rounding
-        if plain.shape != edited.shape or len(plain) != len(rows[i].prompt) or bool(wrong.any()):
-            raise SteeringError(
-                f"Steering check failed at layer {layer}: the residual stream of row {i} does not differ from the "
-                "unsteered one by exactly the steering vector. Another hook or a model that is not Llama-like changes "
-                "that layer's output; do not use its answers."
-            )
+    layers = sorted(
+        {p.layer for p in plans if p.boost} | ({chunk["sae_layer"]} if any(p.ablate for p in plans) else set())
+    )
+    guards, edits = [], []
+    for layer in layers:
+        boosts = torch.tensor([p.boost if p.layer == layer else 0.0 for p in plans])
+        parts: dict = {}
+        if boosts.any():
+            directions = load_directions(chunk["model"], [p.latent for p in plans])
+            vectors = (boosts[:, None] * chunk["residual_norm"] * directions).to(device)
+            parts |= {"vectors": vectors, "answer_only": chunk["answer_only"]}
+            edits.append(AddVector(layer, vectors, chunk["answer_only"]))
+        if layer == chunk["sae_layer"] and any(p.ablate for p in plans):
+            readout = load_readout(chunk["model"], sorted({x for p in plans for x in p.ablate}))
+            parts |= {"readout": readout, "chosen": readout.rows([p.ablate for p in plans])}
+            edits.append(ZeroAblate(layer, readout, parts["chosen"]))
+        guards.append(Guard(layer, **parts))
+    return guards, edits

@@ -98,3 +98,37 @@ def test_length_limit_and_stop(model):
 def test_impossible_rows_are_refused(model, row):
     with pytest.raises(ValueError, match="Row 0"):
         generate(model, [row], batch_size=1, **GREEDY)
+
+
+def test_rows_with_the_same_prompt_and_edits_share_its_prefill(model):
+    """The prompt is run once for those that share it, and answers are those of rows that do not."""
+    prompt, other = (5, 6, 7, 8), (9, 10, 11)
+    same = [Row(prompt, seed=i, max_new_tokens=6) for i in range(4)] + [Row(other, 9, 6), Row(prompt, 9, 6)]
+    vectors = torch.zeros(6, 32)
+    vectors[3] = 2.0
+    seen = []
+
+    class Counted(AddVector):
+        def edit(self, hidden, step):
+            if not step.answer.any():
+                seen.append(step.trials.tolist())
+            return super().edit(hidden, step)
+
+    together = generate(model, same, [Counted(1, vectors)], batch_size=6, **SAMPLING)
+    assert sorted(i for group in seen for i in group) == [0, 3, 4]
+    for i, row in enumerate(same):
+        [alone] = generate(model, [row], [AddVector(1, vectors[i : i + 1])], batch_size=1, **SAMPLING)
+        assert together[i] == alone
+
+
+def test_many_prompts_are_run_in_groups_of_bounded_size(model, monkeypatch):
+    monkeypatch.setattr("esr.generation.PREFILL", 12)
+    whole = generate(model, rows(), batch_size=7, **SAMPLING)
+    monkeypatch.setattr("esr.generation.PREFILL", 10_000)
+    assert generate(model, rows(), batch_size=7, **SAMPLING) == whole
+
+
+def test_the_models_own_attention_is_back_afterwards(model):
+    before = model.config._attn_implementation
+    generate(model, rows(), batch_size=3, **GREEDY)
+    assert model.config._attn_implementation == before

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from esr.generation import Row, generate
-from esr.interventions import AddVector, Capture, Step, apply
+from esr.interventions import AddVector, Capture, CaptureLatents, Readout, Step, ZeroAblate, apply
 
 GREEDY = {"batch_size": 3, "temperature": 0.0, "repetition_penalty": 1.0, "stop_tokens": []}
 ROWS = [Row((5, 6, 7, 8), 0, 3), Row((9, 10), 0, 3), Row((11, 12, 13), 0, 3)]
@@ -49,6 +49,9 @@ def test_hooks_are_gone_after_an_exception(model):
         def edit(self, hidden, step):
             raise RuntimeError("broken edit")
 
+        def prompt_key(self, trial):
+            return None
+
     with pytest.raises(RuntimeError, match="broken edit"):
         generate(model, ROWS, [AddVector(0, torch.ones(3, 32)), Broken()], **GREEDY)
     assert not any(layer._forward_hooks for layer in model.model.layers)
@@ -59,3 +62,94 @@ def test_a_layer_that_does_not_exist_is_refused_before_any_hook(model):
     with pytest.raises(ValueError, match="layers 0 to 2"), apply(model, [AddVector(3, torch.ones(1, 32))], step):
         pass
     assert not any(layer._forward_hooks for layer in model.model.layers)
+
+
+def readout(n=4, bias=0.0, seed=5):
+    """Latents whose decoder is their encoder's direction, orthogonal to each other, as in a well-trained SAE."""
+    draw = torch.Generator().manual_seed(seed)
+    directions = torch.linalg.qr(torch.randn(32, n, generator=draw)).Q
+    center = 0.1 * torch.randn(32, generator=draw)
+    return Readout(
+        tuple(range(10, 10 + n)), directions, torch.full((n,), bias), torch.full((n,), 0.3), center, directions.T
+    )
+
+
+def test_an_ablated_latent_reads_zero_and_nothing_else_changes(model):
+    """Only the chosen latents of the chosen rows: what is lost is exactly their share of the residual stream."""
+    sae = readout(n=8, bias=300.0)  # all latents active, whatever the random model's residuals
+    chosen = sae.rows([(), (10, 12, 13, 15), (11, 14, 16, 17)])
+    plain, ablated = residuals(model, [1, 2], []), residuals(model, [1, 2], [ZeroAblate(1, sae, chosen)])
+    assert torch.equal(ablated[0][0], plain[0][0]) and torch.equal(ablated[1][0], plain[1][0])
+    for row in (1, 2):
+        before, after = sae.activations(plain[0][row]), sae.activations(ablated[0][row])
+        assert (before[:, chosen[row]] > 0).all()
+        assert (after[:, chosen[row]] == 0).all()
+        torch.testing.assert_close(after[:, ~chosen[row]], before[:, ~chosen[row]], atol=1e-4, rtol=1e-4)
+        lost = (before * chosen[row]) @ sae.decoder
+        torch.testing.assert_close(ablated[0][row], plain[0][row] - lost)
+        assert not torch.equal(ablated[1][row], plain[1][row])
+
+
+def test_ablation_reads_after_steering_and_undoes_a_steered_latent(model):
+    sae = readout()
+    vectors = 500 * sae.decoder[[0, 0, 0]]
+    edits = [AddVector(1, vectors), ZeroAblate(1, sae, sae.rows([(10,), (11,), ()]))]
+    [edited] = residuals(model, [1], edits)
+    read = [sae.activations(edited[row])[:, 0] for row in range(3)]
+    assert (read[0] == 0).all() and (read[1] > 10).all() and (read[2] > 10).all()
+
+
+def test_the_steered_layer_and_the_ablated_layer_may_differ_and_rows_may_be_steered_at_different_layers(model):
+    sae = readout()
+    first, second = torch.zeros(3, 32), torch.zeros(3, 32)
+    first[0], second[1] = 2.0, -3.0
+    edits = [AddVector(0, first), AddVector(1, second), ZeroAblate(2, sae, sae.rows([(), (), (10, 11, 12, 13)]))]
+    plain, edited = residuals(model, [0, 1, 2], []), residuals(model, [0, 1, 2], edits)
+    assert torch.equal(edited[0][0], plain[0][0] + 2.0) and torch.equal(edited[0][1], plain[0][1])
+    assert torch.equal(edited[1][1], plain[1][1] - 3.0) and torch.equal(edited[1][2], plain[1][2])
+    assert (sae.activations(edited[2][2]) == 0).all() and (sae.activations(plain[2][2]) > 0).any()
+
+
+def test_captured_latents_are_those_of_the_captured_residuals(model):
+    sae, vectors = readout(), torch.randn(3, 32, generator=torch.Generator().manual_seed(4))
+    latents, whole = CaptureLatents(1, 3, sae), Capture(1, 3)
+    generate(model, ROWS, [AddVector(1, vectors), latents, whole], **GREEDY)
+    for row in range(3):
+        assert latents.residuals(row).shape == (len(ROWS[row].prompt) + 2, 4)
+        torch.testing.assert_close(latents.residuals(row), sae.activations(whole.residuals(row)))
+
+
+def test_a_latent_the_readout_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="Latent 99 is not among the 4"):
+        readout().rows([(10,), (99,)])
+
+
+@pytest.mark.parametrize("kind", ["standard", "jumprelu"])
+def test_a_readout_reads_what_saelens_reads(kind, tmp_path, monkeypatch):
+    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
+
+    from esr import models
+
+    classes = {"standard": (StandardSAE, StandardSAEConfig), "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig)}
+    sae_class, config_class = classes[kind]
+    sae = sae_class(config_class(d_in=32, d_sae=64))
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in sae.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=draw) * 0.3)
+    sae.save_model(tmp_path)
+    entry = models.model_entry("smollm2-135m")
+    folder = entry.sae.model_copy(update={"path": str(tmp_path)})
+    monkeypatch.setattr(models, "model_entry", lambda _id: entry.model_copy(update={"sae": folder}))
+    hidden = torch.randn(3, 5, 32, generator=draw)
+    expected = sae.encode(hidden)[..., [7, 3, 40]]
+    assert (expected > 0).any() and (expected == 0).any()
+    torch.testing.assert_close(models.load_readout("smollm2-135m", [7, 3, 40]).activations(hidden), expected)
+
+
+def test_an_sae_whose_latents_depend_on_each_other_is_refused(monkeypatch):
+    from esr import models
+
+    monkeypatch.setattr(models, "_sae_weights", lambda _id: (None, {"architecture": "topk"}))
+    with pytest.raises(ValueError, match="is topk with normalize_activations none"):
+        models.load_readout("smollm2-135m", [1])

@@ -1,13 +1,16 @@
 """Pairs share latent, prompt and seed; a run whose residual stream does not show the edit never goes on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from esr import steering
-from esr.generation import Row
-from esr.interventions import AddVector
+from esr.generation import Row, generate
+from esr.guard import Guard, SteeringError, watched
+from esr.interventions import AddVector, Readout, ZeroAblate
 from esr.records import Prompt
-from esr.steering import SteeringError, check_edit, plan_condition, trial_seed
+from esr.steering import build_edits, plan_condition, trial_seed
 
 PROMPTS = [Prompt(id=f"evaluation-{i:02d}", text=f"Explain how to do {i}.") for i in range(10)]
 DRAW = {"n_prompts": 4, "n_seeds": 2, "seed": 1}
@@ -47,31 +50,93 @@ def test_too_few_prompts_are_refused():
         plan_condition("steered", {3: 0.4}, {3: ""}, PROMPTS, n_prompts=11, n_seeds=1, seed=1)
 
 
+def guarded(model, edits, **parts):
+    guard = Guard(1, **parts)
+    with watched(model, [guard]):
+        generate(model, ROWS, [guard, *edits], batch_size=2, temperature=0.0, repetition_penalty=1.0, stop_tokens=[])
+    return guard
+
+
+def ablation():
+    directions = torch.linalg.qr(torch.randn(32, 3, generator=torch.Generator().manual_seed(5))).Q
+    readout = Readout((1, 2, 3), directions, torch.zeros(3), torch.zeros(3), torch.zeros(32), directions.T)
+    return readout, readout.rows([(1, 3), ()])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_canary_passes_where_steering_works(model, dtype):
-    check_edit(model.to(dtype), ROWS, 1, vectors())
+@pytest.mark.parametrize("answer_only", [False, True])
+def test_the_guard_lets_the_intended_edit_pass_on_prompt_and_answer(model, dtype, answer_only):
+    readout, chosen = ablation()
+    edits = [AddVector(1, vectors(), answer_only), ZeroAblate(1, readout, chosen)]
+    parts = {"vectors": vectors(), "answer_only": answer_only, "readout": readout, "chosen": chosen}
+    assert guarded(model.to(dtype), edits, **parts).passes == 1 + 4
 
 
-def test_the_canary_stops_an_unsteered_run(model, monkeypatch):
-    monkeypatch.setattr(AddVector, "edit", lambda self, hidden, step: hidden)
+def test_the_guard_stops_an_unsteered_run(model):
     with pytest.raises(SteeringError, match="layer 1"):
-        check_edit(model, ROWS, 1, vectors())
+        guarded(model, [], vectors=vectors())
 
 
-def test_the_canary_stops_a_run_steered_with_rows_exchanged(model, monkeypatch):
-    right = AddVector.edit
-    monkeypatch.setattr(AddVector, "edit", lambda self, h, step: right(AddVector(1, self.vectors.flip(0)), h, step))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_guard_sees_a_vector_a_little_too_short(model, dtype):
     with pytest.raises(SteeringError):
-        check_edit(model, ROWS, 1, vectors())
+        guarded(model.to(dtype), [AddVector(1, 0.97 * vectors())], vectors=vectors())
 
 
-def test_the_canary_stops_a_run_steered_on_the_answer_alone(model, monkeypatch):
-    right = AddVector.edit
-    monkeypatch.setattr(
-        AddVector, "edit", lambda self, h, step: right(AddVector(1, self.vectors, answer_only=True), h, step)
-    )
+def test_the_guard_stops_a_run_steered_with_rows_exchanged(model):
     with pytest.raises(SteeringError):
-        check_edit(model, ROWS, 1, vectors())
+        guarded(model, [AddVector(1, vectors().flip(0))], vectors=vectors())
+
+
+@pytest.mark.parametrize("answer_only", [False, True])
+def test_the_guard_stops_a_run_steered_elsewhere_in_the_text(model, answer_only):
+    with pytest.raises(SteeringError):
+        guarded(model, [AddVector(1, vectors(), not answer_only)], vectors=vectors(), answer_only=answer_only)
+
+
+def test_the_guard_stops_a_run_that_ablates_other_latents_or_none_or_before_steering(model):
+    readout, chosen = ablation()
+    steer = AddVector(1, vectors())
+    for edits in ([steer], [steer, ZeroAblate(1, readout, ~chosen)], [ZeroAblate(1, readout, chosen), steer]):
+        with pytest.raises(SteeringError):
+            guarded(model, edits, vectors=vectors(), readout=readout, chosen=chosen)
+
+
+def test_the_guard_stops_a_run_whose_hook_edits_in_place(model):
+    class InPlace(AddVector):
+        def edit(self, hidden, step):
+            hidden += 1.0
+            return hidden
+
+    with pytest.raises(SteeringError):
+        guarded(model, [InPlace(1, vectors())], vectors=vectors())
+
+
+def test_a_guard_that_saw_nothing_is_an_error(model):
+    with pytest.raises(SteeringError, match="nothing passed layer 1"), watched(model, [Guard(1, vectors())]):
+        pass
+
+
+def test_every_plan_gets_its_own_layer_vector_and_ablation():
+    """From plans to edits: the registry's SAE, rows steered at different layers, some not at all."""
+    base = plan_condition("steered", {3: 0.5, 8: 0.25}, {3: "", 8: ""}, PROMPTS, n_prompts=1, n_seeds=1, seed=1)
+    plans = [
+        replace(base[0], layer=17, ablate=(5, 9)),
+        replace(base[1], layer=12),
+        replace(base[0], layer=17, boost=0.0),
+    ]
+    chunk = {"model": "smollm2-135m", "sae_layer": 17, "residual_norm": 100.0, "answer_only": False}
+    guards, edits = build_edits(chunk, plans, "cpu")
+    assert [type(e).__name__ + str(e.layer) for e in edits] == ["AddVector12", "AddVector17", "ZeroAblate17"]
+    assert [g.layer for g in guards] == [12, 17]
+    norms = torch.stack([edits[0].vectors.norm(dim=-1), edits[1].vectors.norm(dim=-1)])
+    torch.testing.assert_close(norms, torch.tensor([[0.0, 25.0, 0.0], [50.0, 0.0, 0.0]]))
+    assert edits[2].readout.latents == (5, 9) and edits[2].chosen.tolist() == [
+        [True, True],
+        [False, False],
+        [False, False],
+    ]
+    assert build_edits(chunk, plans[2:], "cpu") == ([], [])
 
 
 def test_a_latent_that_does_not_exist_is_refused_before_a_model_loads(monkeypatch):

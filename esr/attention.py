@@ -1,0 +1,63 @@
+"""Attention over a ragged cache: one query per row against keys that lie row by row, most of a decoding step's cost.
+
+PyTorch's CPU kernel for scaled dot products is made for long queries. For a single one the product `keys @ query` of
+all heads that share a key head, taken as one batched matrix product, is two to three times faster (SmolLM2-135M,
+96 rows, 236 keys, one core: 1.2 ms a layer instead of 2.7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "esr_ragged"
+
+
+def ragged_attention(
+    module,
+    query: Float[Tensor, "rows heads queries head_dim"],
+    key: Float[Tensor, "rows key_heads keys head_dim"],
+    value: Float[Tensor, "rows key_heads keys head_dim"],
+    attention_mask: Float[Tensor, "rows 1 queries keys"],
+    scaling: float,
+    softcap: float | None = None,
+    **kwargs,
+) -> tuple[Float[Tensor, "rows queries heads head_dim"], None]:
+    """Attention as transformers' layers call it, with an additive float32 mask and Gemma 2's soft cap of the scores.
+
+    Scores are products in the model's dtype and are normalized in float32, as in transformers' eager attention.
+    """
+    if query.shape[2] > 1 and softcap is None:
+        mask = attention_mask.to(query.dtype)
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=False)
+    rows, heads, queries, head_dim = query.shape
+    key_heads, keys = key.shape[1:3]
+    sharing = heads // key_heads  # query heads that share a key head
+    together = query.reshape(rows * key_heads, sharing * queries, head_dim)
+    scores = torch.bmm(key.flatten(0, 1), together.transpose(1, 2))  # keys first: they are read as they lie
+    scores = scores.transpose(1, 2).contiguous().float().mul_(scaling)
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    scores.view(rows, key_heads, sharing, queries, keys).add_(attention_mask[:, :, None])
+    mixed = torch.bmm(scores.softmax(dim=-1).to(value.dtype), value.flatten(0, 1))
+    return mixed.view(rows, heads, queries, head_dim).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, ragged_attention)
+
+
+@contextmanager
+def ragged(model) -> Iterator[None]:
+    """Within the block `model` attends by `ragged_attention`; afterwards as before, also after an error."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
