@@ -57,7 +57,7 @@ def test_rate_is_never_narrower_than_wilson():
     spread = np.tile(np.arange(8) == 0, 24)  # every resample has the same rate: the bootstrap alone has width zero
     low, high = statistics.wilson(24, 192)
     result = statistics.rate(spread, latents)
-    assert (result["low"], result["high"]) == (low, high)
+    assert 0 < result["low"] < low and high < result["high"] < 1.2 * high
 
 
 def test_mean_of_few_clusters_has_the_width_of_students_t():
@@ -83,19 +83,83 @@ def test_unclustered_is_the_normal_interval():
     assert (result["low"], result["high"]) == pytest.approx((0.074 - half, 0.074 + half))
 
 
-def test_shown_interval_covers_where_the_unclustered_one_does_not():
-    """200 simulated studies of 24 latents x 8 trials, rate 0.15, intra-class correlation 0.25."""
-    rng = np.random.default_rng(11)
-    true, correlation, latents = 0.15, 0.25, np.repeat(np.arange(24), 8)
-    a, b = true * (1 - correlation) / correlation, (1 - true) * (1 - correlation) / correlation
-    covered = {"shown": 0, "unclustered": 0}
-    for study in range(200):
-        events = rng.random(192) < np.repeat(rng.beta(a, b, 24), 8)
-        results = {
-            "shown": statistics.rate(events, latents, resamples=500, seed=study),
-            "unclustered": statistics.unclustered(events),
-        }
-        for name, result in results.items():
-            covered[name] += result["low"] <= true <= result["high"]
-    assert covered["shown"] >= 0.89 * 200
-    assert covered["unclustered"] <= 0.82 * 200
+def studies(seed, icc, rate=0.15, latents=32, prompts=10, count=1500):
+    """Events of simulated studies, one row each, and the latent of each trial."""
+    rng = np.random.default_rng(seed)
+    rates = rng.beta(rate * (1 - icc) / icc, (1 - rate) * (1 - icc) / icc, (count, latents))
+    return rng.random((count, latents * prompts)) < np.repeat(rates, prompts, axis=1), np.repeat(
+        np.arange(latents), prompts
+    )
+
+
+def covered(results, true):
+    return np.mean([result["low"] <= true <= result["high"] for result in results])
+
+
+@pytest.mark.parametrize("icc", [0.05, 0.1, 0.2])
+def test_rate_covers_the_truth_as_often_as_it_says(icc):
+    drawn, latents = studies(1, icc)
+    assert 0.93 <= covered([statistics.rate(events, latents, resamples=400) for events in drawn], 0.15) <= 0.97
+
+
+def test_the_unclustered_interval_does_not():
+    drawn, _ = studies(1, 0.2)
+    assert covered([statistics.unclustered(events) for events in drawn], 0.15) < 0.8
+
+
+@pytest.mark.parametrize("icc", [0.05, 0.2])
+def test_rare_events_are_covered_at_least_as_often(icc):
+    drawn, latents = studies(2, icc, rate=0.01, prompts=38, count=800)
+    assert covered([statistics.rate(events, latents, resamples=400) for events in drawn], 0.01) >= 0.95
+
+
+@pytest.mark.parametrize("icc", [0.05, 0.2])
+def test_mean_covers_the_truth_as_often_as_it_says(icc):
+    rng = np.random.default_rng(3)
+    latents = np.repeat(np.arange(32), 10)
+    effects = np.repeat(rng.normal(0, np.sqrt(icc), (1500, 32)), 10, axis=1)
+    drawn = 30 + 20 * (effects + rng.normal(0, np.sqrt(1 - icc), (1500, 320)))
+    assert 0.93 <= covered([statistics.mean(values, latents, resamples=400) for values in drawn], 30) <= 0.97
+
+
+def test_one_event_says_no_more_than_none():
+    latents = np.repeat(np.arange(32), 38)
+    none, one = (statistics.rate(np.arange(32 * 38) < count, latents) for count in (0, 1))
+    assert 0 < one["low"] < one["estimate"] and none["high"] < one["high"] < 1.3 * none["high"]
+
+
+def test_two_latents_give_an_interval():
+    result = statistics.rate([True] * 5 + [False] * 5, [0] * 5 + [1] * 5, level=0.99)
+    assert result["low"] < 0.02 and result["high"] > 0.98
+
+
+def test_values_that_never_vary_have_no_interval():
+    assert statistics.mean([3.0] * 6, [0, 0, 1, 1, 2, 2]) == {"estimate": 3.0, "low": None, "high": None, "n": 6}
+
+
+def test_effective_size_is_the_number_of_clusters_when_trials_repeat_each_other():
+    events, latents = np.repeat(np.arange(40) % 4 == 0, 5), np.repeat(np.arange(40), 5)
+    size = statistics.effective_size(*statistics.clustered(events, latents), 20_000, 0)
+    assert size == pytest.approx(39, rel=0.03)  # the variance between clusters has one degree of freedom less
+
+
+def test_clusters_may_be_pairs():
+    values = np.arange(12.0) ** 2
+    pairs = [(latent, f"p{prompt}") for latent in range(3) for prompt in range(2) for _ in range(2)]
+    assert statistics.mean(values, pairs) == statistics.mean(values, np.repeat(np.arange(6), 2))
+
+
+def test_intraclass_correlation():
+    latents = np.repeat(np.arange(6), 4)
+    assert statistics.intraclass_correlation(latents % 2 == 0, latents) == pytest.approx(1)
+    assert statistics.intraclass_correlation(np.tile([1, 1, 0, 0], 6), latents) == 0  # less alike than by chance
+    drawn, latents = studies(4, 0.2, latents=400, count=5)
+    assert statistics.intraclass_correlation(drawn[0], latents) == pytest.approx(0.2, abs=0.06)
+    # by hand: mean squares 0.5 between and 1 / 6 within, two trials in each of three clusters
+    assert statistics.intraclass_correlation([1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 2, 2]) == pytest.approx(0.5)
+
+
+def test_intraclass_correlation_that_cannot_be_seen():
+    assert statistics.intraclass_correlation([1, 0], [0, 0]) is None
+    assert statistics.intraclass_correlation([1, 0], [0, 1]) is None
+    assert statistics.intraclass_correlation([0, 0, 0, 0], [0, 0, 1, 1]) is None

@@ -1,0 +1,160 @@
+"""Simulated studies: latents x prompts, every trial run under a baseline and a condition, events rare and clustered.
+
+What such studies show of the tests in esr.comparisons: how often each finds a difference that is there, or is not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy.stats import binom, t
+
+LEVEL = 0.05  # of the two-sided tests
+STUDIES = 2000
+SEED = 0
+
+
+class Design(BaseModel):
+    """A paired study and what is assumed of it. Invalid values are refused with the field and the range."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latents: int = Field(ge=2)
+    prompts: int = Field(ge=1)  # trials of each latent under each condition: prompts, or prompts x seeds
+    base_rate: float = Field(gt=0, lt=1)  # of events under the baseline
+    reduction: float = Field(le=1)  # 1 - rate under the condition / base_rate; below 0 an increase
+    icc: float = Field(ge=0, lt=1)  # intra-class correlation of the baseline's events within a latent
+    pairing: float = Field(
+        default=0.0, ge=0, le=1
+    )  # share of trials that differ only by what the condition does to them
+    shared: float = Field(default=1.0, ge=0, le=1)  # share of latents whose rate the condition changes by the reduction
+
+    @model_validator(mode="after")
+    def _possible(self):
+        if self.rate >= 1:
+            raise ValueError(f"a reduction of {self.reduction} makes a rate of {self.base_rate} one of {self.rate}")
+        return self
+
+    @property
+    def rate(self) -> float:
+        """Rate of events under the condition."""
+        return self.base_rate * (1 - self.reduction)
+
+    @property
+    def trials(self) -> int:
+        """Under each condition."""
+        return self.latents * self.prompts
+
+
+class Discordance(BaseModel):
+    """What a design's pairs look like on average."""
+
+    model_config = ConfigDict(frozen=True)
+
+    only_baseline: float  # share of pairs with an event under the baseline only
+    only_condition: float
+    icc: float  # intra-class correlation of the pairs' differences, which is what a paired comparison is made of
+
+    @property
+    def total(self) -> float:
+        return self.only_baseline + self.only_condition
+
+    @property
+    def variance(self) -> float:
+        """Of one pair's difference."""
+        return self.total - (self.only_baseline - self.only_condition) ** 2
+
+
+def simulate(design: Design, studies: int = STUDIES, seed: int = SEED) -> Int[np.ndarray, "studies latents 4"]:
+    """Pairs of each latent with an event under both conditions, the baseline only, the condition only, and neither.
+
+    A latent's baseline rate is drawn from the beta distribution of mean base_rate and correlation icc. Its rate under
+    the condition is that, reduced; but for a share of 1 - `shared` of latents another latent's draw, reduced. A share
+    of `pairing` of trials keep or lose the baseline's event by the reduction alone, the others draw both answers
+    independently at the latent's rates. An increase is the same study with the conditions changed over.
+    """
+    if design.reduction < 0:
+        return simulate(_turned(design), studies, seed)[..., [0, 2, 1, 3]]
+    rng, shape = np.random.default_rng(seed), (studies, design.latents)
+    own = _rates(rng, design, shape)
+    other = np.where(rng.random(shape) < design.shared, own, _rates(rng, design, shape))
+    kept = 1 - design.reduction
+    both = kept * own * (design.pairing + (1 - design.pairing) * other)
+    after = kept * (design.pairing * own + (1 - design.pairing) * other)
+    shares = np.stack([both, own - both, after - both, 1 - own - after + both], axis=-1)
+    return rng.multinomial(design.prompts, np.clip(shares, 0, 1))
+
+
+def discordance(design: Design) -> Discordance:
+    """The pairs that `simulate` draws, in closed form."""
+    if design.reduction < 0:
+        turned = discordance(_turned(design))
+        return Discordance(only_baseline=turned.only_condition, only_condition=turned.only_baseline, icc=turned.icc)
+    p, kept, spread = design.base_rate, 1 - design.reduction, design.icc * design.base_rate * (1 - design.base_rate)
+    both = kept * (design.pairing * p + (1 - design.pairing) * (p**2 + design.shared * spread))
+    lost, own, other = design.reduction, 1 - design.pairing * kept, (1 - design.pairing) * kept
+    between = spread * (design.shared * lost**2 + (1 - design.shared) * (own**2 + other**2))
+    pairs = {"only_baseline": p - both, "only_condition": kept * p - both}
+    variance = Discordance(**pairs, icc=0).variance
+    return Discordance(**pairs, icc=between / variance if variance else 0.0)
+
+
+def design_effect(design: Design) -> float:
+    """How many clustered pairs are worth one independent pair: 1 + (prompts - 1) x icc of the differences.
+
+    Events that cluster by latent cost a paired comparison little while the condition acts on all latents alike
+    (`shared` 1): what latents differ by cancels.
+    """
+    return 1 + (design.prompts - 1) * discordance(design).icc
+
+
+def simulated_power(design: Design, studies: int = STUDIES, seed: int = SEED, level: float = LEVEL) -> dict[str, float]:
+    """Share of simulated studies in which each test finds a difference: `{"mcnemar", "cluster"}`."""
+    counts = simulate(design, studies, seed)
+    return {
+        "mcnemar": float(mcnemar_rejects(counts, level).mean()),
+        "cluster": float(cluster_rejects(counts, level).mean()),
+    }
+
+
+def mcnemar_rejects(counts: Int[np.ndarray, "studies latents 4"], level: float = LEVEL) -> Bool[np.ndarray, " studies"]:
+    """Studies in which the exact McNemar test finds a difference."""
+    pairs = counts.sum(axis=1)
+    return np.minimum(pairs[:, 1], pairs[:, 2]) <= rejected_up_to(pairs[:, 1] + pairs[:, 2], level)
+
+
+def cluster_rejects(counts: Int[np.ndarray, "studies latents 4"], level: float = LEVEL) -> Bool[np.ndarray, " studies"]:
+    """Studies in which the interval of esr.comparisons.paired_difference excludes 0.
+
+    The same interval at 0, with the bootstrap's variance in closed form, as clusters of one size allow.
+    """
+    latents, prompts = counts.shape[1], int(counts[0, 0].sum())
+    n = latents * prompts
+    differences = (counts[..., 2] - counts[..., 1]) / prompts
+    mean, total = differences.mean(axis=1), counts[..., 1:3].sum(axis=(1, 2))
+    seen = np.maximum(total, 1)
+    variance = np.maximum(seen / n - mean**2, np.finfo(float).tiny)
+    effect = differences.var(axis=1, ddof=1) / latents * n / variance
+    size = n / np.maximum(effect, 1 + (prompts - 1) / seen**2)
+    return (total > 0) & (np.abs(mean) * np.sqrt(size) > t.isf(level / 2, latents - 1) * np.sqrt(seen / n))
+
+
+def rejected_up_to(discordant: Int[np.ndarray, " n"], level: float) -> Int[np.ndarray, " n"]:
+    """Largest smaller count of discordant pairs at which the exact McNemar test rejects; -1 where it never does."""
+    most = binom.ppf(level / 2, discordant, 0.5).astype(int)
+    return np.where(2 * binom.cdf(most, discordant, 0.5) <= level, most, most - 1)
+
+
+def _turned(design: Design) -> Design:
+    """The same pairs with baseline and condition changed over; the icc is that of the more frequent events."""
+    return design.model_copy(
+        update={"base_rate": design.rate, "reduction": 1 - design.base_rate / design.rate},
+    )
+
+
+def _rates(rng: np.random.Generator, design: Design, shape: tuple[int, int]) -> Float[np.ndarray, "studies latents"]:
+    p, icc = design.base_rate, design.icc
+    if icc == 0:
+        return np.full(shape, p)
+    return rng.beta(p * (1 - icc) / icc, (1 - p) * (1 - icc) / icc, size=shape)

@@ -1,0 +1,79 @@
+"""What a measured interval says about a published finding, by rules that were written before the measurement.
+
+Each function takes an interval, `{"estimate", "low", "high", "n"}`, and returns `{"verdict", "rule"}`. A null bound is
+no bound, so that an interval nobody could compute decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+Verdict = Literal["reproduced", "contradicted", "undecided at this n"]
+UNDECIDED: Verdict = "undecided at this n"
+
+
+def effect(interval: dict, published: float | dict, *, null: float = 0.0) -> dict:
+    """A finding with a sign and a size: a reduction, a difference, a ratio (`null` 1).
+
+    Reproduced when the interval lies on the published side of `null`, whatever its size. Contradicted when it does not
+    and also leaves out everything from the published effect outwards: opposite in sign, or too small to be it.
+
+    `published` is a number, or an interval where the published effect has one: then its bound nearest to `null` is what
+    must be left out, so that a published effect that is itself uncertain is not contradicted for being overstated.
+    """
+    size = published if isinstance(published, dict) else {"estimate": published, "low": published, "high": published}
+    if size["estimate"] == null:
+        raise ValueError(f"The published effect is {null}, no effect: verdicts.absence asks for that.")
+    low, high = _bounds(interval)
+    least, most = _bounds(size)
+    if size["estimate"] > null:
+        reproduced, contradicted, side = low > null, high < max(least, null), "above"
+    else:
+        reproduced, contradicted, side = high < null, low > min(most, null), "below"
+    rule = (
+        f"Reproduced when the interval lies {side} {null:g}. "
+        f"Contradicted when it does not and leaves out the published {size['estimate']:g} and all beyond{_known(size)}."
+    )
+    return _conclude(reproduced, contradicted, rule)
+
+
+def absence(interval: dict, margin: float, *, null: float = 0.0) -> dict:
+    """A finding that something has no effect, such as the ablation of random latents.
+
+    Reproduced when the whole interval lies within `margin` of `null`, contradicted when it lies wholly beyond. An
+    interval that only fails to exclude `null` shows nothing: `margin`, half the effect that the finding is a control
+    for, say, has to be chosen before the measurement.
+    """
+    if not margin > 0:
+        raise ValueError(f"A margin of {margin} leaves no room for an interval: give the smallest effect that matters.")
+    low, high = (bound - null for bound in _bounds(interval))
+    rule = f"Reproduced when the whole interval lies within {margin:g} of {null:g}, contradicted when wholly beyond."
+    return _conclude(-margin < low and high < margin, low > margin or high < -margin, rule)
+
+
+def bound(interval: dict, limit: float, *, side: Literal["below", "above"] = "below") -> dict:
+    """A finding that a rate stays on one side of a limit, such as ESR under 1 %.
+
+    Reproduced when the whole interval lies on that side of `limit`, contradicted when it lies wholly on the other.
+    """
+    low, high = _bounds(interval)
+    below, above = high < limit, low > limit
+    other = {"below": "above", "above": "below"}[side]
+    rule = f"Reproduced when the whole interval lies {side} {limit:g}. Contradicted when it lies wholly {other}."
+    return _conclude(below, above, rule) if side == "below" else _conclude(above, below, rule)
+
+
+def _bounds(interval: dict) -> tuple[float, float]:
+    low, high = interval["low"], interval["high"]
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def _known(size: dict) -> str:
+    low, high = size["low"], size["high"]
+    return "" if low == high else f", down to the near end of its own interval, {low:g} to {high:g}"
+
+
+def _conclude(reproduced: bool, contradicted: bool, rule: str) -> dict:
+    verdict: Verdict = "reproduced" if reproduced else "contradicted" if contradicted else UNDECIDED
+    return {"verdict": verdict, "rule": rule}
