@@ -48,6 +48,7 @@ lint: venv ## check style, formatting, and that notebooks are stripped of output
 lab: venv ## open JupyterLab with the notebooks
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
-clean: ## remove .venv, unfinished work, downloaded wheels and tool caches; results stay
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean: ## remove .venv, unfinished work, downloaded wheels and tool caches; results and judges' replies stay
+	test ! -d .cache || find .cache -mindepth 2 -maxdepth 2 ! -path .cache/esr/judgements -exec rm -rf {} +
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -87,9 +87,45 @@ class Steer(Shared, Generation):
     n_seeds: Positive
 
 
+class LlmJudge(Section):
+    """A language model as a judge, under a `name` of its own; `model` as inspect-ai names it, provider first.
+
+    An OpenAI-compatible server is `openai-api/<service>/<model>` at `base_url`, its key <SERVICE>_API_KEY.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    model: str = Field(pattern=r"^[^/\s]+/\S+$")
+    base_url: str | None = None
+    temperature: float | None = Field(default=0.0, ge=0, le=2)  # null for models that take none
+    structured: bool = True  # ask for the reply's schema; false for servers that refuse such requests
+    max_connections: Positive = 8  # requests at the same time
+    max_retries: int = Field(default=5, ge=0)  # of a request that failed, with growing pauses
+    timeout_s: Positive = 120  # of one request
+    max_tokens: Positive = 1024  # of one reply
+    max_cost: float | None = Field(default=None, gt=0)  # USD a run
+    usd_per_million_input: float | None = Field(default=None, ge=0)
+    usd_per_million_output: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _cost_is_known(self):
+        if self.max_cost is not None and None in (self.usd_per_million_input, self.usd_per_million_output):
+            raise ValueError("max_cost needs usd_per_million_input and usd_per_million_output")
+        return self
+
+
 class Judge(Section):
+    """The judge whose numbers are the study's, and those that judge beside it."""
+
     model: str
     name: Literal["offline"]
+    judges: list[LlmJudge] = []
+
+    @model_validator(mode="after")
+    def _names_differ(self):
+        names = [self.name, *(judge.name for judge in self.judges)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each judge needs a name of its own, these are {', '.join(names)}")
+        return self
 
 
 class Measure(Section):
@@ -268,7 +304,9 @@ def _validate(adapter: TypeAdapter, values: Any, where: str):
         key = ".".join(map(str, problem["loc"])) or "the entry"
         if problem["type"] == "extra_forbidden":
             message = f"{where}: unknown key {key!r}"
-            fields = getattr(getattr(adapter, "_type", None), "model_fields", None)
+            fields = (
+                getattr(getattr(adapter, "_type", None), "model_fields", None) if len(problem["loc"]) == 1 else None
+            )
             raise ConfigError(f"{message}; allowed are {', '.join(fields)}." if fields else f"{message}.") from None
         if problem["type"] == "missing":
             raise ConfigError(f"{where}: {key} is missing; write it there or under scales.") from None

@@ -14,7 +14,9 @@ from esr import statistics
 from esr.records import Judgement, Latent, Threshold
 
 KEY = ["model", "condition", "latent", "prompt_id", "seed"]
-COLUMNS = [*KEY, "outcome", "attempts", "first_score", "last_score", "degraded"]
+COLUMNS = [*KEY, "outcome", "attempts", "first_score", "last_score", "degraded", "unverified"]
+
+UNSCORED = ("empty", "run_error", "parse_failure", "truncated")  # outcomes without attempts
 
 
 def table(judgements: Iterable[Judgement]) -> pd.DataFrame:
@@ -23,7 +25,7 @@ def table(judgements: Iterable[Judgement]) -> pd.DataFrame:
     Raises ValueError when a trial is there twice (two judges' rows in one list, say): it would count double.
     """
     rows = [
-        {name: getattr(judgement, name) for name in (*KEY, "outcome", "degraded")}
+        {name: getattr(judgement, name) for name in (*KEY, "outcome", "degraded", "unverified")}
         | {
             "attempts": len(judgement.attempts),
             "first_score": judgement.attempts[0].score if judgement.attempts else None,
@@ -32,7 +34,8 @@ def table(judgements: Iterable[Judgement]) -> pd.DataFrame:
         for judgement in judgements
     ]
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    frame = frame.astype({"attempts": int, "first_score": float, "last_score": float, "degraded": bool})
+    kinds = {"attempts": int, "first_score": float, "last_score": float, "degraded": bool, "unverified": int}
+    frame = frame.astype(kinds)
     twice = frame[frame.duplicated(KEY)]
     if len(twice):
         raise ValueError(
@@ -87,12 +90,32 @@ def rates(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
     }
 
 
+def worst_cases(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
+    """How far missing judgements could move the multi-attempt and ESR rates, each `{"estimate", "low", "high", "n"}`.
+
+    Per rate: `missing_left_out` as in `rates`; `missing_as_no_events` and `missing_as_events`, between which the rate
+    lies whatever the missing trials were. Missing is what the judge should have scored and did not; an empty answer is
+    not missing, it holds no attempt, and is in none of the three. `n_missing` says how many. `interval` as in `rates`.
+    """
+    frame = frame[frame.outcome != "empty"]
+    known = scored(frame)
+    result: dict = {"n_missing": int((~known).sum())}
+    for name, events in (("multi_attempt_rate", multi_attempt(frame)), ("esr_rate", esr(frame))):
+        result[name] = {
+            "missing_left_out": statistics.rate(events[known], frame[cluster][known], **interval),
+            "missing_as_no_events": statistics.rate(events & known, frame[cluster], **interval),
+            "missing_as_events": statistics.rate(events | ~known, frame[cluster], **interval),
+        }
+    return result
+
+
 def summarize(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
     """The entry of one model and condition in paper/numbers/esr.json.
 
-    The four `rates` and the degraded_rate; n_trials, and n_unscored of them that are in no rate (n_empty answers,
-    n_error of the judge, the rest without a score); the rates again `without_degraded` answers; and `unclustered`,
-    the rates with the authors' interval. `interval` as in `rates`.
+    The four `rates` and the degraded_rate; n_trials, and n_unscored of them that are in no rate (n_empty answers;
+    n_run_error, n_parse_failure and n_truncated of the judge; the rest without a score); n_unverified_segments, which
+    a judge took for attempts and the answers do not show; the rates again `without_degraded` answers; and
+    `unclustered`, the rates with the authors' interval. `interval` as in `rates`.
     Raises ValueError unless the rows are of one model and one condition.
     """
     conditions = frame[["model", "condition"]].drop_duplicates()
@@ -105,8 +128,8 @@ def summarize(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
         "degraded_rate": statistics.rate(degraded(counted), counted[cluster], **interval),
         "n_trials": len(frame),
         "n_unscored": len(frame) - len(counted),
-        "n_empty": int((frame.outcome == "empty").sum()),
-        "n_error": int((frame.outcome == "error").sum()),
+        **{f"n_{outcome}": int((frame.outcome == outcome).sum()) for outcome in UNSCORED},
+        "n_unverified_segments": int(frame.unverified.sum()),
         f"n_{cluster}s": frame[cluster].nunique(),
         "without_degraded": rates(frame[~degraded(frame)], cluster, **interval),
         "unclustered": {

@@ -96,6 +96,12 @@ class Attempt(Record):
 
 
 class Judgement(Record):
+    """What a judge made of a trial. Every trial has one: without attempts when it could not be judged.
+
+    outcome: "scored"; "empty", an answer without text; "run_error", no reply was had; "parse_failure", the reply is no
+    verdict; "truncated", it was cut off.
+    """
+
     trial_id: str
     model: str
     condition: str
@@ -103,9 +109,10 @@ class Judgement(Record):
     prompt_id: str
     seed: int
     judge: str
-    outcome: Literal["scored", "empty", "error"]
+    outcome: Literal["scored", "empty", "run_error", "parse_failure", "truncated"]
     attempts: list[Attempt]
     degraded: bool
+    unverified: int = 0  # attempts the judge claimed but the answer does not show: merged into the one before
 
 
 Row = TypeVar("Row", bound=Record)

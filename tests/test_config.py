@@ -44,6 +44,12 @@ def test_every_stage_at_every_scale_is_complete(params):
         ("judge:\n", "jugde:\n", "unknown key 'jugde'"),
         ("name: offline", "name: oracle", "name is 'oracle'; input should be 'offline'"),
         ("seed: 2602", "seed: [", "not valid YAML"),
+        ("judges: []", "judges: [{name: a}]", "judges.0.model is missing"),
+        ("judges: []", "judges: [{name: A b, model: openai/m}]", "judges.0.name is 'A b'"),
+        ("judges: []", "judges: [{name: a, model: m}]", "judges.0.model is 'm'"),
+        ("judges: []", "judges: [{name: a, model: openai/m, api_key: k}]", "unknown key 'judges.0.api_key'."),
+        ("judges: []", "judges: [{name: a, model: openai/m, max_cost: 1.0}]", "max_cost needs usd_per_million_input"),
+        ("judges: []", "judges: [{name: offline, model: openai/m}]", "each judge needs a name of its own"),
     ],
 )
 def test_mistakes_in_params_are_named(params, old, new, message):
@@ -55,6 +61,13 @@ def test_mistakes_in_params_are_named(params, old, new, message):
 def test_numbers_are_read_as_dvc_reads_them(params):
     params("min_density: 1.0e-5", "min_density: 1e-4")
     assert stage_parameters("latents")["min_density"] == 1e-4
+
+
+def test_judges_reach_their_notebook_complete(params):
+    params("judges: []", "judges: [{name: mini, model: openai/m, temperature: null}]")
+    values = stage_parameters("judge")
+    (judge,) = notebook_parameters("judge", values).judges
+    assert (judge.name, judge.temperature, judge.max_retries, judge.max_cost) == ("mini", None, 5, None)
 
 
 def test_unknown_stage_and_model():

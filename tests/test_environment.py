@@ -16,7 +16,8 @@ from esr.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA = YAML(typ="safe", pure=True).load((ROOT / "environment.yml").read_text())["dependencies"]
-DIRECT = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = [*PROJECT["dependencies"], *EXTRAS["judges"], *EXTRAS["dev"]]
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
 
 
@@ -48,7 +49,8 @@ def test_lock_pins_every_package_once_and_names_no_build():
 
 def test_every_import_of_the_package_is_a_direct_dependency():
     provided = packages_distributions()
-    direct = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    needed = [*PROJECT["dependencies"], *EXTRAS["judges"]]
+    direct = {canonicalize_name(Requirement(line).name) for line in needed}
     for module in sorted((ROOT / "esr").glob("*.py")):
         for node in ast.walk(ast.parse(module.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -30,6 +30,7 @@ def frame():
             "first_score": float(rng.uniform(low, low + 30)),
             "last_score": float(rng.uniform(low, low + 30)),
             "degraded": False,
+            "unverified": 0,
         }
         for condition, low in (("unsteered", 70), ("steered", 15))
         for latent in range(6)
@@ -107,13 +108,13 @@ def test_first_attempt_scores_draws_the_means_and_the_published_bands(frame, esr
 
 def test_unscored_trials_are_not_drawn(frame, esr):
     broken = frame.copy()
-    broken.loc[0, ["outcome", "first_score"]] = ["error", 0.0]
+    broken.loc[0, ["outcome", "first_score"]] = ["run_error", 0.0]
     figure = figures.first_attempt_scores(broken, esr, PUBLISHED)
     assert min(patch.get_data().values[0] for patch in figure.axes[0].patches[:1]) == 0.0
 
 
 def test_conditions_without_any_score_can_be_drawn(frame):
-    nothing = frame.assign(outcome="error")
+    nothing = frame.assign(outcome="run_error")
     esr = metrics.summaries(nothing)
     assert figures.first_attempt_scores(nothing, esr, PUBLISHED).axes
     assert figures.esr_by_model(esr, PUBLISHED).axes

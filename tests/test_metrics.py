@@ -5,7 +5,9 @@ from esr import metrics
 from esr.records import Attempt, Judgement
 
 
-def judgement(latent=1, seed=0, scores=(80.0,), outcome="scored", condition="steered", degraded=False, model="tiny"):
+def judgement(
+    latent=1, seed=0, scores=(80.0,), outcome="scored", condition="steered", degraded=False, model="tiny", unverified=0
+):
     attempts = [Attempt(start=i, end=i + 1, restart="wait" if i else "", score=s) for i, s in enumerate(scores)]
     return Judgement(
         trial_id=f"{model}-{condition}-{latent}-{seed}",
@@ -18,6 +20,7 @@ def judgement(latent=1, seed=0, scores=(80.0,), outcome="scored", condition="ste
         outcome=outcome,
         attempts=attempts,
         degraded=degraded,
+        unverified=unverified,
     )
 
 
@@ -46,7 +49,7 @@ def test_rates_by_hand():
 
 def test_unscored_trials_are_counted_and_in_no_rate():
     entry = metrics.summarize(metrics.table(BY_HAND))
-    assert (entry["n_trials"], entry["n_unscored"], entry["n_empty"], entry["n_error"]) == (10, 2, 1, 0)
+    assert (entry["n_trials"], entry["n_unscored"], entry["n_empty"], entry["n_run_error"]) == (10, 2, 1, 0)
     assert entry["degraded_rate"]["n"] == entry["multi_attempt_rate"]["n"] == entry["n_trials"] - entry["n_unscored"]
 
 
@@ -81,9 +84,46 @@ def test_no_restart_gives_a_null_improvement_rate():
 
 
 def test_nothing_scored_gives_nulls_not_an_error():
-    entry = metrics.summarize(metrics.table([judgement(1, 0, (), outcome="error")]))
-    assert (entry["n_trials"], entry["n_unscored"], entry["n_error"]) == (1, 1, 1)
+    entry = metrics.summarize(metrics.table([judgement(1, 0, (), outcome="run_error")]))
+    assert (entry["n_trials"], entry["n_unscored"], entry["n_run_error"]) == (1, 1, 1)
     assert entry["multi_attempt_rate"]["estimate"] is None and entry["first_attempt_score"]["estimate"] is None
+
+
+def test_what_went_wrong_is_counted_by_kind():
+    kinds = ["empty", *["run_error"] * 2, *["parse_failure"] * 3, *["truncated"] * 4]
+    rows = [judgement(i, 0, (), outcome=kind) for i, kind in enumerate(kinds)]
+    unsure = [judgement(20 + i, 0, unverified=i) for i in range(3)]
+    entry = metrics.summarize(metrics.table(rows + unsure))
+    counts = [entry[f"n_{kind}"] for kind in ("empty", "run_error", "parse_failure", "truncated")]
+    assert counts == [1, 2, 3, 4] and entry["n_unscored"] == 10
+    assert entry["n_unverified_segments"] == 3
+
+
+def test_worst_cases_by_hand():
+    """Six known trials, 2 restart, 1 of them improves; 2 missing; an empty answer is known to hold no attempt."""
+    rows = [
+        judgement(1, 0, (20.0, 60.0)),
+        judgement(1, 1, (50.0, 40.0)),
+        *(judgement(2, i, (30.0,)) for i in range(4)),
+        judgement(3, 0, (), outcome="parse_failure"),
+        judgement(3, 1, (10.0, None)),  # restarts, without a score to say whether it improves
+        judgement(3, 2, (), outcome="empty"),
+    ]
+    result = metrics.worst_cases(metrics.table(rows), resamples=200)
+    assert result["n_missing"] == 2
+    shown = {
+        rate: [(case["estimate"], case["n"]) for case in result[rate].values()]
+        for rate in ("multi_attempt_rate", "esr_rate")
+    }
+    assert shown["multi_attempt_rate"] == [(2 / 6, 6), (2 / 8, 8), (4 / 8, 8)]
+    assert shown["esr_rate"] == [(1 / 6, 6), (1 / 8, 8), (3 / 8, 8)]
+
+
+def test_worst_cases_are_the_rates_when_nothing_is_missing():
+    frame = metrics.table(BY_HAND[:-2])
+    known = metrics.rates(frame)
+    for rate, cases in metrics.worst_cases(frame).items():
+        assert cases == 0 if rate == "n_missing" else all(case == known[rate] for case in cases.values())
 
 
 def test_a_trial_judged_twice_is_refused():

@@ -22,7 +22,7 @@ def condition(multi, score):
         "esr_rate": estimate(multi / 2, 0.0, 0.14),
         "first_attempt_score": estimate(score, score - 3, score + 3),
     }
-    counts = {"n_trials": 24, "n_unscored": 0, "n_empty": 0, "n_error": 0, "n_latents": 6}
+    counts = {"n_trials": 24, "n_unscored": 0, "n_empty": 0, "n_run_error": 0, "n_latents": 6}
     return four | counts | {"degraded_rate": estimate(0.04, 0.0, 0.1), "without_degraded": four, "unclustered": {}}
 
 
