@@ -31,6 +31,21 @@ def write_to_the_limit(chunk: dict, report: Report) -> bytes:
         return study_chunk(chunk, report)
 
 
+def write_bare(chunk: dict, report: Report) -> bytes:
+    """The study's chunk, its prompts without the chat template: a fifth as long."""
+    with patch.object(steering, "chat_tokens", _bare_tokens):
+        return study_chunk(chunk, report)
+
+
+def write_bare_to_the_limit(chunk: dict, report: Report) -> bytes:
+    with patch.object(steering, "chat_tokens", _bare_tokens):
+        return write_to_the_limit(chunk, report)
+
+
+def _bare_tokens(tokenizer, prompt: str) -> tuple[int, ...]:
+    return tuple(tokenizer(prompt, add_special_tokens=True).input_ids)
+
+
 def load_and_wait(chunk: dict, report: Report) -> bytes:
     """Load the model, then wait for the other workers: else a quick one would take a late one's share of the work.
 
@@ -83,10 +98,12 @@ def write_answers(
         return answers, time.perf_counter() - start
 
 
-def time_engine(plans: Sequence[Plan], model: str, rows: int, tokens: int, pool: Workers, what: str) -> Timing:
+def time_engine(
+    plans: Sequence[Plan], model: str, rows: int, tokens: int, pool: Workers, what: str, chunk=write_to_the_limit
+) -> Timing:
     """Write the plans' answers of `tokens` tokens, `rows` side by side in each worker."""
     settings = Settings(model, TEMPERATURE, rows, tokens, residual_norm(model))
-    answers, seconds = write_answers(plans, settings, pool, write_to_the_limit, what)
+    answers, seconds = write_answers(plans, settings, pool, chunk, what)
     return Timing(trials=len(answers), tokens=sum(len(answer.tokens) for answer in answers), seconds=seconds)
 
 
@@ -96,6 +113,7 @@ def time_matmul(model: str, rows: int, seconds: float, pool: Workers) -> MatmulT
     steps = [json.loads(result) for result in everywhere(time_matmuls, shared, pool, "matmul")]
     return MatmulTiming(
         processes=len(steps),
+        prompt_cost=steps[0]["prompt_cost"],
         tokens_per_second=sum(rows / step["seconds"] for step in steps),
         gflops_per_second=sum(step["flops"] / step["seconds"] for step in steps) / 1e9,
     )

@@ -26,6 +26,12 @@ def step_flops(layers: list[torch.nn.Linear], rows: int) -> int:
     return sum(2 * rows * layer.in_features * layer.out_features for layer in layers)
 
 
+def prompt_cost(model) -> float:
+    """Operations of a prompt's token as a share of a new token's: it needs no output layer."""
+    output = step_flops([model.get_output_embeddings()], 1)
+    return 1 - output / step_flops(linear_layers(model), 1)
+
+
 @torch.inference_mode()
 def step_seconds(layers: list[torch.nn.Linear], rows: int, seconds: float) -> list[float]:
     """Durations of token steps at `rows`, repeated for `seconds`;."""
@@ -44,8 +50,10 @@ def step_seconds(layers: list[torch.nn.Linear], rows: int, seconds: float) -> li
 
 def time_matmuls(chunk: dict, report: Report) -> bytes:
     """Median seconds of a token step and its operations, as JSON. Runs in a worker, at its one thread."""
-    layers = linear_layers(resident_model(chunk["model"])[0])
+    model, _ = resident_model(chunk["model"])
+    layers = linear_layers(model)
     step_seconds(layers, chunk["rows"], 0.0)  # the first step fills caches
     seconds = median(step_seconds(layers, chunk["rows"], chunk["seconds"]))
     report(1, chunk["rows"])
-    return json.dumps({"seconds": seconds, "flops": step_flops(layers, chunk["rows"])}).encode()
+    flops = step_flops(layers, chunk["rows"])
+    return json.dumps({"seconds": seconds, "flops": flops, "prompt_cost": prompt_cost(model)}).encode()

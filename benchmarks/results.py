@@ -30,9 +30,10 @@ class Timing(Record):
 
 
 class MatmulTiming(Record):
-    """The model's matrix products alone, all processes together."""
+    """The model's matrix products alone, all processes together. prompt_cost: of a prompt's token, in new tokens."""
 
     processes: int
+    prompt_cost: float
     tokens_per_second: float = Field(gt=0)
     gflops_per_second: float = Field(gt=0)
 
@@ -79,9 +80,13 @@ class Machine(Record):
 
 
 def summarize(
-    rounds: list[Round], sizes: dict[int, list[Timing]], scaling: Scaling, settings: dict, machine: Machine
+    rounds: list[Round], sizes: dict[int, Timing], scaling: Scaling, settings: dict, machine: Machine
 ) -> dict:
-    """The content of bench.json. Ratios are of one round's neighbours, then medians: a slow minute hits both."""
+    """The content of bench.json. Ratios are of one round's neighbours, then medians: a slow minute hits both.
+
+    settings: among them `tokens` and `prompt_tokens`, of a trial on average.
+    """
+    prompts = settings["prompt_tokens"] / settings["tokens"]
     speeds = {name: _median(_speed(getattr(r, name)) for r in rounds) for name in METHODS}
     ratios = {
         name: _median(_ratio(_speed(r.engine), _speed(getattr(r, name))) for r in rounds)
@@ -92,6 +97,10 @@ def summarize(
         "tokens_per_second": speeds,
         "ratios": ratios,
         "gemm_fraction": _median(r.engine.tokens_per_second / r.matmul.tokens_per_second for r in rounds),
+        "gemm_fraction_with_prompts": _median(
+            r.engine.tokens_per_second * (1 + r.matmul.prompt_cost * prompts) / r.matmul.tokens_per_second
+            for r in rounds
+        ),
         "matmul": {
             "tokens_per_second": _median(r.matmul.tokens_per_second for r in rounds),
             "gflops_per_second": _median(r.matmul.gflops_per_second for r in rounds),
@@ -103,13 +112,13 @@ def summarize(
             "time_ratio": scaling.many.seconds_per_trial / scaling.few.seconds_per_trial,
             "memory_ratio": scaling.many.peak_memory_mb / scaling.few.peak_memory_mb,
         },
-        "batch_sizes": {str(size): _median(t.tokens_per_second for t in runs) for size, runs in sizes.items()},
+        "batch_sizes": {str(size): timing.tokens_per_second for size, timing in sizes.items()},
         "trials": {name: _trials(getattr(rounds[0], name)) for name in METHODS},
         "settings": settings,
         "machine": machine.model_dump(),
         "rounds": {
             "methods": [r.model_dump() for r in rounds],
-            "batch_sizes": {str(size): [t.model_dump() for t in runs] for size, runs in sizes.items()},
+            "batch_sizes": {str(size): timing.model_dump() for size, timing in sizes.items()},
             "scaling": scaling.model_dump(),
         },
     }
@@ -150,7 +159,8 @@ def table(numbers: dict) -> str:
         f"{rows}\n\n"
         f"Medians of {len(numbers['rounds']['methods'])} rounds, {numbers['settings']['tokens']} new tokens a trial, "
         f"{machine['model']} in {machine['dtype']} on {machine['cores']} cores ({machine['cpu']}). "
-        f"The engine reaches {numbers['gemm_fraction']:.0%} of what the model's matrix products alone would allow "
+        f"The engine reaches {numbers['gemm_fraction']:.0%} of what the model's matrix products alone would allow, "
+        f"{numbers['gemm_fraction_with_prompts']:.0%} when the prompts it reads count as work too "
         f"({numbers['matmul']['tokens_per_second']:.0f} tokens/s, "
         f"{numbers['matmul']['gflops_per_second']:.0f} GFLOP/s). "
         f"Steering costs {numbers['steering_overhead']:.1%}. "

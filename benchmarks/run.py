@@ -27,7 +27,7 @@ import torch
 import transformers
 
 from benchmarks import baselines, vllm_client
-from benchmarks.engine import load_workers, time_engine, time_matmul, worker_count
+from benchmarks.engine import load_workers, time_engine, time_matmul, worker_count, write_bare_to_the_limit
 from benchmarks.results import Machine, MatmulTiming, Round, Scaling, Timing, summarize, table
 from benchmarks.schedule import Schedule
 from benchmarks.trials import BOOST, TEMPERATURE, Workload, default_model, load_workload, plan_trials, unsteered
@@ -49,7 +49,8 @@ class Sizes:
 
     rounds: times every method runs; tokens: of an answer; rows: side by side in a worker of the engine, as in the
     study; one, batch, vllm: trials of the other methods, the first of the engine's; matmul: seconds;
-    batch_sizes: rows a worker, with answers of batch_tokens, in batch_rounds rounds; few, many: trials of the scaling.
+    batch_sizes: rows a worker, batch_trials or a few more in each, with answers of batch_tokens to prompts without chat
+    template, so that it is mostly the token steps that take time; few, many: trials of the scaling.
     """
 
     rounds: int
@@ -61,16 +62,20 @@ class Sizes:
     matmul: float
     batch_sizes: tuple[int, ...]
     batch_tokens: int
-    batch_rounds: int
+    batch_trials: int
     few: int
     many: int
 
+    def batch_of(self, rows: int) -> int:
+        """Trials of a worker when the batch size is `rows`: whole batches."""
+        return -(-self.batch_trials // rows) * rows
 
-FULL = Sizes(3, 96, 96, 2, 64, 64, 5.0, (16, 32, 64, 96, 128, 192), 16, 1, 100, 10_000)
-QUICK = Sizes(1, 8, 8, 1, 4, 4, 0.5, (2, 4), 4, 1, 10, 40)
+
+FULL = Sizes(3, 96, 96, 4, 96, 64, 5.0, (16, 32, 64, 96, 128, 192), 24, 96, 100, 10_000)
+QUICK = Sizes(1, 8, 8, 1, 4, 4, 0.5, (2, 4), 4, 4, 10, 40)
 # Seconds each step of FULL takes on two cores, until it has been measured
-GUESSES = {"loading": 45, "matmul": 5, "engine": 22, "unsteered": 22, "generate_one": 15, "generate_batch": 40}
-GUESSES |= {"vllm_lens": 30, "batch sizes": 50, "scaling": 130}
+GUESSES = {"loading": 40, "matmul": 5, "engine": 23, "unsteered": 22, "generate_one": 14, "generate_batch": 25}
+GUESSES |= {"vllm_lens": 20, "batch sizes": 60, "scaling": 120}
 
 
 def measure(sizes: Sizes, folder: Path) -> dict:
@@ -79,12 +84,12 @@ def measure(sizes: Sizes, folder: Path) -> dict:
     turns = [turn for turn in TURNS if turn != "vllm_lens" or with_vllm]
     if not with_vllm:
         say("vLLM is not installed (make bench-vllm): its numbers will be null")
-    steps = ["loading", *turns * sizes.rounds, *["batch sizes"] * sizes.batch_rounds, "scaling"]
+    steps = ["loading", *turns * sizes.rounds, "batch sizes", "scaling"]
     schedule = Schedule(steps, GUESSES if sizes is FULL else dict.fromkeys(GUESSES, 10.0))
     versions: dict[str, str] = {}
     with ExitStack() as stack:
         pool = stack.enter_context(Workers(worker_count()))
-        plans = plan_trials(model_id, pool.count * max(sizes.rows, *sizes.batch_sizes))
+        plans = plan_trials(model_id, pool.count * max(sizes.rows, *map(sizes.batch_of, sizes.batch_sizes)))
         with schedule.step("loading"):
             work = load_workload(plans, model_id, load_tokenizer(model_id))
             vllm = None
@@ -99,6 +104,8 @@ def measure(sizes: Sizes, folder: Path) -> dict:
     with schedule.step("scaling"):
         scaling = run_scaling(sizes, folder / "scaling.json")
     settings = asdict(sizes) | {"boost": BOOST, "temperature": TEMPERATURE, "stop_tokens": "ignored"}
+    engine_prompts = work.first(worker_count() * sizes.rows).prompts
+    settings |= {"prompt_tokens": sum(map(len, engine_prompts)) / len(engine_prompts)}
     settings |= {"repetition_penalty": work.repetition_penalty, "layer": work.layer}
     return summarize(rounds, batch_sizes, scaling, settings, describe_machine(model_id, versions))
 
@@ -141,18 +148,16 @@ def run_round(methods: dict[str, Callable], turns: Sequence[str], schedule: Sche
     return Round(**timings)
 
 
-def time_batch_sizes(
-    sizes: Sizes, plans: Sequence, model: str, pool: Workers, schedule: Schedule
-) -> dict[int, list[Timing]]:
-    """The engine at each number of rows a worker, every round from the smallest up."""
-    timings: dict[int, list[Timing]] = {rows: [] for rows in sizes.batch_sizes}
-    for _ in range(sizes.batch_rounds):
-        with schedule.step("batch sizes"):
-            for rows in sizes.batch_sizes:
-                some = plans[: rows * pool.count]
-                timing = time_engine(some, model, rows, sizes.batch_tokens, pool, f"{rows} rows")
-                say(f"    {rows} rows: {timing.tokens_per_second:.1f} tokens/s")
-                timings[rows].append(timing)
+def time_batch_sizes(sizes: Sizes, plans: Sequence, model: str, pool: Workers, schedule: Schedule) -> dict[int, Timing]:
+    """The engine at each number of rows a worker."""
+    timings = {}
+    with schedule.step("batch sizes"):
+        for rows in sizes.batch_sizes:
+            some = plans[: pool.count * sizes.batch_of(rows)]
+            timings[rows] = time_engine(
+                some, model, rows, sizes.batch_tokens, pool, f"{rows} rows", write_bare_to_the_limit
+            )
+            say(f"    {rows} rows: {timings[rows].tokens_per_second:.1f} tokens/s")
     return timings
 
 

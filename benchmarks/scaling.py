@@ -16,33 +16,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from unittest.mock import patch
 
 import psutil
 
-from benchmarks.engine import load_workers, study_chunk, worker_count, write_answers
+from benchmarks.engine import load_workers, worker_count, write_answers, write_bare
 from benchmarks.results import Scale, Scaling
 from benchmarks.trials import TEMPERATURE, default_model, plan_trials, residual_norm
-from esr import steering
 from esr.progress import say
 from esr.records import write_text
 from esr.steering import Settings
-from esr.workers import Report, Workers
+from esr.workers import Workers
 
 TOKENS = 4  # of an answer
 CHUNK = 50  # answers: at `few` trials two workers have one chunk each, at `many` they have as many as the other
 REPEATS = 5  # of `few`, which takes a second
 EVERY = 0.2  # seconds between looks at the memory
-
-
-def bare_tokens(tokenizer, prompt: str) -> tuple[int, ...]:
-    return tuple(tokenizer(prompt, add_special_tokens=True).input_ids)
-
-
-def write_bare_chunk(chunk: dict, report: Report) -> bytes:
-    """The study's chunk, its prompts without the chat template."""
-    with patch.object(steering, "chat_tokens", bare_tokens):
-        return study_chunk(chunk, report)
 
 
 @contextmanager
@@ -81,7 +69,7 @@ def write(model: str, n: int, pairs: int, pool: Workers) -> float:
     """Seconds that `n` answers take."""
     plans = plan_trials(model, n, pairs)
     settings = Settings(model, TEMPERATURE, CHUNK, TOKENS, residual_norm(model))
-    answers, seconds = write_answers(plans, settings, pool, write_bare_chunk, f"scaling, {n} trials")
+    answers, seconds = write_answers(plans, settings, pool, write_bare, f"scaling, {n} trials")
     if len(answers) != n:
         raise RuntimeError(f"write_answers returned {len(answers)} answers for {n} trials.")
     return seconds

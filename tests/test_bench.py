@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_llama
 
 from benchmarks import baselines, matmul, vllm_process
-from benchmarks.engine import write_to_the_limit
+from benchmarks.engine import write_bare, write_to_the_limit
 from benchmarks.results import (
     METHODS,
     Machine,
@@ -24,7 +24,6 @@ from benchmarks.results import (
     summarize,
     table,
 )
-from benchmarks.scaling import write_bare_chunk
 from benchmarks.schedule import Schedule
 from benchmarks.trials import LATENTS, plan_trials, unsteered
 from esr import figures, steering
@@ -79,10 +78,9 @@ def test_the_hook_adds_each_rows_vector_after_its_layer_and_leaves(llama, vector
         generate(llama, PROMPTS, vectors if steered else 0 * vectors, 1, 1, **GREEDY)
         for handle in handles:
             handle.remove()
-        rows = {layer: [row for output in outputs for row in output] for layer, outputs in seen.items()}
-        residuals[steered] = {
-            layer: [r[-len(p) :] for r, p in zip(rows[layer], PROMPTS, strict=True)] for layer in rows
-        }
+        for layer, outputs in seen.items():
+            rows = [row for output in outputs for row in output]
+            residuals[steered, layer] = [row[-len(prompt) :] for row, prompt in zip(rows, PROMPTS, strict=True)]
     for row, vector in enumerate(vectors):
         torch.testing.assert_close(residuals[True, 1][row], residuals[False, 1][row])
         delta = residuals[True, 2][row] - residuals[False, 2][row]
@@ -136,7 +134,7 @@ def test_the_engines_chunk_is_the_studys_but_for_the_stop_token(chunk):
 
 
 def test_scaling_leaves_out_the_chat_template_alone(chunk, monkeypatch):
-    bare, chat = answers(write_bare_chunk, chunk), answers(steering.write_chunk, chunk)
+    bare, chat = answers(write_bare, chunk), answers(steering.write_chunk, chunk)
     monkeypatch.setattr(steering, "chat_tokens", lambda tokenizer, text: tuple(tokenizer(text, True).input_ids))
     assert bare == answers(steering.write_chunk, chunk) != chat
 
@@ -163,6 +161,7 @@ def test_matmul_counts_every_linear_layer_and_the_output_layer(llama):
     attention, mlp, vocabulary = 32 * (32 + 16 + 16 + 32), 3 * 32 * 48, 32 * 97
     assert len(layers) == 3 * 7 + 1
     assert matmul.step_flops(layers, 5) == 2 * 5 * (3 * (attention + mlp) + vocabulary)
+    assert matmul.prompt_cost(llama) == pytest.approx(1 - vocabulary / (3 * (attention + mlp) + vocabulary))
     assert all(seconds > 0 for seconds in matmul.step_seconds(layers, 5, 0.01))
 
 
@@ -206,7 +205,7 @@ def a_round(engine, plain, vllm):
     return Round(
         engine=timing(engine, 192), unsteered=timing(plain, 192), generate_one=timing(10.0, 2),
         generate_batch=timing(100.0, 64), vllm_lens=vllm and timing(vllm, 64),
-        matmul=MatmulTiming(processes=2, tokens_per_second=2000.0, gflops_per_second=500.0),
+        matmul=MatmulTiming(processes=2, prompt_cost=0.8, tokens_per_second=2000.0, gflops_per_second=500.0),
     )  # fmt: skip
 
 
@@ -214,13 +213,13 @@ def numbers(vllm=200.0):
     rounds = [a_round(800.0, 840.0, vllm), a_round(1000.0, 1100.0, vllm), a_round(500.0, 600.0, vllm)]
     few = Scale(seconds=[1.0, 2.0, 3.0], seconds_per_trial=0.02, peak_memory_mb=1000.0)
     many = Scale(seconds=[210.0], seconds_per_trial=0.021, peak_memory_mb=1050.0)
-    sizes = {16: [Timing(trials=32, tokens=320, seconds=1.0)], 96: [Timing(trials=192, tokens=1920, seconds=2.0)]}
+    sizes = {16: Timing(trials=32, tokens=320, seconds=1.0), 96: Timing(trials=192, tokens=1920, seconds=2.0)}
     machine = Machine(
         cpu="Some CPU", cores=2, workers=2, threads=2, memory_gb=8.0, python="3.11", torch="2", transformers="5",
         vllm="0.30.0" if vllm else None, vllm_lens="1.3.0" if vllm else None, dtype="bfloat16", model="tiny",
     )  # fmt: skip
     scaling = Scaling(n_few=100, n_many=10_000, few=few, many=many)
-    return summarize(rounds, sizes, scaling, {"tokens": 10}, machine)
+    return summarize(rounds, sizes, scaling, {"tokens": 10, "prompt_tokens": 5.0}, machine)
 
 
 def test_medians_ratios_and_overhead():
@@ -229,7 +228,7 @@ def test_medians_ratios_and_overhead():
         "engine": 800.0, "generate_one": 10.0, "generate_batch": 100.0, "vllm_lens": 200.0
     }  # fmt: skip
     assert made["ratios"] == {"generate_one": 80.0, "generate_batch": 8.0, "vllm_lens": 4.0}
-    assert made["gemm_fraction"] == 0.4
+    assert made["gemm_fraction"] == 0.4 and made["gemm_fraction_with_prompts"] == pytest.approx(0.4 * 1.4)
     assert made["steering_overhead"] == pytest.approx(0.1)
     assert made["batch_sizes"] == {"16": 320.0, "96": 960.0}
     assert made["scaling"]["10000"] == {"seconds_per_trial": 0.021, "peak_memory_mb": 1050.0}
