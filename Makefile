@@ -5,6 +5,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+VLLM := .venv-vllm/.installed
 
 # DVC's stages call `python`: let it be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -12,11 +13,11 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv repro quick test lint lab clean
+.PHONY: help venv repro quick bench bench-vllm test lint lab clean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3.12] [PIP_FLAGS='--extra-index-url ...']"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(INSTALLED) ## make .venv with the pinned dependencies and this package
 
@@ -37,18 +38,30 @@ quick: venv ## run the study at scale smoke, in minutes; its numbers mean nothin
 	$(BIN)/dvc exp run --set-param scale=smoke
 	@echo "This was scale smoke. To go back: git restore . && .venv/bin/dvc checkout"
 
+bench: venv ## time the engine beside transformers and vLLM on the same trials: ten minutes on two free cores
+	$(BIN)/dvc repro fetch
+	$(BIN)/python -m benchmarks.run
+
+bench-vllm: $(VLLM) ## make .venv-vllm, so that `make bench` times vLLM with vllm-lens too: 3.4 GB
+
+$(VLLM): benchmarks/vllm-requirements.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@echo "Installing the pinned packages of $<: a few minutes."
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps --ignore-requires-python -r $<
+	touch $@
+
 test: venv ## run all tests, the pipeline at scale smoke among them
 	$(BIN)/python -m pytest
 
 lint: venv ## check style, formatting, and that notebooks are stripped of outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/nbstripout --verify --keep-id $(wildcard notebooks/*.ipynb)
+	$(BIN)/nbstripout --verify --keep-id $(wildcard notebooks/*.ipynb benchmarks/*.ipynb)
 
 lab: venv ## open JupyterLab with the notebooks
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
-clean: ## remove .venv, unfinished work, downloaded wheels and tool caches; results and judges' replies stay
+clean: ## remove .venv, .venv-vllm, unfinished work, downloaded wheels and tool caches; results and judges' replies stay
 	test ! -d .cache || find .cache -mindepth 2 -maxdepth 2 ! -path .cache/esr/judgements -exec rm -rf {} +
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-vllm .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -245,6 +245,46 @@ def latent_density(density: np.ndarray, tokens: int) -> Figure:
     return figure
 
 
+def benchmark(numbers: dict) -> Figure:
+    """Tokens per second of every way to steer, and of the engine by rows side by side in a worker.
+
+    numbers: paper/numbers/bench.json; a method that was not installed (null) is left out. The dashed line is what the
+    model's matrix products alone would allow at the engine's batch size.
+    """
+    use_style()
+    speeds = {name: speed for name, speed in numbers["tokens_per_second"].items() if speed is not None}
+    order = sorted(speeds, key=speeds.get, reverse=True)
+    bound = numbers["matmul"]["tokens_per_second"]
+    figure = Figure(figsize=(WIDTH, 2.3))
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    colours = [BLUE if name == "engine" else SKY for name in order]
+    left.barh(range(len(order)), [speeds[name] for name in order], color=colours, height=0.62)
+    for place, name in enumerate(order):
+        ratio = numbers["ratios"].get(name)
+        note = f" {speeds[name]:.0f}" + (f" (engine {ratio:.1f} x)" if ratio else "")
+        inside = {"ha": "right", "color": "white"} if speeds[name] > bound / 4 else {"ha": "left", "color": INK}
+        left.text(speeds[name], place, f"{note} ", va="center", fontsize=7, **inside)
+    left.set_xscale("log")
+    left.set_xlim(min(speeds.values()) / 3, 1.3 * max(bound, *speeds.values()))
+    left.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
+    left.invert_yaxis()
+    left.tick_params(axis="y", length=0)
+    left.xaxis.set_major_formatter(FuncFormatter(_short_count))
+    left.axvline(bound, color=VERMILION, linewidth=1.0, linestyle=(0, (4, 2)))
+    left.set_xlabel("new tokens per second")
+    left.set_title("All methods, same trials")
+    rows = sorted(numbers["batch_sizes"], key=int)
+    sizes = [int(size) for size in rows]
+    right.plot(sizes, [numbers["batch_sizes"][size] for size in rows], "o-", color=BLUE, markersize=3.6, linewidth=1.1)
+    right.set_xticks(sizes)
+    right.set_ylim(bottom=0)
+    right.set_xlabel("answers side by side in a worker")
+    right.set_ylabel("new tokens per second")
+    right.set_title("Engine by batch size, short answers")
+    right.grid(axis="y", color=PALE, linewidth=0.6)
+    return figure
+
+
 def _colour(condition: str, place: int) -> str:
     others = [GREEN, PURPLE, ORANGE, SKY, INK]
     return CONDITIONS.get(condition) or others[place % len(others)]

@@ -44,14 +44,18 @@ def check_names(path: Path, parameters: dict[str, Any]) -> None:
 
 
 def run(stage: str, model: str | None = None) -> Path:
-    """Execute the stage's notebook; returns the executed copy. On an error the failed copy is kept under .cache."""
+    """Execute the stage's notebook; returns the executed copy."""
+    source = notebook_path(stage)
+    name = f"{source.stem}-{model}.ipynb" if model else source.name
+    return execute(source, stage_parameters(stage, model), EXECUTED / name)
+
+
+def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:
+    """Execute a notebook and write its copy `executed`, normalized. On an error the failed one is kept under .cache."""
     import papermill
 
-    source = notebook_path(stage)
-    parameters = stage_parameters(stage, model)
     check_names(source, parameters)
-    name = f"{source.stem}-{model}.ipynb" if model else source.name
-    working = CACHE / "running" / name
+    working = CACHE / "running" / executed.name
     working.parent.mkdir(parents=True, exist_ok=True)
     working.unlink(missing_ok=True)
     start = time.monotonic()
@@ -65,7 +69,6 @@ def run(stage: str, model: str | None = None) -> Path:
     except papermill.PapermillExecutionError as error:
         message = f"{source.name} failed: {error.ename}: {error.evalue}"
         raise SystemExit(f"{message}\nThe notebook so far: {working}") from None
-    executed = EXECUTED / name
     notebook = nbformat.read(working, as_version=4)
     for warning in stderr_of(notebook):
         print(warning, end="", file=sys.stderr)

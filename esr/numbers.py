@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from esr import paths
 from esr.records import write_text
@@ -23,6 +24,7 @@ from esr.records import write_text
 DIGITS = 6  # significant
 TOLERANCE = 0.05  # relative, for figures without an interval
 SHOWN = 6  # differences named per file
+UNCOMPARED = {"bench"}  # timings: they never repeat
 UNJUDGED = {"unclustered"}  # the same trials once more, with an interval of width zero when nothing happens
 VERDICTS = ("identical", "within intervals", "different")
 
@@ -168,7 +170,7 @@ def _show(value) -> str:
 
 
 def committed_numbers() -> tuple[str, dict[str, dict]]:
-    """Short name of the last commit and its paper/numbers files by name.
+    """Short name of the last commit and its paper/numbers files by name, UNCOMPARED ones left out.
 
     Raises RuntimeError with one clear sentence when there is no git, no repository or no commit.
     """
@@ -181,7 +183,7 @@ def committed_numbers() -> tuple[str, dict[str, dict]]:
             f"{paths.ROOT} is not a git repository with a commit: there is nothing to compare the fresh numbers with."
         ) from None
     listed = _git("ls-tree", "--name-only", "HEAD", "paper/numbers/").splitlines()
-    files = [name for name in listed if name.endswith(".json")]
+    files = [name for name in listed if name.endswith(".json") and Path(name).stem not in UNCOMPARED]
     return commit, {name.rsplit("/", 1)[-1]: json.loads(_git("show", f"HEAD:./{name}")) for name in files}
 
 
@@ -196,7 +198,8 @@ def report() -> tuple[str, str]:
         commit, committed = committed_numbers()
     except RuntimeError as error:
         return "nothing to compare", str(error)
-    fresh = {path.name: read_numbers(path.stem) for path in sorted(paths.NUMBERS.glob("*.json"))}
+    files = [path for path in sorted(paths.NUMBERS.glob("*.json")) if path.stem not in UNCOMPARED]
+    fresh = {path.name: read_numbers(path.stem) for path in files}
     if not fresh:
         return "nothing to compare", "paper/numbers/ holds no numbers yet: run dvc repro first."
     if not committed:

@@ -103,6 +103,17 @@ def test_different_keys_are_named_with_both_values():
     assert numbers.compare(fresh, committed)[1] == ["a.steered: committed 0.1 [0.05, 0.2], fresh 0.5 [0.4, 0.6]"]
 
 
+def test_timings_are_not_compared(root):
+    numbers.write_numbers("esr", {"a": 1})
+    numbers.write_numbers("bench", {"tokens_per_second": 900.0})
+    commit(root)
+    numbers.write_numbers("bench", {"tokens_per_second": 1.0})
+    verdict, text = numbers.report()
+    assert verdict == "identical" and "bench" not in text
+    (root / "paper/numbers/bench.json").unlink()
+    assert numbers.report()[0] == "identical"
+
+
 def test_report_against_a_commit(root, capsys):
     numbers.write_numbers("esr", {"r": estimate(0.02, 0.01, 0.05)})
     numbers.write_numbers("sae", {"l0": 32.0})

@@ -1,0 +1,119 @@
+"""The engine as the study uses it: esr.steering.write_answers over single-threaded workers with the model loaded."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+import esr.workers
+from benchmarks.matmul import time_matmuls
+from benchmarks.results import MatmulTiming, Timing
+from benchmarks.trials import TEMPERATURE, residual_norm
+from esr import steering
+from esr.models import resident_model
+from esr.records import Trial
+from esr.steering import Plan, Settings
+from esr.workers import ChunkFunction, Report, Workers, default_count
+
+PATIENCE = 300.0  # seconds for all workers to load their model
+
+study_chunk = steering.write_chunk
+
+
+def write_to_the_limit(chunk: dict, report: Report) -> bytes:
+    """The study's chunk, its answers written on past tokens that would end them. Runs in a worker."""
+    with patch.object(steering, "stop_tokens", lambda _model: []):
+        return study_chunk(chunk, report)
+
+
+def write_bare(chunk: dict, report: Report) -> bytes:
+    """The study's chunk, its prompts without the chat template: a fifth as long."""
+    with patch.object(steering, "chat_tokens", _bare_tokens):
+        return study_chunk(chunk, report)
+
+
+def write_bare_to_the_limit(chunk: dict, report: Report) -> bytes:
+    with patch.object(steering, "chat_tokens", _bare_tokens):
+        return write_to_the_limit(chunk, report)
+
+
+def _bare_tokens(tokenizer, prompt: str, _prefill=()) -> tuple[int, ...]:
+    return tuple(tokenizer(prompt, add_special_tokens=True).input_ids)
+
+
+def load_and_wait(chunk: dict, report: Report) -> bytes:
+    """Load the model, then wait for the other workers: else a quick one would take a late one's share of the work.
+
+    Raises TimeoutError when they do not come.
+    """
+    resident_model(chunk["model"])
+    folder = Path(chunk["folder"])
+    (folder / str(chunk["worker"])).touch()
+    end = time.monotonic() + PATIENCE
+    while len(list(folder.iterdir())) < chunk["workers"]:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{chunk['workers']} workers did not load {chunk['model']} in {PATIENCE:.0f} s.")
+        time.sleep(0.05)
+    report(1, 0)
+    return b""
+
+
+def worker_count() -> int:
+    """Worker processes of the study on this machine's cores, one at least."""
+    return max(1, default_count())
+
+
+def everywhere(function: ChunkFunction, shared: dict, pool: Workers, what: str) -> list[bytes]:
+    """Results of `function` in every worker at once: for functions that take long enough that none gets two."""
+    chunks = [shared | {"worker": worker} for worker in range(pool.count)]
+    with tempfile.TemporaryDirectory() as folder, patch.object(esr.workers, "CACHE", Path(folder)):
+        files = pool.map(function, chunks, what=what, items=[1] * len(chunks), item="workers")
+        return [file.read_bytes() for file in files]
+
+
+def load_workers(pool: Workers, model: str) -> None:
+    """Start every worker and load its model: what follows is timed warm."""
+    with tempfile.TemporaryDirectory() as meeting:
+        everywhere(load_and_wait, {"model": model, "folder": meeting, "workers": pool.count}, pool, "loading")
+
+
+def write_answers(
+    plans: Sequence[Plan], settings: Settings, pool: Workers, chunk: ChunkFunction, what: str
+) -> tuple[list[Trial], float]:
+    """Answers of esr.steering.write_answers with `chunk` in place of its own chunk, and the seconds they took.
+
+    Chunks are kept in a folder of their own that is thrown away: nothing finished earlier is found.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(patch.object(esr.workers, "CACHE", Path(folder)))
+        stack.enter_context(patch.object(steering, "write_chunk", chunk))
+        start = time.perf_counter()
+        answers = steering.write_answers(plans, settings, pool, what)
+        return answers, time.perf_counter() - start
+
+
+def time_engine(
+    plans: Sequence[Plan], model: str, rows: int, tokens: int, pool: Workers, what: str, chunk=write_to_the_limit
+) -> Timing:
+    """Write the plans' answers of `tokens` tokens, `rows` side by side in each worker."""
+    settings = Settings(model, TEMPERATURE, rows, tokens, residual_norm(model))
+    answers, seconds = write_answers(plans, settings, pool, chunk, what)
+    return Timing(trials=len(answers), tokens=sum(len(answer.tokens) for answer in answers), seconds=seconds)
+
+
+def time_matmul(model: str, rows: int, seconds: float, pool: Workers) -> MatmulTiming:
+    """The rate of the model's matrix products alone, in all workers at once for `seconds`."""
+    shared = {"model": model, "rows": rows, "seconds": seconds}
+    steps = [json.loads(result) for result in everywhere(time_matmuls, shared, pool, "matmul")]
+    return MatmulTiming(
+        processes=len(steps),
+        prompt_cost=steps[0]["prompt_cost"],
+        tokens_per_second=sum(rows / step["seconds"] for step in steps),
+        gflops_per_second=sum(step["flops"] / step["seconds"] for step in steps) / 1e9,
+    )

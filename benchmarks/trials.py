@@ -1,0 +1,100 @@
+"""What every method writes: the study's prompts, steered by latents of its SAE at one boost.
+
+A trial is one answer of a fixed number of tokens. Tokens that would end an answer are ignored, so that no method gains
+by answers that happen to stop early: tokens written per second then compare equal work.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from esr.config import PARAMS, ConfigError, load_yaml, model_entry, stage_parameters
+from esr.models import chat_tokens, load_directions
+from esr.paths import data_dir
+from esr.records import read_prompts
+from esr.sae import read_contexts
+from esr.steering import Plan, trial_seed
+
+BOOST = 0.38  # median residual norms: of the size that calibration finds
+LATENTS = 24  # enough that neighbours in a batch are pushed in different directions
+TEMPERATURE = 0.6  # paper, section 3
+SEED = 2602
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Trials as methods other than the engine take them, in the engine's order.
+
+    prompts: token ids, chat template included; vectors: what is added to the residual stream at every token after
+    `layer`, in its own units; repetition_penalty: the model's.
+    """
+
+    model: str
+    layer: int
+    repetition_penalty: float
+    prompts: list[tuple[int, ...]]
+    vectors: Float[Tensor, "trials d_model"]
+
+    def first(self, n: int) -> Workload:
+        return replace(self, prompts=self.prompts[:n], vectors=self.vectors[:n])
+
+
+def residual_norm(model_id: str) -> float:
+    """Median norm of the residual stream, as the shipped SAE's training measured it: no stage but `fetch` is needed."""
+    return read_contexts(data_dir("train_sae", model_id) / "contexts.safetensors").median_norm
+
+
+def draw_latents(model_id: str, n: int = LATENTS) -> list[int]:
+    """`n` latents whose density is within the study's bounds. Raises ConfigError when the SAE has fewer."""
+    bounds = stage_parameters("latents", model_id)
+    density = read_contexts(data_dir("train_sae", model_id) / "contexts.safetensors").density
+    within = ((density >= bounds["min_density"]) & (density <= bounds["max_density"])).nonzero().flatten().tolist()
+    if len(within) < n:
+        raise ConfigError(f"{model_id}: {len(within)} latents are within the bounds of density, {n} are needed.")
+    return sorted(random.Random(SEED).sample(within, n))
+
+
+def plan_trials(model_id: str, n: int, pairs: int | None = None) -> list[Plan]:
+    """`n` steered trials over the evaluation prompts and the drawn latents.
+
+    pairs: (prompt, latent) pairs to use, each as often as the others; default as many as there are trials.
+    """
+    prompts, latents = read_prompts("evaluation"), draw_latents(model_id)
+    plans = []
+    for trial in range(n):
+        repeat, pair = divmod(trial, pairs or n)
+        cycle, place = divmod(pair, len(prompts))
+        prompt, latent = prompts[place], latents[(cycle + place) % len(latents)]
+        seed = trial_seed(SEED, latent, prompt.id, repeat)
+        plans.append(Plan("steered", latent, "", prompt.id, prompt.text, seed, BOOST))
+    return plans
+
+
+def load_workload(plans: Sequence[Plan], model_id: str, tokenizer) -> Workload:
+    """What `plans` come to, computed before time counts."""
+    entry = model_entry(model_id)
+    boosts = torch.tensor([plan.boost for plan in plans])
+    directions = load_directions(model_id, [plan.latent for plan in plans])
+    return Workload(
+        model_id,
+        entry.steer_layer,
+        entry.repetition_penalty,
+        [chat_tokens(tokenizer, plan.prompt) for plan in plans],
+        boosts[:, None] * residual_norm(model_id) * directions,
+    )
+
+
+def unsteered(plans: Sequence[Plan]) -> list[Plan]:
+    """The same trials, the residual stream left alone."""
+    return [replace(plan, condition="unsteered", boost=0.0) for plan in plans]
+
+
+def default_model() -> str:
+    """The first model of params.yaml."""
+    return load_yaml(PARAMS)["models"][0]
