@@ -130,6 +130,7 @@ class Judge(Section):
 
 class Measure(Section):
     models: list[str] = Field(min_length=1)
+    bases: list[str] = Field(min_length=1)
     seed: int
     confidence: float = Field(gt=0, lt=1)
     resamples: Positive
@@ -139,7 +140,8 @@ class Figures(Section):
     models: list[str] = Field(min_length=1)
 
 
-# The stages, in the order of their notebooks. Sections of params.yaml a stage reads besides its own:
+# The stages, in the order of their notebooks. Sections of params.yaml a stage reads besides its own (of `measure`, the
+# level and resamples of intervals):
 STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "fetch": (Fetch, ()),
     "train_sae": (TrainSae, ()),
@@ -151,6 +153,8 @@ STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "judge": (Judge, ()),
     "measure": (Measure, ()),
     "figures": (Figures, ()),
+    "boost_sweep": (BoostSweep, ("generation", "measure")),
+    "meta_prompts": (MetaPrompts, ("generation", "measure")),
 }
 
 
@@ -227,6 +231,15 @@ def model_entry(model_id: str) -> ModelEntry:
     return registry[model_id]
 
 
+def base_of(model_id: str) -> str:
+    """The model whose SAE, latents and relevance scorer serve `model_id`: itself, or what it was fine-tuned from.
+
+    Adapters sit above the layer that is steered and read, so that the residual stream there is the base's own.
+    """
+    source = model_entry(model_id).source
+    return source.base if source.kind == "adapter" else model_id
+
+
 def check_latents(model_id: str, latents: list[int]) -> None:
     """Raises ConfigError unless every index names a latent of the model's SAE; loads no weights."""
     d_sae = model_entry(model_id).d_sae
@@ -265,16 +278,18 @@ def notebook_parameters(stage: str, names: dict[str, Any]) -> Section:
 def _assemble(stage: str, params: dict, model: str) -> Section:
     section, others = STAGES[stage]
     sizes = params["scales"][params["scale"]]
-    values = {"model": model, "models": params["models"], "seed": params["seed"]}
+    values = {"model": model, "models": params["models"], "bases": params["bases"], "seed": params["seed"]}
     values = {name: value for name, value in values.items() if name in section.model_fields}
-    for name in (*others, stage):
-        values |= (params.get(name) or {}) | (sizes.get(name) or {})
+    for name in others:
+        given = (params.get(name) or {}) | (sizes.get(name) or {})
+        values |= {key: value for key, value in given.items() if key in section.model_fields}
+    values |= (params.get(stage) or {}) | (sizes.get(stage) or {})
     return _validate(TypeAdapter(section), values, f"{PARAMS.name}: {stage}")
 
 
 def _check_file(params: dict) -> None:
     """Every section of the file, not just the stage's: a mistake is better found before the first stage than in it."""
-    known = {"scale", "models", "seed", "scales", "generation", *STAGES}
+    known = {"scale", "models", "bases", "seed", "scales", "generation", *STAGES}
     for key in params:
         if key not in known:
             raise ConfigError(f"{PARAMS.name}: unknown key {key!r}; allowed are {', '.join(sorted(known))}.")
@@ -285,14 +300,26 @@ def _check_file(params: dict) -> None:
         for key in sizes:
             if key not in {"generation", *STAGES}:
                 raise ConfigError(f"{PARAMS.name}: scales.{name} has the unknown section {key!r}.")
-    models = params.get("models")
+    for key in ("models", "bases"):
+        _check_models(key, params.get(key))
+    for model in params["models"]:
+        if base_of(model) not in params["bases"]:
+            raise ConfigError(
+                f"{PARAMS.name}: models has {model!r}, whose SAE and latents are those of {base_of(model)!r}: "
+                "add that to bases."
+            )
+    for stage in STAGES:
+        _assemble(stage, params, params["models"][0])
+
+
+def _check_models(key: str, models: Any) -> None:
     if not isinstance(models, list) or not models:
-        raise ConfigError(f"{PARAMS.name}: models is {models!r}; a list of ids of {REGISTRY.name} is expected.")
+        raise ConfigError(f"{PARAMS.name}: {key} is {models!r}; a list of ids of {REGISTRY.name} is expected.")
     for model in models:
         if model_entry(model).sae is None:
-            raise ConfigError(f"{PARAMS.name}: models has {model!r}, which has no SAE in {REGISTRY.name}.")
-    for stage in STAGES:
-        _assemble(stage, params, models[0])
+            raise ConfigError(f"{PARAMS.name}: {key} has {model!r}, which has no SAE in {REGISTRY.name}.")
+        if key == "bases" and base_of(model) != model:
+            raise ConfigError(f"{PARAMS.name}: bases has {model!r}, which was fine-tuned from {base_of(model)!r}.")
 
 
 def _validate(adapter: TypeAdapter, values: Any, where: str):

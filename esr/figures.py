@@ -365,3 +365,73 @@ def _short_count(value: float, _place=None) -> str:
         if abs(value) >= size:
             return f"{value / size:g} {unit}"
     return f"{value:g}"
+
+
+def boost_sweep(rates: dict, published: dict) -> Figure:
+    """Experiment 2: multi-attempt, improvement and ESR rate and first-attempt score against the boost, a line a model.
+
+    rates: {model: rows of paper/numbers/boost_sweep.json}; the published peaks are marked in grey.
+    """
+    use_style()
+    panels = {
+        "multi_attempt_rate": "Multi-attempt rate",
+        "esr_rate": "ESR rate",
+        "improvement_rate": "Improvement rate",
+        "first_attempt_score": "First-attempt score",
+    }
+    figure = Figure(figsize=(WIDTH, 3.7))
+    axes = figure.subplots(2, 2, sharex=True).flat
+    for ax, (name, title) in zip(axes, panels.items(), strict=True):
+        for (model, rows), colour in zip(rates.items(), (BLUE, VERMILION, GREEN, ORANGE), strict=False):
+            _line(ax, [row["boost_sd"] for row in rows], [row[name] for row in rows], colour, model)
+        ax.set_title(title)
+        ax.axvline(0, color=PALE, linewidth=0.8, zorder=0)
+        if name.endswith("rate"):
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            peak = published["boost_sweep"][name.replace("_rate", "_peak")]
+            at = published["boost_sweep"][name.replace("_rate", "_peak_sd")]
+            ax.plot(at, peak, marker="D", color=GREY, markersize=4, linestyle="none", label="published peak (70B)")
+    for ax in figure.axes[2:]:
+        ax.set_xlabel("boost, sd from the latent's threshold")
+    figure.axes[0].legend(loc="best")
+    return figure
+
+
+def meta_prompts(rates: dict, published: dict) -> Figure:
+    """Experiment 5: multi-attempt and ESR rate under each instruction beside the plain prompt, a colour a model.
+
+    rates: paper/numbers/meta_prompts.json; the published self-monitoring rates are marked in grey.
+    """
+    use_style()
+    variants = list(next(iter(rates.values())))
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(variants)))
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, name in zip(axes, ("multi_attempt_rate", "esr_rate"), strict=True):
+        for shift, (model, entries) in enumerate(rates.items()):
+            colour = (BLUE, VERMILION, GREEN, ORANGE)[shift % 4]
+            for place, variant in enumerate(variants):
+                _interval(ax, entries[variant][name], place + 0.2 * shift, colour)
+            ax.plot([], [], color=colour, marker="o", markersize=3.5, label=model)
+        theirs = published["meta_prompt"][name]
+        ax.plot(theirs, variants.index("monitor_yourself") - 0.2, marker="D", color=GREY, markersize=4,
+                linestyle="none", label="published (70B)")  # fmt: skip
+        ax.set_title({"multi_attempt_rate": "Multi-attempt rate", "esr_rate": "ESR rate"}[name])
+        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.set_xlim(left=0)
+    axes[0].set_yticks(range(len(variants)), [variant.replace("_", " ") for variant in variants])
+    axes[0].set_ylim(len(variants) - 0.4, -0.6)
+    axes[1].legend(loc="best")
+    return figure
+
+
+def _line(ax: Axes, places, results, colour: str, label: str) -> None:
+    """Estimates joined by a line, with their intervals; what could not be estimated is left out."""
+    known = [(x, r) for x, r in zip(places, results, strict=True) if r["estimate"] is not None]
+    if not known:
+        ax.plot([], [], color=colour, marker="o", markersize=3.5, label=label)
+        return
+    x, values = [k[0] for k in known], [k[1]["estimate"] for k in known]
+    ax.plot(x, values, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=label)
+    for place, entry in known:
+        if entry["low"] is not None:
+            ax.plot([place, place], [entry["low"], entry["high"]], color=colour, linewidth=0.9, alpha=0.7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from esr.config import base_of
 from esr.embedding import load_embedder
 from esr.paths import data_dir
 from esr.records import Attempt, Judgement, Trial, digest
@@ -20,11 +21,11 @@ def is_degraded(text: str) -> bool:
 
 
 def load_judge(model_id: str) -> OfflineJudge:
-    """The offline judge with the scorer that the stage `relevance` fitted on answers of `model_id`.
+    """The offline judge with the scorer that the stage `relevance` fitted on answers of `model_id`, or of its base.
 
     Raises FileNotFoundError naming the file and the stage that writes it.
     """
-    return OfflineJudge(Scorer.load(data_dir("relevance", model_id) / "scorer.json", load_embedder()))
+    return OfflineJudge(Scorer.load(data_dir("relevance", base_of(model_id)) / "scorer.json", load_embedder()))
 
 
 class OfflineJudge:

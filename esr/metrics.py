@@ -109,6 +109,12 @@ def worst_cases(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dic
     return result
 
 
+def degraded_rate(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
+    """Share of scored trials that are degraded."""
+    frame = frame[scored(frame)]
+    return statistics.rate(degraded(frame), frame[cluster], **interval)
+
+
 def summarize(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
     """The entry of one model and condition in paper/numbers/esr.json.
 
@@ -125,7 +131,7 @@ def summarize(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
     restarted = counted[multi_attempt(counted)]
     level = interval.get("level", statistics.LEVEL)
     return rates(frame, cluster, **interval) | {
-        "degraded_rate": statistics.rate(degraded(counted), counted[cluster], **interval),
+        "degraded_rate": degraded_rate(frame, cluster, **interval),
         "n_trials": len(frame),
         "n_unscored": len(frame) - len(counted),
         **{f"n_{outcome}": int((frame.outcome == outcome).sum()) for outcome in UNSCORED},

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from esr.config import check_latents, model_entry
+from esr.config import base_of, check_latents, model_entry
 from esr.generation import Row, generate
 from esr.guard import Guard, watched
 from esr.interventions import AddVector, Intervention, ZeroAblate
@@ -88,8 +88,9 @@ def plan_condition(
         raise ValueError(f"n_prompts is {n_prompts}, but there are {len(prompts)} prompts: ask for that many or fewer.")
     plans = []
     for latent, boost in boosts.items():
-        drawn = random.Random(digest(seed, latent)).sample(list(prompts), n_prompts)
-        for prompt in drawn:
+        # A shuffle of all: fewer prompts are the first of more, so that conditions of different size share trials.
+        drawn = random.Random(digest(seed, latent)).sample(list(prompts), len(prompts))
+        for prompt in drawn[:n_prompts]:
             for repeat in range(n_seeds):
                 own = trial_seed(seed, latent, prompt.id, repeat)
                 plans.append(Plan(condition, latent, labels[latent], prompt.id, prompt.text, own, boost))
@@ -98,7 +99,7 @@ def plan_condition(
 
 def residual_norm(model_id: str) -> float:
     """Median norm of the residual stream at the steered layer, measured by the `sae` stage: the unit of boosts."""
-    summary = data_dir("sae", model_id) / "summary.json"
+    summary = data_dir("sae", base_of(model_id)) / "summary.json"
     if not summary.exists():
         raise FileNotFoundError(f"{summary} does not exist: run `dvc repro sae` first.")
     return json.loads(summary.read_text())["median_residual_norm"]
@@ -121,7 +122,9 @@ def write_answers(plans: Sequence[Plan], settings: Settings, workers: Workers, w
     chunks, places = [], []
     for condition in dict.fromkeys(plans[i].condition for i in order):
         members = [i for i in order if plans[i].condition == condition]
-        for part in split(members, settings.batch_size):
+        # An even number of chunks, so that two cores finish together; it does not depend on how many there are.
+        pairs = -(-len(members) // (2 * settings.batch_size))
+        for part in split(members, -(-len(members) // (2 * pairs))):
             own = [plans[i] for i in part]
             own = [asdict(p) | {"layer": entry.steer_layer if p.layer is None else p.layer} for p in own]
             chunks.append(shared | {"plans": own})
