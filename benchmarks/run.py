@@ -71,7 +71,7 @@ class Sizes:
         return -(-self.batch_trials // rows) * rows
 
 
-FULL = Sizes(3, 96, 96, 4, 96, 64, 5.0, (16, 32, 64, 96, 128, 192), 24, 96, 100, 10_000)
+FULL = Sizes(3, 96, 192, 4, 96, 96, 5.0, (16, 32, 64, 96, 128, 192), 24, 96, 100, 10_000)
 QUICK = Sizes(1, 8, 8, 1, 4, 4, 0.5, (2, 4), 4, 4, 10, 40)
 # Seconds each step of FULL takes on two cores, until it has been measured
 GUESSES = {"loading": 40, "matmul": 5, "engine": 23, "unsteered": 22, "generate_one": 14, "generate_batch": 25}

@@ -136,6 +136,21 @@ class Measure(Section):
     resamples: Positive
 
 
+class BoostSweep(Shared, Generation):
+    levels: list[float] = Field(min_length=2)
+    n_prompts: Positive
+    n_seeds: Positive
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
+class MetaPrompts(Shared, Generation):
+    n_prompts: Positive
+    n_seeds: Positive
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
 class Figures(Section):
     models: list[str] = Field(min_length=1)
 
