@@ -31,6 +31,25 @@ def write_to_the_limit(chunk: dict, report: Report) -> bytes:
         return study_chunk(chunk, report)
 
 
+class Untouched:
+    """Stands where an edit would and makes none; like an edit, it keeps rows from sharing a prompt above its layer."""
+
+    def __init__(self, layer: int):
+        self.layer = layer
+
+    def edit(self, hidden, step):
+        return hidden
+
+    def prompt_key(self, trial):
+        return trial
+
+
+def write_unsteered(chunk: dict, report: Report) -> bytes:
+    """The steered chunk without edit and guard, all else alike: what is missing is what steering costs."""
+    with patch.object(steering, "build_edits", lambda chunk, plans, device: ([], [Untouched(plans[0].layer)])):
+        return write_to_the_limit(chunk, report)
+
+
 def write_bare(chunk: dict, report: Report) -> bytes:
     """The study's chunk, its prompts without the chat template: a fifth as long."""
     with patch.object(steering, "chat_tokens", _bare_tokens):

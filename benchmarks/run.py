@@ -27,10 +27,17 @@ import torch
 import transformers
 
 from benchmarks import baselines, vllm_client
-from benchmarks.engine import load_workers, time_engine, time_matmul, worker_count, write_bare_to_the_limit
+from benchmarks.engine import (
+    load_workers,
+    time_engine,
+    time_matmul,
+    worker_count,
+    write_bare_to_the_limit,
+    write_unsteered,
+)
 from benchmarks.results import Machine, MatmulTiming, Round, Scaling, Timing, summarize, table
 from benchmarks.schedule import Schedule
-from benchmarks.trials import BOOST, TEMPERATURE, Workload, default_model, load_workload, plan_trials, unsteered
+from benchmarks.trials import BOOST, TEMPERATURE, Workload, default_model, load_workload, plan_trials
 from esr.config import ConfigError
 from esr.models import load_model, load_tokenizer
 from esr.notebooks import execute
@@ -71,11 +78,11 @@ class Sizes:
         return -(-self.batch_trials // rows) * rows
 
 
-FULL = Sizes(3, 96, 192, 4, 96, 96, 5.0, (16, 32, 64, 96, 128, 192), 24, 96, 100, 10_000)
+FULL = Sizes(3, 128, 192, 4, 96, 96, 5.0, (16, 32, 64, 96, 128, 192), 24, 96, 100, 10_000)
 QUICK = Sizes(1, 8, 8, 1, 4, 4, 0.5, (2, 4), 4, 4, 10, 40)
 # Seconds each step of FULL takes on two cores, until it has been measured
-GUESSES = {"loading": 40, "matmul": 5, "engine": 23, "unsteered": 22, "generate_one": 14, "generate_batch": 25}
-GUESSES |= {"vllm_lens": 20, "batch sizes": 60, "scaling": 120}
+GUESSES = {"loading": 40, "matmul": 5, "engine": 34, "unsteered": 34, "generate_one": 13, "generate_batch": 27}
+GUESSES |= {"vllm_lens": 27, "batch sizes": 50, "scaling": 120}
 
 
 def measure(sizes: Sizes, folder: Path) -> dict:
@@ -120,7 +127,9 @@ def load_methods(sizes: Sizes, plans: Sequence, work: Workload, pool: Workers) -
     methods = {
         "matmul": lambda: time_matmul(work.model, sizes.rows, sizes.matmul, pool),
         "engine": lambda: time_engine(plans, work.model, sizes.rows, sizes.tokens, pool, "engine"),
-        "unsteered": lambda: time_engine(unsteered(plans), work.model, sizes.rows, sizes.tokens, pool, "unsteered"),
+        "unsteered": lambda: time_engine(
+            plans, work.model, sizes.rows, sizes.tokens, pool, "unsteered", write_unsteered
+        ),
         "generate_one": lambda: time_baseline(baselines.generate_one, model, work.first(sizes.one), sizes.tokens),
         "generate_batch": lambda: time_baseline(baselines.generate_batch, model, work.first(sizes.batch), sizes.tokens),
     }

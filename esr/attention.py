@@ -41,7 +41,7 @@ def ragged_attention(
     sharing = heads // key_heads  # query heads that share a key head
     together = query.reshape(rows * key_heads, sharing * queries, head_dim)
     scores = torch.bmm(key.flatten(0, 1), together.transpose(1, 2))  # keys first: they are read as they lie
-    scores = scores.transpose(1, 2).contiguous().float().mul_(scaling)
+    scores = scores.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True).mul_(scaling)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     scores.view(rows, key_heads, sharing, queries, keys).add_(attention_mask[:, :, None])

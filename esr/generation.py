@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from esr.attention import ragged
-from esr.interventions import Intervention, Step, apply, shared_prompt
+from esr.interventions import Intervention, Step, apply, check_layers, shared_prompt
 from esr.sampling import sample
 
+ROOM = 16  # positions by which the cache grows
 PREFILL = 1024  # prompt tokens run at once: what they need stays in a core's cache, however many rows are admitted
 
 
@@ -44,7 +46,10 @@ class Answer:
 
 
 class RaggedLayer(CacheLayerMixin):
-    """Keys and values of one layer, `[slots, heads, max_length, head_dim]`, written at each row's own positions."""
+    """Keys and values of one layer, `[slots, heads, room, head_dim]`, written at each row's own positions.
+
+    All of the room is handed to the attention, which masks what is empty: matrix products of a part would copy it.
+    """
 
     is_sliding = False
 
@@ -53,7 +58,7 @@ class RaggedLayer(CacheLayerMixin):
         self.plan = plan
 
     def lazy_initialization(self, key_states, value_states):
-        shape = (self.plan.slots, key_states.shape[1], self.plan.max_length, key_states.shape[-1])
+        shape = (self.plan.slots, key_states.shape[1], self.plan.room, key_states.shape[-1])
         self.keys = key_states.new_zeros(shape)
         self.values = value_states.new_zeros(*shape[:-1], value_states.shape[-1])
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -62,12 +67,15 @@ class RaggedLayer(CacheLayerMixin):
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if missing := self.plan.room - self.keys.shape[2]:
+            self.keys, self.values = (pad(tensor, (0, 0, 0, missing)) for tensor in (self.keys, self.values))
         rows, positions = self.plan.rows[:, None], self.plan.positions
-        self.keys[rows, :, positions] = key_states.transpose(1, 2)
-        self.values[rows, :, positions] = value_states.transpose(1, 2)
+        own = slice(None) if len(key_states) == len(rows) else self.plan.prompts  # see Generator._spread
+        self.keys[rows, :, positions] = key_states[own].transpose(1, 2)
+        self.values[rows, :, positions] = value_states[own].transpose(1, 2)
         if self.plan.prefill:  # a prompt attends to itself alone
             return key_states, value_states
-        return self.keys[:, :, : self.plan.length], self.values[:, :, : self.plan.length]
+        return self.keys, self.values
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         self.keys, self.values = self.keys[rows], self.values[rows]
@@ -78,13 +86,13 @@ class RaggedLayer(CacheLayerMixin):
             tensor[rows, :, :length] = tensor[sources, :, :length]
 
     def get_seq_length(self) -> int:
-        return 0 if self.plan.prefill else self.plan.length
+        return 0 if self.plan.prefill else self.plan.room
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.plan.length, 0
+        return self.plan.room, 0
 
     def get_max_length(self) -> int:
-        return self.plan.max_length
+        return self.plan.room
 
 
 @dataclass
@@ -92,11 +100,15 @@ class Plan:
     """Where the current forward pass writes: shared by all layers of the cache, updated before every pass."""
 
     slots: int
-    max_length: int
+    room: int = 0  # positions a row has in the cache: grows in steps of ROOM, never shrinks
     rows: Tensor | None = None
     positions: Tensor | None = None
-    length: int = 0
     prefill: bool = False
+    prompts: Tensor | None = None  # while prompts are run: for each of `rows`, its prompt among the distinct ones
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` positions."""
+        self.room = max(self.room, -(-length // ROOM) * ROOM)
 
 
 class Generator:
@@ -109,7 +121,7 @@ class Generator:
         self.device = model.device
         slots = min(batch_size, len(rows))
         max_length = max(len(r.prompt) + r.max_new_tokens for r in rows)
-        self.plan = Plan(slots, max_length)
+        self.plan = Plan(slots)
         self.cache = Cache(layers=[RaggedLayer(self.plan) for _ in range(model.config.num_hidden_layers)])
         self.answers = [Answer() for _ in rows]
         self.waiting = list(range(len(rows)))[::-1]
@@ -143,6 +155,7 @@ class Generator:
             self.tokens[slot, : len(row.prompt)] = torch.tensor(row.prompt, device=self.device)
             own = torch.Generator().manual_seed(row.seed)
             self.uniforms[slot, : row.max_new_tokens] = torch.rand(row.max_new_tokens, generator=own).to(self.device)
+        self.plan.reserve(int(self.lengths.max()))
         firsts, copies = self._alike(idle)
         for group in self._groups(firsts):
             self._prefill(group)
@@ -155,16 +168,34 @@ class Generator:
         """Run the prompts of some slots, all but the last token of each, into the cache."""
         slots = torch.tensor(group, device=self.device)
         width = int(self.lengths[slots].max()) - 1
-        positions = torch.arange(width, device=self.device).expand(len(group), width)
-        real = positions < (self.lengths[slots] - 1)[:, None]
+        numbers: dict[tuple[int, ...], int] = {}
+        prompts = [numbers.setdefault(self.rows[int(t)].prompt, len(numbers)) for t in self.trials[slots]]
+        firsts = torch.tensor([prompts.index(n) for n in range(len(numbers))], device=self.device)
+        self.plan.prompts = torch.tensor(prompts, device=self.device)
+        positions = torch.arange(width, device=self.device)[None]
+        self._plan(slots, positions.expand(len(group), width), prefill=True)
+        self.step.real = self.plan.positions < (self.lengths[slots] - 1)[:, None]
+        self.step.answer = torch.zeros_like(self.step.real)
         causal = torch.ones(width, width, dtype=torch.bool, device=self.device).tril()[None, None]
-        self._forward(slots, positions, causal, real, answer=torch.zeros_like(real), length=width, prefill=True)
+        self._run(self.tokens[slots[firsts], :width], positions, causal)
+
+    def _spread(self, _module, _inputs, output):
+        """From each distinct prompt to all rows that have it: a hook before the edits of the first layer that has any.
+
+        Below that layer rows with the same prompt are the same, whatever is added to each later.
+        """
+        if not self.plan.prefill:
+            return None
+        if isinstance(output, tuple):
+            return (output[0][self.plan.prompts], *output[1:])
+        return output[self.plan.prompts]
 
     def _groups(self, slots: list[int]) -> Iterator[list[int]]:
         """Slots of prompts of like length, together at most PREFILL tokens; prompts of one token need no prefill."""
         lengths = dict(zip(slots, (self.lengths[slots] - 1).tolist(), strict=True))
         group: list[int] = []
-        for slot in sorted(slots, key=lambda s: lengths[s]):
+        # The same prompts side by side: a group runs each of its prompts once below the first edit.
+        for slot in sorted(slots, key=lambda s: (lengths[s], self.rows[int(self.trials[s])].prompt)):
             if group and (len(group) + 1) * lengths[slot] > PREFILL:
                 yield group
                 group = []
@@ -201,11 +232,12 @@ class Generator:
         active = self.trials >= 0
         positions = (self.lengths - 1).clamp(min=0)[:, None]
         length = int(self.lengths.max())
-        seen = torch.arange(length, device=self.device)[None, :] <= positions
+        self.plan.reserve(length)
+        seen = torch.arange(self.plan.room, device=self.device)[None, :] <= positions
         slots = torch.arange(len(self.trials), device=self.device)
-        logits = self._forward(
-            slots, positions, seen[:, None, None, :], active[:, None], answer=active[:, None], length=length
-        )
+        self._plan(slots, positions, prefill=False)
+        self.step.real = self.step.answer = active[:, None]
+        logits = self._run(self.tokens.gather(1, positions), positions, seen[:, None, None, :])
         prompt_lengths = torch.tensor(
             [len(self.rows[t].prompt) if t >= 0 else 0 for t in self.trials.tolist()], device=self.device
         )
@@ -229,26 +261,27 @@ class Generator:
             self.trials[slot], self.lengths[slot] = -1, 0
         return int(active.sum()), finished
 
-    def _forward(self, slots, positions, mask, real, answer, length, prefill=False):
-        self.plan.rows, self.plan.positions = slots, positions
-        self.plan.length, self.plan.prefill = length, prefill
+    def _plan(self, slots, positions, prefill: bool) -> None:
+        """Tell cache and interventions which rows and positions the next pass is for."""
+        self.plan.rows, self.plan.positions, self.plan.prefill = slots, positions, prefill
         self.step.trials = self.trials[slots].clamp(min=0)
-        self.step.real, self.step.answer = real, answer
+
+    def _run(self, tokens: Int[Tensor, "rows queries"], positions, mask) -> Float[Tensor, "rows vocab"] | None:
+        """One forward pass; the logits of the next tokens, or None for prompts, which need none."""
         inputs = {
-            "input_ids": self.tokens[slots[:, None], positions],
+            "input_ids": tokens,
             "attention_mask": self._masks(mask, positions),
             "position_ids": positions,
             "past_key_values": self.cache,
             "use_cache": True,
         }
-        if prefill:
+        if self.plan.prefill:
             self.model.model(**inputs)
             return None
         return self.model(**inputs).logits[:, -1]
 
     def _masks(self, seen: Bool[Tensor, "rows 1 queries keys"], positions: Int[Tensor, "rows queries"]):
         """The additive mask of the attention; one per kind of layer where layers differ (Gemma 2)."""
-        seen = seen.expand(len(positions), -1, -1, -1)
         config = self.model.config
         if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
             return additive(seen)
@@ -285,5 +318,11 @@ def generate(
     if not rows:
         return []
     generator = Generator(model, rows, interventions, batch_size, temperature, repetition_penalty, stop_tokens)
-    with ragged(model), apply(model, interventions, generator.step):
-        return generator.run(on_progress)
+    first = min([i.layer for i in interventions], default=len(model.model.layers) - 1)
+    check_layers(model, interventions)
+    spread = model.model.layers[first].register_forward_hook(generator._spread)
+    try:
+        with ragged(model), apply(model, interventions, generator.step):
+            return generator.run(on_progress)
+    finally:
+        spread.remove()

@@ -149,6 +149,16 @@ def shared_prompt(interventions: Sequence[Intervention], trial: int) -> Hashable
     return None if None in keys else keys
 
 
+def check_layers(model: torch.nn.Module, interventions: Iterable[Intervention]) -> None:
+    """Raises ValueError when an intervention names a layer that does not exist."""
+    n = len(model.model.layers)
+    for intervention in interventions:
+        if not 0 <= intervention.layer < n:
+            raise ValueError(
+                f"{type(intervention).__name__}.layer is {intervention.layer}; the model has layers 0 to {n - 1}."
+            )
+
+
 @contextmanager
 def apply(model: torch.nn.Module, interventions: Iterable[Intervention], step: Step) -> Iterator[None]:
     """Attach `interventions` to `model` in the given order; remove every hook on the way out, also after an error.
@@ -157,12 +167,7 @@ def apply(model: torch.nn.Module, interventions: Iterable[Intervention], step: S
     """
     layers = model.model.layers
     interventions = list(interventions)
-    for intervention in interventions:
-        if not 0 <= intervention.layer < len(layers):
-            raise ValueError(
-                f"{type(intervention).__name__}.layer is {intervention.layer}; "
-                f"the model has layers 0 to {len(layers) - 1}."
-            )
+    check_layers(model, interventions)
     handles = [layers[i.layer].register_forward_hook(_hook(i, step)) for i in interventions]
     try:
         yield
