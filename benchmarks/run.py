@@ -1,7 +1,7 @@
 """Measure everything, write paper/numbers/bench.json: `make bench`, or
 
     python -m benchmarks.run            about ten minutes on two cores
-    python -m benchmarks.run --quick    every method once, too short to mean anything; the numbers are only printed
+    python -m benchmarks.run --quick    every method twice, too short to mean anything; the numbers are only printed
     python -m benchmarks.run table      the table of the last run in Markdown
 
 Methods take turns, round by round, the order reversed every second round, so that a machine that slows down or is busy
@@ -79,7 +79,7 @@ class Sizes:
 
 
 FULL = Sizes(3, 128, 192, 4, 96, 96, 5.0, (16, 32, 64, 96, 128, 192), 24, 96, 100, 10_000)
-QUICK = Sizes(1, 8, 8, 1, 4, 4, 0.5, (2, 4), 4, 4, 10, 40)
+QUICK = Sizes(2, 8, 8, 1, 4, 4, 0.5, (2, 4), 4, 4, 10, 40)
 # Seconds each step of FULL takes on two cores, until it has been measured
 GUESSES = {"loading": 40, "matmul": 5, "engine": 34, "unsteered": 34, "generate_one": 13, "generate_batch": 27}
 GUESSES |= {"vllm_lens": 27, "batch sizes": 50, "scaling": 120}
@@ -91,7 +91,8 @@ def measure(sizes: Sizes, folder: Path) -> dict:
     turns = [turn for turn in TURNS if turn != "vllm_lens" or with_vllm]
     if not with_vllm:
         say("vLLM is not installed (make bench-vllm): its numbers will be null")
-    steps = ["loading", *turns * sizes.rounds, "batch sizes", "scaling"]
+    orders = [turns[:: 1 if n % 2 == 0 else -1] for n in range(sizes.rounds)]
+    steps = ["loading", *(turn for order in orders for turn in order), "batch sizes", "scaling"]
     schedule = Schedule(steps, GUESSES if sizes is FULL else dict.fromkeys(GUESSES, 10.0))
     versions: dict[str, str] = {}
     with ExitStack() as stack:
@@ -106,7 +107,7 @@ def measure(sizes: Sizes, folder: Path) -> dict:
             if vllm:
                 versions = vllm.wait()
                 methods["vllm_lens"] = vllm.write
-        rounds = [run_round(methods, turns[:: 1 if n % 2 == 0 else -1], schedule) for n in range(sizes.rounds)]
+        rounds = [run_round(methods, order, schedule) for order in orders]
         batch_sizes = time_batch_sizes(sizes, plans, model_id, pool, schedule)
     with schedule.step("scaling"):
         scaling = run_scaling(sizes, folder / "scaling.json")

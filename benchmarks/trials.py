@@ -88,13 +88,3 @@ def load_workload(plans: Sequence[Plan], model_id: str, tokenizer) -> Workload:
         [chat_tokens(tokenizer, plan.prompt) for plan in plans],
         boosts[:, None] * residual_norm(model_id) * directions,
     )
-
-
-def unsteered(plans: Sequence[Plan]) -> list[Plan]:
-    """The same trials, the residual stream left alone."""
-    return [replace(plan, condition="unsteered", boost=0.0) for plan in plans]
-
-
-def default_model() -> str:
-    """The first model of params.yaml."""
-    return load_yaml(PARAMS)["models"][0]

@@ -56,15 +56,17 @@ class Guard:
             raise SteeringError(
                 f"Steering check failed: layer {self.layer} ran without its hooks; do not use the answers."
             )
-        expected, rounding = self.raw, 0.0
+        expected = self.raw
         if self.vectors is not None:
             where = self.answer if self.answer_only else self.real
-            expected = expected + (self.vectors[self.trials][:, None, :] * where[:, :, None]).to(expected.dtype)
+            added = self.vectors[self.trials].to(expected.dtype)[:, None, :] * where[:, :, None].to(expected.dtype)
+            expected = expected + added
         if self.chosen is not None:
             lost = (self.readout.activations(expected) * self.chosen[self.trials][:, None]) @ self.readout.decoder
             rounding = torch.finfo(expected.dtype).eps * (expected.abs() + lost.abs())
-            expected = expected.float() - lost
-        wrong = (received.float() - expected.float()).abs() > rounding
+            wrong = (received.float() - (expected.float() - lost)).abs() > rounding
+        else:
+            wrong = received != expected
         if bool((wrong.any(-1) & self.real).any()):
             row = int((wrong.any(-1) & self.real).any(-1).nonzero()[0])
             raise SteeringError(

@@ -25,7 +25,7 @@ from benchmarks.results import (
     table,
 )
 from benchmarks.schedule import Schedule
-from benchmarks.trials import LATENTS, plan_trials, unsteered
+from benchmarks.trials import LATENTS, plan_trials
 from esr import figures, steering
 from esr.generation import Row, generate
 from esr.interventions import AddVector
@@ -147,13 +147,11 @@ def test_pairs_are_used_equally_often_each_time_with_a_new_seed():
     assert [(p.prompt_id, p.latent) for p in plans[:100]] == [(p.prompt_id, p.latent) for p in plans[200:]]
 
 
-def test_trials_differ_and_are_paired_with_their_unsteered_selves():
+def test_trials_differ_and_are_all_steered():
     plans = plan_trials("smollm2-135m", 384)
     assert len({(plan.prompt_id, plan.latent) for plan in plans}) == 384
     assert len({plan.latent for plan in plans}) == LATENTS
     assert all(plan.boost > 0 for plan in plans)
-    plain = unsteered(plans)
-    assert [(p.prompt_id, p.seed, p.boost) for p in plain] == [(p.prompt_id, p.seed, 0.0) for p in plans]
 
 
 def test_matmul_counts_every_linear_layer_and_the_output_layer(llama):
