@@ -88,3 +88,8 @@ def load_workload(plans: Sequence[Plan], model_id: str, tokenizer) -> Workload:
         [chat_tokens(tokenizer, plan.prompt) for plan in plans],
         boosts[:, None] * residual_norm(model_id) * directions,
     )
+
+
+def default_model() -> str:
+    """The first model of params.yaml."""
+    return load_yaml(PARAMS)["models"][0]

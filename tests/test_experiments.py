@@ -11,8 +11,8 @@ from esr.records import Attempt, Judgement, Threshold, Trial, write_rows
 def judgement(condition, latent, prompt, scores=(50.0,), seed=1, outcome="scored"):
     attempts = [Attempt(start=i, end=i + 1, restart="Wait, no." if i else "", score=s) for i, s in enumerate(scores)]
     return Judgement(
-        trial_id=f"{condition}-{latent}-{prompt}-{seed}", model="m", condition=condition, latent=latent, prompt_id=prompt,
-        seed=seed, judge="j", outcome=outcome, attempts=attempts, degraded=False,
+        trial_id=f"{condition}-{latent}-{prompt}-{seed}", model="m", condition=condition, latent=latent,
+        prompt_id=prompt, seed=seed, judge="j", outcome=outcome, attempts=attempts, degraded=False,
     )  # fmt: skip
 
 
@@ -43,8 +43,8 @@ def test_conditions_without_a_common_trial_are_an_error():
 
 def test_answers_and_judgements_of_different_trials_are_refused(tmp_path):
     trial = Trial(
-        id="x", model="m", condition="steered", latent=1, label="", prompt_id="a", prompt="?", seed=1, boost=0.0, layer=1,
-        max_new_tokens=4, temperature=0.6, repetition_penalty=1.0, tokens=[5], text="t", finish_reason="stop",
+        id="x", model="m", condition="steered", latent=1, label="", prompt_id="a", prompt="?", seed=1, boost=0.0,
+        layer=1, max_new_tokens=4, temperature=0.6, repetition_penalty=1.0, tokens=[5], text="t", finish_reason="stop",
     )  # fmt: skip
     write_rows(tmp_path / "answers.jsonl", [trial])
     write_rows(tmp_path / "judgements.jsonl", [judgement("steered", 1, "a")])
