@@ -136,6 +136,44 @@ class Measure(Section):
     resamples: Positive
 
 
+class Finetune(Shared, Generation):
+    ratios: list[Share] = Field(min_length=1)
+    chosen: Share
+    examples: Positive
+    corpus_answers: Positive
+    openings_per_prompt: Positive
+    opening_tokens: Positive
+    min_boost: float = Field(gt=0)
+    max_boost: float = Field(gt=0)
+    max_opening_score: float = Field(ge=0, le=100)
+    min_answer_score: float = Field(ge=0, le=100)
+    answer_tokens: Positive
+    restarted_tokens: Positive
+    n_development: Positive
+    min_training: Share
+    min_concreteness: Share
+    first_layer: Positive
+    rank: Positive
+    alpha: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    learning_rate: float = Field(gt=0)
+    warm_up: int = Field(ge=0)
+    epochs: Positive
+    training_batch: Positive
+    decision_weight: float = Field(gt=0)
+    n_prompts: Positive
+    n_unsteered: Positive
+    n_beginnings: Positive
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+    @model_validator(mode="after")
+    def _chosen_is_trained(self):
+        if self.chosen not in self.ratios:
+            raise ValueError(f"chosen is {self.chosen}, which is none of the ratios {self.ratios}: choose one of them")
+        return self
+
+
 class BoostSweep(Shared, Generation):
     levels: list[float] = Field(min_length=2)
     n_prompts: Positive
@@ -168,6 +206,7 @@ STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "judge": (Judge, ()),
     "measure": (Measure, ()),
     "figures": (Figures, ()),
+    "finetune": (Finetune, ("generation", "measure")),
     "boost_sweep": (BoostSweep, ("generation", "measure")),
     "meta_prompts": (MetaPrompts, ("generation", "measure")),
 }

@@ -59,3 +59,10 @@ def paired(frame: pd.DataFrame, one: str, other: str) -> tuple[pd.DataFrame, pd.
     if shared.empty:
         raise ValueError(f"Conditions {one!r} and {other!r} share no scored trial of the same latent, prompt and seed.")
     return first.loc[shared].reset_index(), second.loc[shared].reset_index()
+
+
+def show_attempts(trial: Trial, judgement: Judgement) -> str:
+    """An answer in full as Markdown, its restarts marked, each attempt's score before it."""
+    texts = [" ".join(trial.text[a.start : a.end].split()) for a in judgement.attempts]
+    parts = " **⟲** ".join(f"[{a.score:.0f}] {text}" for a, text in zip(judgement.attempts, texts, strict=True))
+    return f"**{trial.prompt}** — latent {trial.latent} “{trial.label}”, boost {trial.boost:.2f}\n\n> {parts}"

@@ -436,3 +436,43 @@ def _line(ax: Axes, places, results, colour: str, label: str) -> None:
     for place, entry in known:
         if entry["low"] is not None:
             ax.plot([place, place], [entry["low"], entry["high"]], color=colour, linewidth=0.9, alpha=0.7)
+
+
+def learning_curves(curves: dict) -> Figure:
+    """Experiment 4: training loss by step, smoothed over ten steps, a line for each ratio of self-corrections."""
+    use_style()
+    figure = Figure(figsize=(WIDTH, 2.0))
+    ax = figure.subplots()
+    for (ratio, steps), colour in zip(curves.items(), seaborn.color_palette("viridis", len(curves)), strict=True):
+        loss = pd.Series([step.loss for step in steps], [step.step for step in steps])
+        ax.plot(loss.rolling(10, min_periods=1).mean(), color=colour, linewidth=1.2, label=f"{float(ratio):.0%}")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss, nats")
+    ax.legend(title="self-corrections", loc="best")
+    return figure
+
+
+def finetuning(rates: dict, published: dict) -> Figure:
+    """Experiment 4: multi-attempt rate, ESR rate and first-attempt score by share of self-corrections trained on.
+
+    rates: paper/numbers/finetune.json. The paper's statement is qualitative: fine-tuning induces ESR in an 8B model.
+    """
+    use_style()
+    panels = {
+        "multi_attempt_rate": "Multi-attempt rate",
+        "esr_rate": "ESR rate",
+        "first_attempt_score": "First-attempt score",
+    }
+    figure = Figure(figsize=(WIDTH, 2.2))
+    for ax, (name, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for condition, colour in CONDITIONS.items():
+            _line(ax, [float(r) for r in rates], [both[condition][name] for both in rates.values()], colour, condition)
+        ax.set_title(title)
+        ax.set_xlabel("share of self-corrections")
+        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if name.endswith("rate"):
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            before = published["models"]["llama-3.1-8b"][f"{name}_max"]
+            ax.axhline(before, color=GREY, linewidth=0.8, linestyle=":", label="untuned 8B, published (at most)")
+    figure.axes[0].legend(loc="best")
+    return figure

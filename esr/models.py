@@ -31,13 +31,25 @@ def model_folder(model_id: str) -> Path:
     return folder
 
 
-def load_model(model_id: str, dtype: torch.dtype = torch.bfloat16):
-    """The causal language model, in evaluation mode, on `device()`."""
+def load_model(model_id: str, dtype: torch.dtype = torch.bfloat16, adapter: Path | None = None):
+    """The causal language model, in evaluation mode, on `device()`; with `adapter`, LoRA weights merged into it.
+
+    Merged weights are added up in float32 and rounded once; layers without an adapter keep their bits. Raises
+    FileNotFoundError when `adapter` holds none.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(model_folder(model_id), dtype=dtype).eval().to(device())
+    loaded = torch.float32 if adapter else dtype
+    model = AutoModelForCausalLM.from_pretrained(model_folder(model_id), dtype=loaded)
+    if adapter:
+        from peft import PeftModel
+
+        if not (adapter / "adapter_model.safetensors").exists():
+            raise FileNotFoundError(f"{adapter} holds no adapter: run the stage that trains it (dvc repro finetune).")
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload().to(dtype)
+    return model.eval().to(device())
 
 
 def load_tokenizer(model_id: str):
@@ -47,9 +59,12 @@ def load_tokenizer(model_id: str):
 
 
 @lru_cache(maxsize=1)
-def resident_model(model_id: str):
-    """Model and tokenizer, loaded once in a process: what a worker keeps between chunks."""
-    return load_model(model_id), load_tokenizer(model_id)
+def resident_model(model_id: str, adapter: str = ""):
+    """Model and tokenizer, loaded once in a process: what a worker keeps between chunks.
+
+    adapter: folder of LoRA weights, relative to the repository's root; "" for none.
+    """
+    return load_model(model_id, adapter=ROOT / adapter if adapter else None), load_tokenizer(model_id)
 
 
 def load_sae(model_id: str):

@@ -41,8 +41,8 @@ def environment() -> dict[str, str]:
     }
 
 
-def engine_provenance(model_id: str) -> dict[str, str]:
-    """The environment, the engine's code, the model's weights and the SAE's, each as a digest."""
+def engine_provenance(model_id: str, adapter: str = "") -> dict[str, str]:
+    """The environment, the engine's code, the weights of model, adapter and SAE, each as a digest."""
     here = Path(__file__).parent
     code = "".join(file_digest(here / f"{name}.py") for name in ENGINE)
     source = model_entry(model_id).sae
@@ -50,5 +50,6 @@ def engine_provenance(model_id: str) -> dict[str, str]:
     return environment() | {
         "code": hashlib.sha256(code.encode()).hexdigest()[:16],
         "model": file_digest(data_dir("fetch", model_id) / "model.safetensors"),
+        "adapter": file_digest(ROOT / adapter / "adapter_model.safetensors") if adapter else "",
         "sae": file_digest(weights) if weights and weights.exists() else (source.id if source else "") or "",
     }

@@ -77,6 +77,7 @@ class Trial(Record):
     ablate: list[int] = []  # latents zero-ablated, read after steering
     instruction: str = ""  # said to the model after the prompt
     prefill: list[int] = []  # token ids put in as the beginning of the answer
+    adapter: str = ""  # folder of LoRA weights merged into the model
     answer_only: bool = False  # steered at the answer's tokens alone
     max_new_tokens: int
     temperature: float

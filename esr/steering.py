@@ -54,6 +54,7 @@ class Settings:
 
     residual_norm: median norm of the residual stream at the steered layer, without BOS.
     answer_only: steer the tokens of the answer alone; the paper steers the prompt as well.
+    adapter: LoRA weights merged into the model, a folder relative to the repository's root.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Settings:
     max_new_tokens: int
     residual_norm: float
     answer_only: bool = False
+    adapter: str = ""
 
 
 def trial_seed(seed: int, latent: int, prompt_id: str, repeat: int) -> int:
@@ -116,7 +118,7 @@ def write_answers(plans: Sequence[Plan], settings: Settings, workers: Workers, w
     shared = asdict(settings) | {
         "repetition_penalty": entry.repetition_penalty,
         "sae_layer": entry.sae_layer,
-        "provenance": engine_provenance(settings.model),
+        "provenance": engine_provenance(settings.model, settings.adapter),
     }
     order = sorted(range(len(plans)), key=lambda i: plans[i].condition)  # stable: a chunk holds one condition
     chunks, places = [], []
@@ -141,7 +143,7 @@ def write_answers(plans: Sequence[Plan], settings: Settings, workers: Workers, w
 
 def write_chunk(chunk: dict, report: Report) -> bytes:
     """Answers of one chunk as JSON rows of `Trial`. Runs in a worker, which keeps its model between chunks."""
-    model, tokenizer = resident_model(chunk["model"])
+    model, tokenizer = resident_model(chunk["model"], chunk["adapter"])
     plans = [Plan(**plan | {name: tuple(plan[name]) for name in ("ablate", "prefill")}) for plan in chunk["plans"]]
     rows = [Row(chat_tokens(tokenizer, said(p), p.prefill), p.seed, chunk["max_new_tokens"]) for p in plans]
     guards, edits = build_edits(chunk, plans, model.device)
@@ -156,7 +158,8 @@ def write_chunk(chunk: dict, report: Report) -> bytes:
             stop_tokens=stop_tokens(model),
             on_progress=lambda written, finished: report(finished, written),
         )
-    settings = {name: chunk[name] for name in ("max_new_tokens", "temperature", "repetition_penalty", "answer_only")}
+    shared = ("adapter", "max_new_tokens", "temperature", "repetition_penalty", "answer_only")
+    settings = {name: chunk[name] for name in shared}
     trials = []
     for plan, answer in zip(plans, answers, strict=True):
         fields = {"model": chunk["model"]} | asdict(plan) | settings

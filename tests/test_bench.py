@@ -110,7 +110,7 @@ class Tokenizer:
 @pytest.fixture
 def chunk(llama, vectors, monkeypatch):
     """A chunk of the study on the tiny model; the third token of its first answer is a stop token."""
-    monkeypatch.setattr(steering, "resident_model", lambda _model: (llama, Tokenizer()))
+    monkeypatch.setattr(steering, "resident_model", lambda _model, _adapter: (llama, Tokenizer()))
     monkeypatch.setattr(steering, "load_directions", lambda _model, latents: vectors[latents])
     plans = [vars(steering.Plan("steered", i, "", f"p{i}", text, i, 1.0)) for i, text in enumerate(("abc", "de"))]
     content = {
