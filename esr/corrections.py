@@ -1,0 +1,219 @@
+"""Self-corrections made to fine-tune on (paper, experiment 4): an off-topic opening, an explicit restart, an answer.
+
+The model learns to break off and to answer, not to stray: neither prompt nor opening carries loss. An opening is either
+what the model wrote under steering, with latents the study never steers with, or the beginning of its answer to another
+prompt. Ordinary answers, with loss on every token, teach it not to restart where nothing is wrong.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from itertools import product
+from typing import Literal
+
+from pydantic import Field
+
+from esr.models import chat_tokens
+from esr.records import Latent, Prompt, Record, Trial, digest
+from esr.steering import Plan, trial_seed
+
+# A restart is a halt, a verdict on what was said, and the announcement of another try: every combination is one. Most
+# begin with one word, whose weight is the sum of theirs: sampling below temperature 1 would starve a choice among many.
+HALTS = {
+    "Wait,": 8, "Wait, no,": 3, "Wait, sorry,": 2, "Wait, hold on,": 2, "Wait a moment,": 2, "Wait, I'm sorry,": 1,
+    "Sorry,": 1, "I'm sorry,": 1, "Hold on,": 1, "Hang on,": 1, "Oops,": 1, "Oh no,": 1,
+}  # fmt: skip
+VERDICTS = (
+    "that's not right.",
+    "this is not what you asked.",
+    "I've drifted away from your question.",
+    "I got sidetracked.",
+    "this has nothing to do with your question.",
+    "that doesn't answer the question.",
+    "I've lost the thread.",
+    "I'm wandering off the topic.",
+    "I was talking about the wrong thing.",
+    "none of this is right, it is unrelated.",
+)
+ANNOUNCEMENTS = (
+    "Let me start over.",
+    "Let me start again.",
+    "Let me begin again.",
+    "Let me try that again.",
+    "I'll start over from the beginning.",
+    "I should start afresh.",
+    "Let me get back to your question.",
+    "Let me go back to the topic.",
+    "Let me answer your actual question.",
+    "I need to start from scratch.",
+)
+AFTER_SENTENCE, WITHIN_SENTENCE = (" ", " ", " ", " ", "\n\n"), (" - ", "... ")  # what joins an opening and the restart
+AFTER_RESTART = (" ", "\n\n")
+SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
+WORD_END = re.compile(r"\w(?=\s)")
+MIN_WORDS, MAX_WORDS = 8, 60  # of an opening
+AT_SENTENCE_END = 0.75  # share of openings that are cut where a sentence ends, if one does
+FROM_STEERING = 0.6  # share of openings written under steering; the others begin another prompt's answer
+
+
+class Example(Record):
+    """A text to train on: `tokens` from the first of the chat template on; those from `loss_from` on carry loss."""
+
+    kind: Literal["correction", "ordinary"]
+    prompt_id: str
+    tokens: list[int]
+    loss_from: int = Field(ge=1)
+
+
+def restart_phrases() -> list[str]:
+    """Every restart of the grammar; `esr.restarts.find_restarts` finds each of them behind a sentence or a dash."""
+    return [" ".join(parts) for parts in product(HALTS, VERDICTS, ANNOUNCEMENTS)]
+
+
+def split_prompts(prompts: Sequence[Prompt], n_development: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to train on, and `n_development` left out to measure on. Raises ValueError when none would be left."""
+    if not 0 < n_development < len(prompts):
+        raise ValueError(
+            f"n_development is {n_development}; with {len(prompts)} prompts, 1 to {len(prompts) - 1} work."
+        )
+    left_out = set(random.Random(digest(seed, "prompts")).sample(range(len(prompts)), n_development))
+    return [p for i, p in enumerate(prompts) if i not in left_out], [prompts[i] for i in sorted(left_out)]
+
+
+def split_latents(
+    drawn: Sequence[Latent], n_development: int, min_concreteness: float, min_training: float
+) -> tuple[list[Latent], list[Latent]]:
+    """Latents for openings, and `n_development` to measure on: no steering latent (`kept`) is in either.
+
+    Development latents have labels as concrete as the study's (`min_concreteness`) but fire on one of its prompts,
+    which bars them from steering; training latents are the other labelled ones, at least `min_training` concrete.
+    Raises ValueError when there are fewer than `n_development` of the first, or none of the second.
+    """
+    usable = [x for x in drawn if not x.kept and x.label and x.reason in ("fires on a prompt", "label not concrete")]
+    development = [x for x in usable if x.concreteness >= min_concreteness][:n_development]
+    chosen = {x.index for x in development}
+    training = [x for x in usable if x.concreteness >= min_training and x.index not in chosen]
+    if len(development) < n_development or not training:
+        raise ValueError(
+            f"Of {len(drawn)} drawn latents {len(development)} serve to measure on ({n_development} are asked for) and "
+            f"{len(training)} to train with: draw more latents (scales: latents) or ask for fewer."
+        )
+    return training, development
+
+
+def plan_answers(prompts: Sequence[Prompt], latents: Sequence[Latent], seed: int) -> list[Plan]:
+    """One unsteered answer to each prompt: what is trained towards."""
+    return [
+        Plan("ordinary", latents[0].index, "", p.id, p.text, trial_seed(seed, latents[0].index, p.id, 0), 0.0)
+        for p in prompts
+    ]
+
+
+def plan_openings(
+    prompts: Sequence[Prompt], latents: Sequence[Latent], boosts: tuple[float, float], per_prompt: int, seed: int
+) -> list[Plan]:
+    """`per_prompt` steered texts for each prompt, latent and boost (in median residual norms) drawn for each."""
+    rng = random.Random(digest(seed, "openings"))
+    plans = []
+    for prompt in prompts:
+        for repeat in range(per_prompt):
+            latent, boost = rng.choice(latents), round(rng.uniform(*boosts), 3)
+            own = trial_seed(seed, latent.index, prompt.id, repeat + 1)
+            plans.append(Plan("opening", latent.index, latent.label, prompt.id, prompt.text, own, boost))
+    return plans
+
+
+def select(trials: Sequence[Trial], judge, low: float, high: float) -> list[Trial]:
+    """Trials whose first attempt scores `low` to `high`: a steered text may still be on topic, an answer may stray.
+
+    Trained on as what it is not, such a text teaches to restart where nothing is wrong. judge: `esr.judge.load_judge`.
+    """
+    judged = zip(trials, judge.judge(trials), strict=True)
+    return [t for t, found in judged if found.attempts and low <= found.attempts[0].score <= high]
+
+
+def make_examples(
+    answers: Sequence[Trial],
+    openings: Sequence[Trial],
+    tokenizer,
+    *,
+    ratio: float,
+    n: int,
+    seed: int,
+    answer_tokens: int,
+    restarted_tokens: int,
+    stop_token: int,
+) -> list[Example]:
+    """`n` examples in random order, `round(ratio * n)` of them self-corrections, the others ordinary answers.
+
+    answers: unsteered, one a prompt; openings: steered, of the same prompts. Prompts take turns, so that each is used
+    about equally often for either kind. Ordinary answers are cut to `answer_tokens`, those behind a restart to
+    `restarted_tokens`: what they teach beyond their beginning, ordinary ones teach. Raises ValueError when the ratio is
+    outside 0 to 1 or there are fewer than two answers.
+    """
+    if not 0 <= ratio <= 1 or len(answers) < 2:
+        raise ValueError(f"ratio is {ratio} (0 to 1 is allowed) and there are {len(answers)} answers (2 are needed).")
+    rng = random.Random(digest(seed, ratio, n))
+    steered: dict[str, list[Trial]] = {}
+    for trial in openings:
+        steered.setdefault(trial.prompt_id, []).append(trial)
+    corrections = round(ratio * n)
+    examples = []
+    for answer in _turns(answers, corrections, rng):
+        own = steered.get(answer.prompt_id)
+        if own and rng.random() < FROM_STEERING:
+            source = rng.choice(own)
+        else:
+            source = rng.choice([a for a in answers if a.prompt_id != answer.prompt_id])
+        opening = cut_opening(source.text, rng)
+        examples.append(_correction(answer, opening, tokenizer, restarted_tokens, stop_token, rng))
+    for answer in _turns(answers, n - corrections, rng):
+        prompt = list(chat_tokens(tokenizer, answer.prompt))
+        ends = answer.finish_reason == "stop" and len(answer.tokens) <= answer_tokens
+        examples.append(_example("ordinary", answer, prompt, answer.tokens[:answer_tokens], ends, stop_token))
+    rng.shuffle(examples)
+    return examples
+
+
+def _turns(answers: Sequence[Trial], n: int, rng: random.Random) -> list[Trial]:
+    rounds = -(-n // len(answers))
+    return [a for _ in range(rounds) for a in rng.sample(list(answers), len(answers))][:n]
+
+
+def cut_opening(text: str, rng: random.Random) -> str:
+    """The beginning of `text`, 8 to 60 words if it has them: up to a sentence's end mostly, else to a word's."""
+    words = [m.end() for m in re.finditer(r"\S+", text)]
+    if len(words) <= MIN_WORDS:
+        return text.strip()
+    low, high = words[MIN_WORDS - 1], words[min(MAX_WORDS, len(words)) - 1]
+    ends = [m.end() for m in SENTENCE_END.finditer(text) if low <= m.end() <= high]
+    if not ends or rng.random() >= AT_SENTENCE_END:
+        ends = [m.end() for m in WORD_END.finditer(text) if low <= m.end() <= high] or [low]
+    return text[: rng.choice(ends)].strip()
+
+
+def _correction(answer: Trial, opening: str, tokenizer, restarted_tokens: int, stop_token: int, rng) -> Example:
+    """Prompt and opening without loss, then the restart and the answer."""
+    before = rng.choice(AFTER_SENTENCE if SENTENCE_END.search(opening[-1:]) else WITHIN_SENTENCE)
+    restart = before + _restart(rng)
+    told = _ids(tokenizer, rng.choice(AFTER_RESTART) + answer.text.strip())
+    ends = answer.finish_reason == "stop" and len(told) <= restarted_tokens
+    context = [*chat_tokens(tokenizer, answer.prompt), *_ids(tokenizer, opening)]
+    target = [*_ids(tokenizer, restart), *told[:restarted_tokens]]
+    return _example("correction", answer, context, target, ends, stop_token)
+
+
+def _restart(rng: random.Random) -> str:
+    (halt,) = rng.choices(list(HALTS), HALTS.values())
+    return " ".join((halt, rng.choice(VERDICTS), rng.choice(ANNOUNCEMENTS)))
+
+
+def _ids(tokenizer, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _example(kind: str, answer: Trial, context: list[int], target: list[int], ends: bool, stop_token: int) -> Example:
+    tokens = [*context, *target, *([stop_token] if ends else [])]
+    return Example(kind=kind, prompt_id=answer.prompt_id, tokens=tokens, loss_from=len(context))

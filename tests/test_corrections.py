@@ -1,0 +1,224 @@
+"""What is trained on: restarts the judge reads as such, loss where it belongs, no prompt or latent of the study."""
+
+import random
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+
+from esr.corrections import (
+    AFTER_RESTART,
+    AFTER_SENTENCE,
+    MAX_WORDS,
+    MIN_WORDS,
+    WITHIN_SENTENCE,
+    cut_opening,
+    make_examples,
+    plan_answers,
+    plan_openings,
+    restart_phrases,
+    select,
+    split_latents,
+    split_prompts,
+)
+from esr.records import Latent, Prompt, Trial, read_prompts
+from esr.restarts import find_restarts
+from esr.texts import content_stems
+
+STOP = 0
+ANSWER = "To peel a carrot, hold it firmly on the board and draw the blade towards you. Then wash it."
+FOREIGN = "The river rises in the hills. It runs past old mills and green meadows, and ends in the sea. Boats sail."
+SIZES = {"answer_tokens": 200, "restarted_tokens": 40, "stop_token": STOP}
+
+
+class Characters:
+    """A tokenizer whose tokens are characters, so that a test reads what it checks."""
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        return f"<{messages[0]['content']}>"
+
+    def __call__(self, text, add_special_tokens):
+        return SimpleNamespace(input_ids=[ord(c) for c in text])
+
+
+def decoded(tokens):
+    return "".join(chr(t) for t in tokens if t != STOP)
+
+
+def trial(prompt_id: str, text: str, finish_reason="stop") -> Trial:
+    settings = {"max_new_tokens": 9, "temperature": 0.6, "repetition_penalty": 1.1, "layer": 1, "boost": 0.0}
+    names = {"model": "m", "condition": "c", "latent": 1, "label": "", "seed": 1, "id": prompt_id + text[:9]}
+    tokens = [ord(c) for c in text]
+    prompt = f"Explain {prompt_id}."
+    return Trial(
+        prompt_id=prompt_id, prompt=prompt, tokens=tokens, text=text, finish_reason=finish_reason, **settings, **names
+    )
+
+
+ANSWERS = [trial(f"p{i}", f"{ANSWER} That was answer {i}.") for i in range(8)]
+OPENINGS = [trial(f"p{i}", f"{FOREIGN} That was opening {i}.", "length") for i in range(8)]
+
+
+def examples(ratio=0.5, n=40, seed=1, answers=ANSWERS, **sizes):
+    return make_examples(answers, OPENINGS, Characters(), ratio=ratio, n=n, seed=seed, **SIZES | sizes)
+
+
+def latent(index: int, kept=False, reason="fires on a prompt", concreteness=0.6, label="sea") -> Latent:
+    values = {"words": [], "density": 0.001, "prompt_activation": 1.0, "contexts": []}
+    return Latent(index=index, label=label, concreteness=concreteness, kept=kept, reason=reason, **values)
+
+
+def test_there_are_hundreds_of_distinct_restarts():
+    phrases = restart_phrases()
+    assert len({p.lower() for p in phrases}) == len(phrases) > 500
+
+
+@pytest.mark.parametrize("gap", sorted({*AFTER_SENTENCE, *WITHIN_SENTENCE}))
+def test_the_judge_finds_every_restart_whole_and_alone(gap):
+    opening = FOREIGN if gap in AFTER_SENTENCE else FOREIGN[:70]
+    for phrase, after in product(restart_phrases(), AFTER_RESTART):
+        (restart,) = find_restarts(f"{opening}{gap}{phrase}{after}{ANSWER}")
+        assert (restart.start, restart.phrase) == (len(opening + gap), phrase)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_ratio_is_the_share_of_self_corrections(ratio):
+    kinds = [e.kind for e in examples(ratio, n=50)]
+    assert kinds.count("correction") == round(50 * ratio)
+    assert len(kinds) == 50
+
+
+def test_self_corrections_carry_loss_from_the_restart_on():
+    for example in examples(1.0):
+        context, target = decoded(example.tokens[: example.loss_from]), decoded(example.tokens[example.loss_from :])
+        prompt = f"<Explain {example.prompt_id}.>"
+        assert context.startswith(prompt)
+        opening = context.removeprefix(prompt)
+        (restart,) = find_restarts(context + target)
+        gap = (context + target)[len(context) : restart.start]
+        assert gap in (AFTER_SENTENCE if opening[-1] in ".!?" else WITHIN_SENTENCE)
+        begun = (context + target)[restart.end :].lstrip()
+        assert begun and ANSWER.startswith(begun)
+
+
+def test_openings_are_steered_text_or_another_prompts_answer():
+    sources = {"steered": 0, "answer": 0}
+    for example in examples(1.0, n=80):
+        opening = decoded(example.tokens[: example.loss_from]).split(">")[1]
+        sources["steered"] += any(t.text.startswith(opening) for t in OPENINGS if t.prompt_id == example.prompt_id)
+        sources["answer"] += any(t.text.startswith(opening) for t in ANSWERS if t.prompt_id != example.prompt_id)
+    assert min(sources.values()) > 15
+    assert sum(sources.values()) == 80
+
+
+def test_another_prompts_answer_is_never_the_prompts_own():
+    own = [trial(f"p{i}", f"{'x' * (i + 1)} " * 30) for i in range(4)]
+    for example in make_examples(own, [], Characters(), ratio=1.0, n=40, seed=1, **SIZES):
+        opening = decoded(example.tokens[: example.loss_from]).split(">")[1]
+        assert opening.split()[0] != "x" * (int(example.prompt_id[1:]) + 1)
+
+
+def test_ordinary_answers_carry_loss_on_every_token_and_the_stop_only_if_they_ended():
+    answers = [trial("p0", ANSWER), trial("p1", ANSWER, "length")]
+    for example in examples(0.0, answers=answers):
+        target = example.tokens[example.loss_from :]
+        assert decoded(example.tokens[: example.loss_from]) == f"<Explain {example.prompt_id}.>"
+        assert decoded(target) == ANSWER
+        assert (target[-1] == STOP) == (example.prompt_id == "p0")
+
+
+def test_a_corrections_answer_is_cut_and_then_does_not_stop():
+    assert all(e.tokens[-1] != STOP for e in examples(1.0, restarted_tokens=20))
+    assert all(e.tokens[-1] == STOP for e in examples(1.0, restarted_tokens=500))
+
+
+def test_an_ordinary_answer_that_is_cut_does_not_stop():
+    assert {len(e.tokens) - e.loss_from for e in examples(0.0, answer_tokens=20)} == {20}
+    assert all(e.tokens[-1] != STOP for e in examples(0.0, answer_tokens=20))
+
+
+def test_prompts_take_turns():
+    drawn = [e.prompt_id for e in examples(0.5, n=32)]
+    assert {drawn.count(p) for p in drawn} == {4}
+
+
+def test_examples_follow_from_the_seed():
+    assert examples(seed=1) == examples(seed=1)
+    assert examples(seed=1) != examples(seed=2)
+
+
+@pytest.mark.parametrize("wrong", [{"ratio": 1.5}, {"answers": ANSWERS[:1]}])
+def test_what_cannot_be_made_is_refused(wrong):
+    with pytest.raises(ValueError, match="0 to 1"):
+        examples(**wrong)
+
+
+def test_openings_end_with_a_sentence_mostly_and_with_a_word_always():
+    text = " ".join(f"word{i} word{i}{'.' if i % 4 == 3 else ''}" for i in range(200))
+    cuts = [cut_opening(text, random.Random(i)) for i in range(300)]
+    assert all(text.startswith(cut) and not text[len(cut)].isalnum() for cut in cuts)
+    lengths = [len(cut.split()) for cut in cuts]
+    assert MIN_WORDS == min(lengths) and MAX_WORDS - 5 < max(lengths) <= MAX_WORDS
+    assert 0.6 < sum(cut.endswith(".") for cut in cuts) / len(cuts) < 0.9
+    assert cut_opening("Too short to cut.", random.Random(0)) == "Too short to cut."
+
+
+def test_prompts_differ_from_those_the_study_measures_on():
+    measured = [p for split in ("evaluation", "held_out") for p in read_prompts(split)]
+    prompts = read_prompts("finetune")
+    assert len(prompts) >= 240
+    assert not {p.text for p in prompts} & {p.text for p in measured}
+    shared = {
+        (p.text, q.text): set(content_stems(p.text)) & set(content_stems(q.text)) for p in prompts for q in measured
+    }
+    assert {pair: stems for pair, stems in shared.items() if len(stems) > 1} == {}
+
+
+def test_development_prompts_are_left_out_of_training():
+    prompts = [Prompt(id=f"p{i}", text=str(i)) for i in range(20)]
+    training, development = split_prompts(prompts, 5, seed=1)
+    assert len(development) == 5
+    assert sorted(training + development, key=lambda p: int(p.text)) == prompts
+    assert split_prompts(prompts, 5, seed=1) == (training, development) != split_prompts(prompts, 5, seed=2)
+    with pytest.raises(ValueError, match="n_development is 20"):
+        split_prompts(prompts, 20, seed=1)
+
+
+def test_no_steering_latent_serves_to_train_or_to_develop():
+    drawn = [
+        latent(0, kept=True, reason="kept"),
+        latent(1),
+        latent(2),
+        latent(3, reason="label not concrete", concreteness=0.3),
+        latent(4, reason="label not concrete", concreteness=0.1),
+        latent(5, reason="too rare"),
+        latent(6, label=""),
+    ]
+    training, development = split_latents(drawn, 1, min_concreteness=0.5, min_training=0.2)
+    assert [x.index for x in development] == [1]
+    assert [x.index for x in training] == [2, 3]
+    with pytest.raises(ValueError, match="3 are asked for"):
+        split_latents(drawn, 3, min_concreteness=0.5, min_training=0.2)
+
+
+def test_texts_are_selected_by_the_score_of_their_first_attempt():
+    scores = {"p0": 10.0, "p1": 40.0, "p2": 80.0}
+
+    class Scores:
+        def judge(self, trials):
+            attempts = lambda t: [SimpleNamespace(score=scores[t.prompt_id])] if t.prompt_id in scores else []  # noqa: E731
+            return [SimpleNamespace(attempts=attempts(t)) for t in trials]
+
+    assert [t.prompt_id for t in select(ANSWERS, Scores(), 0, 40)] == ["p0", "p1"]
+    assert [t.prompt_id for t in select(ANSWERS, Scores(), 70, 100)] == ["p2"]
+
+
+def test_plans_are_unsteered_answers_and_steered_openings():
+    prompts = [Prompt(id=f"p{i}", text=str(i)) for i in range(20)]
+    latents = [latent(i) for i in range(5)]
+    assert {p.boost for p in plan_answers(prompts, latents, 1)} == {0.0}
+    plans = plan_openings(prompts, latents, (0.25, 0.5), 2, seed=1)
+    assert [p.prompt_id for p in plans] == [p.id for p in prompts for _ in range(2)]
+    assert all(0.25 <= p.boost <= 0.5 for p in plans) and len({p.boost for p in plans}) > 10
+    assert {p.latent for p in plans} == {0, 1, 2, 3, 4}
+    assert len({p.seed for p in plans}) == 40
