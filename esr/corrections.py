@@ -15,8 +15,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from esr.corpus import requests_and_answers
 from esr.models import chat_tokens
 from esr.records import Latent, Prompt, Record, Trial, digest
+from esr.sae import Corpus
 from esr.steering import Plan, trial_seed
 
 # A restart is a halt, a verdict on what was said, and the announcement of another try: every combination is one. Most
@@ -51,20 +53,39 @@ ANNOUNCEMENTS = (
 )
 AFTER_SENTENCE, WITHIN_SENTENCE = (" ", " ", " ", " ", "\n\n"), (" - ", "... ")  # what joins an opening and the restart
 AFTER_RESTART = (" ", "\n\n")
+REMINDERS = ("", "", "", "You asked: {}", "The question was: {}", "Your question was: {}")  # names the task again
 SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
+BREAK = re.compile(r"[.!?]$|\n$")  # a token that ends a sentence or a line
 WORD_END = re.compile(r"\w(?=\s)")
 MIN_WORDS, MAX_WORDS = 8, 60  # of an opening
 AT_SENTENCE_END = 0.75  # share of openings that are cut where a sentence ends, if one does
+MIN_CORPUS_WORDS = 30  # shorter documents of the corpus are no answers
 FROM_STEERING = 0.6  # share of openings written under steering; the others begin another prompt's answer
 
 
 class Example(Record):
-    """A text to train on: `tokens` from the first of the chat template on; those from `loss_from` on carry loss."""
+    """A text to train on: `tokens` from the first of the chat template on; those from `loss_from` on carry loss.
+
+    decisions: places in `tokens`, all of them with loss, where a restart begins or where one might have begun: behind
+    a sentence or a line. They are few, and what is to be learnt is there.
+    """
 
     kind: Literal["correction", "ordinary"]
     prompt_id: str
     tokens: list[int]
     loss_from: int = Field(ge=1)
+    decisions: list[int]
+
+
+class Answer(Record):
+    """What was asked and what the model wrote, steered towards the latent of `label` or, with "", towards none."""
+
+    prompt_id: str
+    prompt: str
+    label: str
+    text: str
+    tokens: list[int]
+    finish_reason: Literal["stop", "length"]
 
 
 def restart_phrases() -> list[str]:
@@ -125,18 +146,46 @@ def plan_openings(
     return plans
 
 
-def select(trials: Sequence[Trial], judge, low: float, high: float) -> list[Trial]:
-    """Trials whose first attempt scores `low` to `high`: a steered text may still be on topic, an answer may stray.
+def answers_of(trials: Sequence[Trial]) -> list[Answer]:
+    return [Answer(**{name: getattr(trial, name) for name in Answer.model_fields}) for trial in trials]
 
-    Trained on as what it is not, such a text teaches to restart where nothing is wrong. judge: `esr.judge.load_judge`.
+
+def corpus_answers(corpus: Corpus, tokenizer, n: int, seed: int) -> list[Answer]:
+    """`n` answers of the corpus the SAE is trained on: many more subjects than there are prompts, already written.
+
+    Taken as cut by the length limit, since a document does not tell. Raises ValueError when there are fewer than `n` of
+    at least 30 words.
     """
-    judged = zip(trials, judge.judge(trials), strict=True)
-    return [t for t, found in judged if found.attempts and low <= found.attempts[0].score <= high]
+    requests, answers = requests_and_answers(corpus, tokenizer, len(corpus.starts))
+    usable = [i for i, answer in enumerate(answers) if len(answer.split()) >= MIN_CORPUS_WORDS]
+    if n > len(usable):
+        raise ValueError(f"{n} answers of the corpus are asked for; {len(usable)} of its documents are long enough.")
+    return [
+        Answer(
+            prompt_id=f"corpus-{i}",
+            prompt=requests[i],
+            label="",
+            text=answers[i],
+            tokens=_ids(tokenizer, answers[i]),
+            finish_reason="length",
+        )
+        for i in random.Random(digest(seed, "corpus")).sample(usable, n)
+    ]
+
+
+def select(answers: Sequence[Answer], scorer, low: float, high: float) -> list[Answer]:
+    """Answers that score `low` to `high`: a steered text may still be on topic, an ordinary answer may stray.
+
+    Trained on as what it is not, such a text teaches to restart where nothing is wrong. scorer: of `esr.relevance`.
+    """
+    answers = [answer for answer in answers if answer.text.strip()]
+    scores = scorer.score([a.prompt for a in answers], [a.text for a in answers], [a.label for a in answers])
+    return [a for a, score in zip(answers, scores, strict=True) if low <= score <= high]
 
 
 def make_examples(
-    answers: Sequence[Trial],
-    openings: Sequence[Trial],
+    answers: Sequence[Answer],
+    openings: Sequence[Answer],
     tokenizer,
     *,
     ratio: float,
@@ -148,23 +197,22 @@ def make_examples(
 ) -> list[Example]:
     """`n` examples in random order, `round(ratio * n)` of them self-corrections, the others ordinary answers.
 
-    answers: unsteered, one a prompt; openings: steered, of the same prompts. Prompts take turns, so that each is used
-    about equally often for either kind. Ordinary answers are cut to `answer_tokens`, those behind a restart to
-    `restarted_tokens`: what they teach beyond their beginning, ordinary ones teach. Raises ValueError when the ratio is
-    outside 0 to 1 or there are fewer than two answers.
+    answers: unsteered; openings: steered, of the same prompts or, where a prompt has none, of any. Answers take turns,
+    so that each is used about equally often for either kind. Ordinary answers are cut to `answer_tokens`, those behind
+    a restart to `restarted_tokens`: what they teach beyond their beginning, ordinary ones teach. Raises ValueError when
+    the ratio is outside 0 to 1 or there are fewer than two answers.
     """
     if not 0 <= ratio <= 1 or len(answers) < 2:
         raise ValueError(f"ratio is {ratio} (0 to 1 is allowed) and there are {len(answers)} answers (2 are needed).")
     rng = random.Random(digest(seed, ratio, n))
-    steered: dict[str, list[Trial]] = {}
-    for trial in openings:
-        steered.setdefault(trial.prompt_id, []).append(trial)
+    steered: dict[str, list[Answer]] = {}
+    for opening in openings:
+        steered.setdefault(opening.prompt_id, []).append(opening)
     corrections = round(ratio * n)
     examples = []
     for answer in _turns(answers, corrections, rng):
-        own = steered.get(answer.prompt_id)
-        if own and rng.random() < FROM_STEERING:
-            source = rng.choice(own)
+        if openings and rng.random() < FROM_STEERING:
+            source = rng.choice(steered.get(answer.prompt_id) or openings)
         else:
             source = rng.choice([a for a in answers if a.prompt_id != answer.prompt_id])
         opening = cut_opening(source.text, rng)
@@ -172,12 +220,13 @@ def make_examples(
     for answer in _turns(answers, n - corrections, rng):
         prompt = list(chat_tokens(tokenizer, answer.prompt))
         ends = answer.finish_reason == "stop" and len(answer.tokens) <= answer_tokens
-        examples.append(_example("ordinary", answer, prompt, answer.tokens[:answer_tokens], ends, stop_token))
+        told = list(answer.tokens[:answer_tokens]) + [stop_token] * ends
+        examples.append(_example("ordinary", answer, prompt, [], told, tokenizer))
     rng.shuffle(examples)
     return examples
 
 
-def _turns(answers: Sequence[Trial], n: int, rng: random.Random) -> list[Trial]:
+def _turns(answers: Sequence[Answer], n: int, rng: random.Random) -> list[Answer]:
     rounds = -(-n // len(answers))
     return [a for _ in range(rounds) for a in rng.sample(list(answers), len(answers))][:n]
 
@@ -194,15 +243,16 @@ def cut_opening(text: str, rng: random.Random) -> str:
     return text[: rng.choice(ends)].strip()
 
 
-def _correction(answer: Trial, opening: str, tokenizer, restarted_tokens: int, stop_token: int, rng) -> Example:
+def _correction(answer: Answer, opening: str, tokenizer, restarted_tokens: int, stop_token: int, rng) -> Example:
     """Prompt and opening without loss, then the restart and the answer."""
     before = rng.choice(AFTER_SENTENCE if SENTENCE_END.search(opening[-1:]) else WITHIN_SENTENCE)
-    restart = before + _restart(rng)
+    reminder = rng.choice(REMINDERS).format(answer.prompt)
+    restart = _ids(tokenizer, before + " ".join(part for part in (_restart(rng), reminder) if part))
     told = _ids(tokenizer, rng.choice(AFTER_RESTART) + answer.text.strip())
     ends = answer.finish_reason == "stop" and len(told) <= restarted_tokens
     context = [*chat_tokens(tokenizer, answer.prompt), *_ids(tokenizer, opening)]
-    target = [*_ids(tokenizer, restart), *told[:restarted_tokens]]
-    return _example("correction", answer, context, target, ends, stop_token)
+    told = told[:restarted_tokens] + [stop_token] * ends
+    return _example("correction", answer, context, restart, told, tokenizer)
 
 
 def _restart(rng: random.Random) -> str:
@@ -214,6 +264,15 @@ def _ids(tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _example(kind: str, answer: Trial, context: list[int], target: list[int], ends: bool, stop_token: int) -> Example:
-    tokens = [*context, *target, *([stop_token] if ends else [])]
-    return Example(kind=kind, prompt_id=answer.prompt_id, tokens=tokens, loss_from=len(context))
+def _example(kind: str, answer: Answer, context: list[int], restart: list[int], told: list[int], tokenizer) -> Example:
+    begin = len(context) + len(restart)
+    pieces = [tokenizer.decode([token]) for token in told]
+    behind = [begin + i + 1 for i, piece in enumerate(pieces[:-1]) if BREAK.search(piece)]
+    first = [len(context) + i for i in range(min(2, len(restart)))]  # the break before its first word, and that word
+    return Example(
+        kind=kind,
+        prompt_id=answer.prompt_id,
+        tokens=[*context, *restart, *told],
+        loss_from=len(context),
+        decisions=first + behind,
+    )

@@ -52,11 +52,13 @@ class Recipe:
     """How often each example is seen."""
     batch_size: int = 8
     """Examples a step, of about equal length."""
+    decision_weight: float = 10.0
+    """How many times another token's the loss of a token counts that begins a restart, or where one might begin."""
     seed: int = 0
     """Of the adapters' first values, the dropout and the order of the examples."""
 
     def __post_init__(self):
-        for name in ("first_layer", "rank", "alpha", "lr", "epochs", "batch_size"):
+        for name in ("first_layer", "rank", "alpha", "lr", "epochs", "batch_size", "decision_weight"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
         if not 0 <= self.dropout < 1 or self.warm_up < 0:
@@ -64,7 +66,7 @@ class Recipe:
 
 
 class TrainingStep(Record):
-    """One step of the learning curve. loss: mean over the batch's loss tokens, in nats; tokens: run so far."""
+    """One step of the learning curve. loss: of the batch, in nats, as `batch_loss` weighs it; tokens: run so far."""
 
     step: int
     loss: float
@@ -157,7 +159,7 @@ def _descend(model, inputs, examples, recipe: Recipe, on_step) -> list[TrainingS
     curve, seen = [], 0
     for step, batch in enumerate(batches, start=1):
         chosen = [examples[i] for i in batch]
-        loss = batch_loss(model, [inputs[i] for i in batch], chosen)
+        loss = batch_loss(model, [inputs[i] for i in batch], chosen, recipe.decision_weight)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -183,25 +185,36 @@ def _batches(examples: Sequence[Example], size: int, seed: int) -> list[list[int
     return rng.sample(batches, len(batches))
 
 
-def batch_loss(model, inputs: Sequence[Float[Tensor, "seq d_model"]], examples: Sequence[Example]) -> Tensor:
-    """Mean cross-entropy of the examples' loss tokens, nats. Only within `only_layers`, from those layers' inputs.
+def batch_loss(
+    model, inputs: Sequence[Float[Tensor, "seq d_model"]], examples: Sequence[Example], decision_weight: float
+) -> Tensor:
+    """Mean cross-entropy of the examples' loss tokens, nats, decisions counted `decision_weight` times.
 
-    Rows are padded on the right, where a causal model never looks back from.
+    Only within `only_layers`, from those layers' inputs. Rows are padded on the right, where a causal model never looks
+    back from.
     """
     padded = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
     hidden = model.model(inputs_embeds=padded, use_cache=False).last_hidden_state
-    rows, positions, targets = loss_tokens(examples)
-    logits = model.lm_head(hidden[rows.to(hidden.device), positions.to(hidden.device)])  # vocabulary is the costly part
+    rows, positions, targets, decisive = (t.to(hidden.device) for t in loss_tokens(examples))
+    logits = model.lm_head(hidden[rows, positions])  # vocabulary is the costly part
     if cap := getattr(model.config, "final_logit_softcapping", None):  # Gemma 2
         logits = cap * torch.tanh(logits / cap)
-    return nn.functional.cross_entropy(logits.float(), targets.to(hidden.device))
+    losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    weights = 1 + (decision_weight - 1) * decisive
+    return (weights * losses).sum() / weights.sum()
 
 
-def loss_tokens(examples: Sequence[Example]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Row, position of the prediction (one before the token) and id of every token that carries loss."""
-    places = [(r, p - 1, e.tokens[p]) for r, e in enumerate(examples) for p in range(e.loss_from, len(e.tokens))]
-    rows, positions, targets = torch.tensor(places).T
-    return rows, positions, targets
+def loss_tokens(
+    examples: Sequence[Example],
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Of every token that carries loss: row, position it is predicted at (one before), id, 1 for a decision or 0."""
+    places = []
+    for row, example in enumerate(examples):
+        decisions = set(example.decisions)
+        for place in range(example.loss_from, len(example.tokens)):
+            places.append((row, place - 1, example.tokens[place], int(place in decisions)))
+    rows, positions, targets, decisive = torch.tensor(places).T
+    return rows, positions, targets, decisive
 
 
 def train_all(

@@ -5,6 +5,7 @@ from itertools import product
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from esr.corrections import (
     AFTER_RESTART,
@@ -12,6 +13,9 @@ from esr.corrections import (
     MAX_WORDS,
     MIN_WORDS,
     WITHIN_SENTENCE,
+    Answer,
+    answers_of,
+    corpus_answers,
     cut_opening,
     make_examples,
     plan_answers,
@@ -23,6 +27,7 @@ from esr.corrections import (
 )
 from esr.records import Latent, Prompt, Trial, read_prompts
 from esr.restarts import find_restarts
+from esr.sae import Corpus
 from esr.texts import content_stems
 
 STOP = 0
@@ -40,23 +45,29 @@ class Characters:
     def __call__(self, text, add_special_tokens):
         return SimpleNamespace(input_ids=[ord(c) for c in text])
 
+    all_special_ids = [STOP]
+
+    def decode(self, tokens):
+        return decoded(tokens)
+
+    def batch_decode(self, texts, skip_special_tokens=False):
+        return [decoded(tokens) for tokens in texts]
+
 
 def decoded(tokens):
     return "".join(chr(t) for t in tokens if t != STOP)
 
 
-def trial(prompt_id: str, text: str, finish_reason="stop") -> Trial:
-    settings = {"max_new_tokens": 9, "temperature": 0.6, "repetition_penalty": 1.1, "layer": 1, "boost": 0.0}
-    names = {"model": "m", "condition": "c", "latent": 1, "label": "", "seed": 1, "id": prompt_id + text[:9]}
+def written(prompt_id: str, text: str, finish_reason="stop", label="") -> Answer:
     tokens = [ord(c) for c in text]
     prompt = f"Explain {prompt_id}."
-    return Trial(
-        prompt_id=prompt_id, prompt=prompt, tokens=tokens, text=text, finish_reason=finish_reason, **settings, **names
+    return Answer(
+        prompt_id=prompt_id, prompt=prompt, label=label, text=text, tokens=tokens, finish_reason=finish_reason
     )
 
 
-ANSWERS = [trial(f"p{i}", f"{ANSWER} That was answer {i}.") for i in range(8)]
-OPENINGS = [trial(f"p{i}", f"{FOREIGN} That was opening {i}.", "length") for i in range(8)]
+ANSWERS = [written(f"p{i}", f"{ANSWER} That was answer {i}.") for i in range(8)]
+OPENINGS = [written(f"p{i}", f"{FOREIGN} That was opening {i}.", "length", "sea") for i in range(8)]
 
 
 def examples(ratio=0.5, n=40, seed=1, answers=ANSWERS, **sizes):
@@ -97,8 +108,8 @@ def test_self_corrections_carry_loss_from_the_restart_on():
         (restart,) = find_restarts(context + target)
         gap = (context + target)[len(context) : restart.start]
         assert gap in (AFTER_SENTENCE if opening[-1] in ".!?" else WITHIN_SENTENCE)
-        begun = (context + target)[restart.end :].lstrip()
-        assert begun and ANSWER.startswith(begun)
+        assert any(ANSWER.startswith(target[-n:].lstrip()) for n in range(20, 41))
+        assert set(range(example.loss_from, example.loss_from + 2)) <= set(example.decisions)
 
 
 def test_openings_are_steered_text_or_another_prompts_answer():
@@ -112,19 +123,32 @@ def test_openings_are_steered_text_or_another_prompts_answer():
 
 
 def test_another_prompts_answer_is_never_the_prompts_own():
-    own = [trial(f"p{i}", f"{'x' * (i + 1)} " * 30) for i in range(4)]
+    own = [written(f"p{i}", f"{'x' * (i + 1)} " * 30) for i in range(4)]
     for example in make_examples(own, [], Characters(), ratio=1.0, n=40, seed=1, **SIZES):
         opening = decoded(example.tokens[: example.loss_from]).split(">")[1]
         assert opening.split()[0] != "x" * (int(example.prompt_id[1:]) + 1)
 
 
 def test_ordinary_answers_carry_loss_on_every_token_and_the_stop_only_if_they_ended():
-    answers = [trial("p0", ANSWER), trial("p1", ANSWER, "length")]
+    answers = [written("p0", ANSWER), written("p1", ANSWER, "length")]
     for example in examples(0.0, answers=answers):
         target = example.tokens[example.loss_from :]
         assert decoded(example.tokens[: example.loss_from]) == f"<Explain {example.prompt_id}.>"
         assert decoded(target) == ANSWER
         assert (target[-1] == STOP) == (example.prompt_id == "p0")
+
+
+def test_an_ordinary_answer_decides_after_every_sentence():
+    (example,) = examples(0.0, n=1)
+    text = decoded(example.tokens)
+    assert [text[:d][-1] for d in example.decisions] == [".", ".", "."]
+    assert [text[d:][:5] for d in example.decisions] == [" Then", " That", ""]  # or it stops there
+
+
+def test_a_restart_names_the_task_again_in_some():
+    targets = [decoded(e.tokens[e.loss_from :]) for e in examples(1.0, n=60)]
+    named = [t for t in targets if ": Explain p" in t]
+    assert 10 < len(named) < 50
 
 
 def test_a_corrections_answer_is_cut_and_then_does_not_stop():
@@ -158,7 +182,7 @@ def test_openings_end_with_a_sentence_mostly_and_with_a_word_always():
     cuts = [cut_opening(text, random.Random(i)) for i in range(300)]
     assert all(text.startswith(cut) and not text[len(cut)].isalnum() for cut in cuts)
     lengths = [len(cut.split()) for cut in cuts]
-    assert MIN_WORDS == min(lengths) and MAX_WORDS - 5 < max(lengths) <= MAX_WORDS
+    assert min(lengths) == MIN_WORDS and MAX_WORDS - 5 < max(lengths) <= MAX_WORDS
     assert 0.6 < sum(cut.endswith(".") for cut in cuts) / len(cuts) < 0.9
     assert cut_opening("Too short to cut.", random.Random(0)) == "Too short to cut."
 
@@ -201,16 +225,45 @@ def test_no_steering_latent_serves_to_train_or_to_develop():
         split_latents(drawn, 3, min_concreteness=0.5, min_training=0.2)
 
 
-def test_texts_are_selected_by_the_score_of_their_first_attempt():
-    scores = {"p0": 10.0, "p1": 40.0, "p2": 80.0}
+def test_texts_are_selected_by_their_score_and_empty_ones_never():
+    class Scorer:
+        def score(self, prompts, texts, labels):
+            assert all(texts) and set(labels) == {"sea"}
+            return [10.0 * int(prompt[-2]) for prompt in prompts]
 
-    class Scores:
-        def judge(self, trials):
-            attempts = lambda t: [SimpleNamespace(score=scores[t.prompt_id])] if t.prompt_id in scores else []  # noqa: E731
-            return [SimpleNamespace(attempts=attempts(t)) for t in trials]
+    openings = [*OPENINGS, written("p3", " ", label="sea")]
+    assert [a.prompt_id for a in select(openings, Scorer(), 0, 30)] == ["p0", "p1", "p2", "p3"]
+    assert [a.prompt_id for a in select(openings, Scorer(), 60, 100)] == ["p6", "p7"]
 
-    assert [t.prompt_id for t in select(ANSWERS, Scores(), 0, 40)] == ["p0", "p1"]
-    assert [t.prompt_id for t in select(ANSWERS, Scores(), 70, 100)] == ["p2"]
+
+def test_trials_become_answers():
+    settings = {"max_new_tokens": 9, "temperature": 0.6, "repetition_penalty": 1.1, "layer": 1, "boost": 0.3}
+    names = {"model": "m", "condition": "opening", "latent": 1, "seed": 1, "id": "x"}
+    answer = OPENINGS[2]
+    assert answers_of([Trial(**answer.model_dump(), **settings, **names)]) == [answer]
+
+
+def test_corpus_answers_are_what_was_asked_and_written():
+    texts = [("bake", "short"), ("sail", "word " * 30), ("knit", "other " * 40)]
+    tokens, starts, begins = [], [], []
+    for request, answer in texts:
+        starts.append(len(tokens))
+        tokens += [ord(c) for c in f"<{request}" + chr(STOP) + answer]
+        begins.append(len(request) + 2)
+    none = torch.zeros(0)
+    corpus = Corpus(torch.tensor(tokens), torch.tensor(starts), torch.tensor(begins), 1, none, none)
+    found = corpus_answers(corpus, Characters(), 2, seed=1)
+    assert {(a.prompt, a.text, decoded(a.tokens)) for a in found} == {(r, t, t) for r, t in texts[1:]}
+    assert {a.finish_reason for a in found} == {"length"} and len({a.prompt_id for a in found}) == 2
+    with pytest.raises(ValueError, match="3 answers of the corpus are asked for; 2"):
+        corpus_answers(corpus, Characters(), 3, seed=1)
+
+
+def test_a_prompt_without_steered_text_gets_anothers():
+    steered = [written("p9", FOREIGN, "length", "sea")]
+    drawn = make_examples(ANSWERS, steered, Characters(), ratio=1.0, n=40, seed=1, **SIZES)
+    openings = [decoded(e.tokens[: e.loss_from]).split(">")[1] for e in drawn]
+    assert 10 < sum(FOREIGN.startswith(o) for o in openings) < 35
 
 
 def test_plans_are_unsteered_answers_and_steered_openings():

@@ -15,7 +15,7 @@ RECIPE = Recipe(first_layer=2, rank=4, alpha=8, dropout=0.1, lr=3e-2, warm_up=1,
 
 def example(seed: int, length: int, loss_from: int) -> Example:
     tokens = torch.randint(3, 97, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Example(kind="ordinary", prompt_id=f"p{seed}", tokens=tokens, loss_from=loss_from)
+    return Example(kind="ordinary", prompt_id=f"p{seed}", tokens=tokens, loss_from=loss_from, decisions=[loss_from])
 
 
 EXAMPLES = [example(i, 9 + i % 5, 3 + i % 4) for i in range(10)]
@@ -34,13 +34,24 @@ def test_the_loss_is_the_models_own_over_the_marked_tokens(model):
     expected = sum(x * n for x, n in zip(losses, counts, strict=True)) / sum(counts)
     cached = inputs(model, EXAMPLES)
     with only_layers(model, range(2, 3)):
-        assert batch_loss(model, cached, EXAMPLES).item() == pytest.approx(expected, rel=1e-5)
+        assert batch_loss(model, cached, EXAMPLES, 1.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_decisions_loss_counts_as_often_as_said():
+    model, first = tiny_llama(), EXAMPLES[0]
+    decision = Example(**{**first.model_dump(), "tokens": first.tokens[: first.loss_from + 1]})
+    with only_layers(model, range(2, 3)):
+        plain, alone = (batch_loss(model, inputs(model, [e]), [e], 1.0).item() for e in (first, decision))
+        weighted = batch_loss(model, inputs(model, [first]), [first], 5.0).item()
+    n = len(first.tokens) - first.loss_from
+    assert weighted == pytest.approx((n * plain + 4 * alone) / (n + 4), rel=1e-5)
 
 
 def test_every_token_from_loss_from_on_is_predicted_from_the_one_before_and_no_other():
-    rows, positions, targets = loss_tokens([example(0, 6, 4), example(1, 5, 4)])
+    rows, positions, targets, decisive = loss_tokens([example(0, 6, 4), example(1, 5, 4)])
     assert rows.tolist() == [0, 0, 1]
     assert positions.tolist() == [3, 4, 3]
+    assert decisive.tolist() == [1, 0, 1]
     assert targets.tolist() == [*example(0, 6, 4).tokens[4:], example(1, 5, 4).tokens[4]]
 
 
@@ -144,7 +155,16 @@ def test_runs_are_kept_and_not_repeated(base, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rank": 0}, {"lr": -1e-3}, {"dropout": 1.0}, {"first_layer": 0}, {"epochs": 0}, {"warm_up": -1}]
+    "wrong",
+    [
+        {"rank": 0},
+        {"lr": -1e-3},
+        {"dropout": 1.0},
+        {"first_layer": 0},
+        {"epochs": 0},
+        {"warm_up": -1},
+        {"decision_weight": 0.0},
+    ],
 )
 def test_a_wrong_recipe_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
