@@ -51,14 +51,12 @@ ANNOUNCEMENTS = (
     "Let me answer your actual question.",
     "I need to start from scratch.",
 )
-AFTER_SENTENCE, WITHIN_SENTENCE = (" ", " ", " ", " ", "\n\n"), (" - ", "... ")  # what joins an opening and the restart
 AFTER_RESTART = (" ", "\n\n")
 REMINDERS = ("", "", "", "You asked: {}", "The question was: {}", "Your question was: {}")  # names the task again
 SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 BREAK = re.compile(r"[.!?]$|\n$")  # a token that ends a sentence or a line
-WORD_END = re.compile(r"\w(?=\s)")
+LAST_WORD = re.compile(r"[^\W\d][.!?]$")  # of a sentence; not the number of a list's item
 MIN_WORDS, MAX_WORDS = 8, 60  # of an opening
-AT_SENTENCE_END = 0.75  # share of openings that are cut where a sentence ends, if one does
 MIN_CORPUS_WORDS = 30  # shorter documents of the corpus are no answers
 FROM_STEERING = 0.6  # share of openings written under steering; the others begin another prompt's answer
 
@@ -68,6 +66,8 @@ class Example(Record):
 
     decisions: places in `tokens`, all of them with loss, where a restart begins or where one might have begun: behind
     a sentence or a line. They are few, and what is to be learnt is there.
+    interruptions: places within the opening, behind its sentences, where the restart might as well begin: its first
+    token is to be predicted there, not the opening's own, which is never learnt.
     """
 
     kind: Literal["correction", "ordinary"]
@@ -75,6 +75,7 @@ class Example(Record):
     tokens: list[int]
     loss_from: int = Field(ge=1)
     decisions: list[int]
+    interruptions: list[int]
 
 
 class Answer(Record):
@@ -89,7 +90,7 @@ class Answer(Record):
 
 
 def restart_phrases() -> list[str]:
-    """Every restart of the grammar; `esr.restarts.find_restarts` finds each of them behind a sentence or a dash."""
+    """Every restart of the grammar; `esr.restarts.find_restarts` finds each of them behind a sentence."""
     return [" ".join(parts) for parts in product(HALTS, VERDICTS, ANNOUNCEMENTS)]
 
 
@@ -232,27 +233,30 @@ def _turns(answers: Sequence[Answer], n: int, rng: random.Random) -> list[Answer
 
 
 def cut_opening(text: str, rng: random.Random) -> str:
-    """The beginning of `text`, 8 to 60 words if it has them: up to a sentence's end mostly, else to a word's."""
+    """The beginning of `text`, 8 to 60 words if it has them, to the end of a sentence; where none ends, one is ended.
+
+    Never within a sentence: a restart there begins with a break ("...", a dash), and a model that learnt from such
+    openings broke off its ordinary sentences too.
+    """
     words = [m.end() for m in re.finditer(r"\S+", text)]
-    if len(words) <= MIN_WORDS:
-        return text.strip()
-    low, high = words[MIN_WORDS - 1], words[min(MAX_WORDS, len(words)) - 1]
+    low, high = words[min(MIN_WORDS, len(words)) - 1], words[min(MAX_WORDS, len(words)) - 1]
     ends = [m.end() for m in SENTENCE_END.finditer(text) if low <= m.end() <= high]
-    if not ends or rng.random() >= AT_SENTENCE_END:
-        ends = [m.end() for m in WORD_END.finditer(text) if low <= m.end() <= high] or [low]
-    return text[: rng.choice(ends)].strip()
+    if not ends:
+        return text[:high].strip().rstrip(",;:-") + "."
+    return text[: max(rng.choices(ends, k=2))].strip()  # later rather than earlier: interruptions stand before it
 
 
 def _correction(answer: Answer, opening: str, tokenizer, restarted_tokens: int, stop_token: int, rng) -> Example:
     """Prompt and opening without loss, then the restart and the answer."""
-    before = rng.choice(AFTER_SENTENCE if SENTENCE_END.search(opening[-1:]) else WITHIN_SENTENCE)
     reminder = rng.choice(REMINDERS).format(answer.prompt)
-    restart = _ids(tokenizer, before + " ".join(part for part in (_restart(rng), reminder) if part))
+    restart = _ids(tokenizer, f" {_restart(rng)} {reminder}".rstrip())
     told = _ids(tokenizer, rng.choice(AFTER_RESTART) + answer.text.strip())
     ends = answer.finish_reason == "stop" and len(told) <= restarted_tokens
-    context = [*chat_tokens(tokenizer, answer.prompt), *_ids(tokenizer, opening)]
+    prompt, begun = list(chat_tokens(tokenizer, answer.prompt)), _ids(tokenizer, opening)
     told = told[:restarted_tokens] + [stop_token] * ends
-    return _example("correction", answer, context, restart, told, tokenizer)
+    example = _example("correction", answer, prompt + begun, restart, told, tokenizer)
+    sentences = [i for i in range(MIN_WORDS, len(begun)) if LAST_WORD.search(tokenizer.decode(begun[i - 2 : i]))]
+    return example.model_copy(update={"interruptions": [len(prompt) + i for i in sentences]})
 
 
 def _restart(rng: random.Random) -> str:
@@ -266,13 +270,18 @@ def _ids(tokenizer, text: str) -> list[int]:
 
 def _example(kind: str, answer: Answer, context: list[int], restart: list[int], told: list[int], tokenizer) -> Example:
     begin = len(context) + len(restart)
-    pieces = [tokenizer.decode([token]) for token in told]
-    behind = [begin + i + 1 for i, piece in enumerate(pieces[:-1]) if BREAK.search(piece)]
-    first = [len(context) + i for i in range(min(2, len(restart)))]  # the break before its first word, and that word
+    behind = [begin + place for place in _behind_breaks(told, tokenizer)]
+    first = [len(context)] if restart else []
     return Example(
         kind=kind,
         prompt_id=answer.prompt_id,
         tokens=[*context, *restart, *told],
         loss_from=len(context),
         decisions=first + behind,
+        interruptions=[],
     )
+
+
+def _behind_breaks(tokens: Sequence[int], tokenizer) -> list[int]:
+    """Places of the tokens that follow the end of a sentence or of a line."""
+    return [i + 1 for i, token in enumerate(tokens[:-1]) if BREAK.search(tokenizer.decode([token]))]

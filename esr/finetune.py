@@ -207,10 +207,11 @@ def batch_loss(
 def loss_tokens(
     examples: Sequence[Example],
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Of every token that carries loss: row, position it is predicted at (one before), id, 1 for a decision or 0."""
+    """Of every prediction that carries loss: row, position it is made at, token to predict, 1 for a decision or 0."""
     places = []
     for row, example in enumerate(examples):
         decisions = set(example.decisions)
+        places += [(row, place - 1, example.tokens[example.loss_from], 1) for place in example.interruptions]
         for place in range(example.loss_from, len(example.tokens)):
             places.append((row, place - 1, example.tokens[place], int(place in decisions)))
     rows, positions, targets, decisive = torch.tensor(places).T

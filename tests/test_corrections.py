@@ -9,10 +9,9 @@ import torch
 
 from esr.corrections import (
     AFTER_RESTART,
-    AFTER_SENTENCE,
     MAX_WORDS,
     MIN_WORDS,
-    WITHIN_SENTENCE,
+    REMINDERS,
     Answer,
     answers_of,
     corpus_answers,
@@ -84,12 +83,18 @@ def test_there_are_hundreds_of_distinct_restarts():
     assert len({p.lower() for p in phrases}) == len(phrases) > 500
 
 
-@pytest.mark.parametrize("gap", sorted({*AFTER_SENTENCE, *WITHIN_SENTENCE}))
-def test_the_judge_finds_every_restart_whole_and_alone(gap):
-    opening = FOREIGN if gap in AFTER_SENTENCE else FOREIGN[:70]
-    for phrase, after in product(restart_phrases(), AFTER_RESTART):
-        (restart,) = find_restarts(f"{opening}{gap}{phrase}{after}{ANSWER}")
-        assert (restart.start, restart.phrase) == (len(opening + gap), phrase)
+@pytest.mark.parametrize("after", AFTER_RESTART)
+def test_the_judge_finds_every_restart_whole_and_alone(after):
+    for phrase in restart_phrases():
+        (restart,) = find_restarts(f"{FOREIGN} {phrase}{after}{ANSWER}")
+        assert (restart.start, restart.phrase) == (len(FOREIGN) + 1, phrase)
+
+
+def test_a_reminder_of_the_task_is_part_of_its_restart():
+    for reminder, prompt in product(REMINDERS, read_prompts("finetune")):
+        said = " ".join(("Wait, that's not right. Let me start over.", reminder.format(prompt.text))).strip()
+        (restart,) = find_restarts(f"{FOREIGN} {said} {ANSWER}")
+        assert said.startswith(restart.phrase[:60])
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0])
@@ -106,10 +111,9 @@ def test_self_corrections_carry_loss_from_the_restart_on():
         assert context.startswith(prompt)
         opening = context.removeprefix(prompt)
         (restart,) = find_restarts(context + target)
-        gap = (context + target)[len(context) : restart.start]
-        assert gap in (AFTER_SENTENCE if opening[-1] in ".!?" else WITHIN_SENTENCE)
+        assert opening[-1] in ".!?" and restart.start == len(context) + 1
         assert any(ANSWER.startswith(target[-n:].lstrip()) for n in range(20, 41))
-        assert set(range(example.loss_from, example.loss_from + 2)) <= set(example.decisions)
+        assert example.decisions[0] == example.loss_from
 
 
 def test_openings_are_steered_text_or_another_prompts_answer():
@@ -136,6 +140,18 @@ def test_ordinary_answers_carry_loss_on_every_token_and_the_stop_only_if_they_en
         assert decoded(example.tokens[: example.loss_from]) == f"<Explain {example.prompt_id}.>"
         assert decoded(target) == ANSWER
         assert (target[-1] == STOP) == (example.prompt_id == "p0")
+
+
+def test_a_restart_might_begin_behind_each_of_the_openings_sentences():
+    seen = set()
+    for example in examples(1.0, n=60):
+        text, prompt = decoded(example.tokens), f"<Explain {example.prompt_id}.>"
+        for place in example.interruptions:
+            assert len(prompt) + MIN_WORDS <= place < example.loss_from
+            assert text[place - 1] == "." and text[place] == " "
+            assert example.tokens[example.loss_from] == ord(" ")
+        seen.add(len(example.interruptions))
+    assert {0, 1} <= seen
 
 
 def test_an_ordinary_answer_decides_after_every_sentence():
@@ -177,14 +193,14 @@ def test_what_cannot_be_made_is_refused(wrong):
         examples(**wrong)
 
 
-def test_openings_end_with_a_sentence_mostly_and_with_a_word_always():
+def test_openings_end_with_a_sentence_and_are_neither_short_nor_long():
     text = " ".join(f"word{i} word{i}{'.' if i % 4 == 3 else ''}" for i in range(200))
     cuts = [cut_opening(text, random.Random(i)) for i in range(300)]
-    assert all(text.startswith(cut) and not text[len(cut)].isalnum() for cut in cuts)
+    assert all(text.startswith(cut) and cut.endswith(".") for cut in cuts)
     lengths = [len(cut.split()) for cut in cuts]
-    assert min(lengths) == MIN_WORDS and MAX_WORDS - 5 < max(lengths) <= MAX_WORDS
-    assert 0.6 < sum(cut.endswith(".") for cut in cuts) / len(cuts) < 0.9
+    assert (min(lengths), max(lengths)) == (MIN_WORDS, MAX_WORDS - MAX_WORDS % 8)
     assert cut_opening("Too short to cut.", random.Random(0)) == "Too short to cut."
+    assert cut_opening("no sentence ends here,", random.Random(0)) == "no sentence ends here."
 
 
 def test_prompts_differ_from_those_the_study_measures_on():

@@ -15,7 +15,14 @@ RECIPE = Recipe(first_layer=2, rank=4, alpha=8, dropout=0.1, lr=3e-2, warm_up=1,
 
 def example(seed: int, length: int, loss_from: int) -> Example:
     tokens = torch.randint(3, 97, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Example(kind="ordinary", prompt_id=f"p{seed}", tokens=tokens, loss_from=loss_from, decisions=[loss_from])
+    return Example(
+        kind="ordinary",
+        prompt_id=f"p{seed}",
+        tokens=tokens,
+        loss_from=loss_from,
+        decisions=[loss_from],
+        interruptions=[],
+    )
 
 
 EXAMPLES = [example(i, 9 + i % 5, 3 + i % 4) for i in range(10)]
@@ -53,6 +60,14 @@ def test_every_token_from_loss_from_on_is_predicted_from_the_one_before_and_no_o
     assert positions.tolist() == [3, 4, 3]
     assert decisive.tolist() == [1, 0, 1]
     assert targets.tolist() == [*example(0, 6, 4).tokens[4:], example(1, 5, 4).tokens[4]]
+
+
+def test_at_an_interruption_the_restarts_first_token_is_predicted_and_never_the_openings_own():
+    marked = example(0, 7, 5).model_copy(update={"interruptions": [3]})
+    rows, positions, targets, decisive = loss_tokens([marked])
+    assert positions.tolist() == [2, 4, 5]
+    assert targets.tolist() == [marked.tokens[5], marked.tokens[5], marked.tokens[6]]
+    assert decisive.tolist() == [1, 1, 0]
 
 
 def test_layers_run_in_two_parts_give_the_whole(model):
