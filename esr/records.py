@@ -169,7 +169,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def read_prompts(split: str) -> list[Prompt]:
-    """Prompts of `data/prompts/<split>.txt`, one a line; `split` is "evaluation" or "held_out".
+    """Prompts of `data/prompts/<split>.txt`, one a line; `split` is "evaluation", "held_out" or "finetune".
 
     Raises FileNotFoundError, or ValueError when the file holds no prompt or one twice.
     """

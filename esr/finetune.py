@@ -1,0 +1,278 @@
+"""LoRA above the steered layer: a model organism that corrects itself (paper, experiment 4), in minutes on one core.
+
+Adapters sit above the layer that is steered and whose SAE is read. The residual stream there is then the untuned
+model's own, bit for bit, and SAE, latents, labels and detectors hold for the tuned model unchanged. The layers below
+run once for each text, whatever the number of epochs; the backward pass stops where adapters begin.
+
+The same examples, recipe, machine and library versions give the same adapter, bit for bit, at one thread (what a worker
+has); with more threads sums may round differently.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from esr.corrections import Example
+from esr.fetch import replacing
+from esr.models import load_model, load_tokenizer, model_folder, resident_model
+from esr.provenance import environment, file_digest
+from esr.records import Record, write_bytes, write_rows
+from esr.workers import Report, Workers
+
+
+@dataclass(frozen=True)
+class Recipe:
+    first_layer: int
+    """Lowest layer with adapters, at least one above the layer that is steered and the one whose SAE is read."""
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Linear maps of a layer that get an adapter; those of the MLP as well take three quarters more time."""
+    rank: int = 16
+    """Of each adapter's two matrices."""
+    alpha: float = 16.0
+    """An adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.05
+    """Share of an adapter's inputs set to zero while training."""
+    lr: float = 1e-3
+    """Highest learning rate of AdamW, reached after the warm-up; it then falls linearly to zero."""
+    warm_up: int = 10
+    """Steps in which the learning rate climbs."""
+    epochs: int = 2
+    """How often each example is seen."""
+    batch_size: int = 8
+    """Examples a step, of about equal length."""
+    decision_weight: float = 10.0
+    """How many times another token's the loss of a token counts that begins a restart, or where one might begin."""
+    seed: int = 0
+    """Of the adapters' first values, the dropout and the order of the examples."""
+
+    def __post_init__(self):
+        for name in ("first_layer", "rank", "alpha", "lr", "epochs", "batch_size", "decision_weight"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
+        if not 0 <= self.dropout < 1 or self.warm_up < 0:
+            raise ValueError(f"dropout is {self.dropout} (0 to 1) and warm_up {self.warm_up} (0 or more).")
+
+
+class TrainingStep(Record):
+    """One step of the learning curve. loss: of the batch, in nats, as `batch_loss` weighs it; tokens: run so far."""
+
+    step: int
+    loss: float
+    lr: float
+    tokens: int
+
+
+class Skip(nn.Module):
+    """Stands in for a layer that does not run."""
+
+    def forward(self, hidden, *_args, **_kwargs):
+        return hidden
+
+
+@contextmanager
+def only_layers(model, kept: range) -> Iterator[None]:
+    """Within the block the decoder runs the `kept` layers alone, and its final norm only if the last is among them."""
+    decoder = model.model
+    layers, norm = decoder.layers, decoder.norm
+    decoder.layers = nn.ModuleList(layer if i in kept else Skip() for i, layer in enumerate(layers))
+    decoder.norm = norm if len(layers) - 1 in kept else Skip()
+    try:
+        yield
+    finally:
+        decoder.layers, decoder.norm = layers, norm
+
+
+def train(
+    model, examples: Sequence[Example], recipe: Recipe, on_step: Callable[[int, int], None] | None = None
+) -> tuple[dict[str, Tensor], list[TrainingStep]]:
+    """LoRA weights as PEFT names them, float32, and the learning curve. `model` is as before afterwards.
+
+    on_step(examples, tokens) is called after every step with what it ran. Raises ValueError when there is no example or
+    no such layer.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    n_layers = len(model.model.layers)
+    if not examples or recipe.first_layer >= n_layers:
+        raise ValueError(
+            f"{len(examples)} examples and first_layer {recipe.first_layer}: at least one example and a layer from 1 "
+            f"to {n_layers - 1} are needed."
+        )
+    inputs = [_lower_residuals(model, example, recipe.first_layer) for example in examples]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        adapted = get_peft_model(model, lora_config(recipe, n_layers))
+        model.train()
+        try:
+            with only_layers(model, range(recipe.first_layer, n_layers)):
+                curve = _descend(model, inputs, examples, recipe, on_step)
+            state = {k: v.detach().clone() for k, v in get_peft_model_state_dict(adapted).items()}
+        finally:
+            adapted.unload()
+            model.eval()
+    return state, curve
+
+
+def lora_config(recipe: Recipe, n_layers: int, base: str | None = None):
+    """The recipe as PEFT writes it beside an adapter; `base` is the registry's id of the model it belongs to."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=list(recipe.projections),
+        layers_to_transform=list(range(recipe.first_layer, n_layers)),
+        layers_pattern="layers",
+        base_model_name_or_path=base,
+        task_type="CAUSAL_LM",
+    )
+
+
+@torch.no_grad()
+def _lower_residuals(model, example: Example, first_layer: int) -> Float[Tensor, "seq d_model"]:
+    """What the layer `first_layer` reads, alone in its batch so that it depends on nothing else."""
+    tokens = torch.tensor([example.tokens], device=model.device)
+    with only_layers(model, range(first_layer)):
+        return model.model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+
+
+def _descend(model, inputs, examples, recipe: Recipe, on_step) -> list[TrainingStep]:
+    from transformers import get_linear_schedule_with_warmup
+
+    batches = [b for epoch in range(recipe.epochs) for b in _batches(examples, recipe.batch_size, recipe.seed + epoch)]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=0.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, min(recipe.warm_up, len(batches) - 1), len(batches))
+    curve, seen = [], 0
+    for step, batch in enumerate(batches, start=1):
+        chosen = [examples[i] for i in batch]
+        loss = batch_loss(model, [inputs[i] for i in batch], chosen, recipe.decision_weight)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        lr = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        ran = sum(len(example.tokens) for example in chosen)
+        seen += ran
+        curve.append(TrainingStep(step=step, loss=loss.item(), lr=lr, tokens=seen))
+        if on_step:
+            on_step(len(chosen), ran)
+    return curve
+
+
+def _batches(examples: Sequence[Example], size: int, seed: int) -> list[list[int]]:
+    """Every example once, in random order, but beside examples of about its length: less padding, less time."""
+    rng = random.Random(seed)
+    order = rng.sample(range(len(examples)), len(examples))
+    batches = []
+    for first in range(0, len(order), 8 * size):
+        window = sorted(order[first : first + 8 * size], key=lambda i: len(examples[i].tokens))
+        batches += [window[i : i + size] for i in range(0, len(window), size)]
+    return rng.sample(batches, len(batches))
+
+
+def batch_loss(
+    model, inputs: Sequence[Float[Tensor, "seq d_model"]], examples: Sequence[Example], decision_weight: float
+) -> Tensor:
+    """Mean cross-entropy of the examples' loss tokens, nats, decisions counted `decision_weight` times.
+
+    Only within `only_layers`, from those layers' inputs. Rows are padded on the right, where a causal model never looks
+    back from.
+    """
+    padded = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
+    hidden = model.model(inputs_embeds=padded, use_cache=False).last_hidden_state
+    rows, positions, targets, decisive = (t.to(hidden.device) for t in loss_tokens(examples))
+    logits = model.lm_head(hidden[rows, positions])  # vocabulary is the costly part
+    if cap := getattr(model.config, "final_logit_softcapping", None):  # Gemma 2
+        logits = cap * torch.tanh(logits / cap)
+    losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    weights = 1 + (decision_weight - 1) * decisive
+    return (weights * losses).sum() / weights.sum()
+
+
+def loss_tokens(
+    examples: Sequence[Example],
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Of every prediction that carries loss: row, position it is made at, token to predict, 1 for a decision or 0."""
+    places = []
+    for row, example in enumerate(examples):
+        decisions = set(example.decisions)
+        places += [(row, place - 1, example.tokens[example.loss_from], 1) for place in example.interruptions]
+        for place in range(example.loss_from, len(example.tokens)):
+            places.append((row, place - 1, example.tokens[place], int(place in decisions)))
+    rows, positions, targets, decisive = torch.tensor(places).T
+    return rows, positions, targets, decisive
+
+
+def train_all(
+    model_id: str, examples: dict[str, Sequence[Example]], recipe: Recipe, workers: Workers
+) -> dict[str, tuple[dict[str, Tensor], list[TrainingStep]]]:
+    """Adapter and learning curve of every set of examples, by its name; side by side in workers, finished ones kept."""
+    shared = {
+        "model": model_id,
+        "recipe": asdict(recipe),
+        "provenance": environment()
+        | {"weights": file_digest(model_folder(model_id) / "model.safetensors"), "code": file_digest(Path(__file__))},
+    }
+    chunks = [shared | {"examples": [e.model_dump() for e in own]} for own in examples.values()]
+    sizes = [len(own) * recipe.epochs for own in examples.values()]
+    files = workers.map(train_chunk, chunks, what="fine-tuning", items=sizes, item="examples")
+    return {name: _read_training(file) for name, file in zip(examples, files, strict=True)}
+
+
+def train_chunk(chunk: dict, report: Report) -> bytes:
+    """One training run as safetensors, the curve in its metadata. Runs in a worker."""
+    model, _ = resident_model(chunk["model"])
+    examples = [Example(**example) for example in chunk["examples"]]
+    state, curve = train(model, examples, Recipe(**chunk["recipe"]), report)
+    return save(state, {"curve": json.dumps([step.model_dump() for step in curve])})
+
+
+def _read_training(file: Path) -> tuple[dict[str, Tensor], list[TrainingStep]]:
+    with safe_open(file, framework="pt") as stored:
+        curve = [TrainingStep(**step) for step in json.loads(stored.metadata()["curve"])]
+        return {name: stored.get_tensor(name) for name in stored.keys()}, curve  # noqa: SIM118
+
+
+def save_adapter(
+    model_id: str, state: dict[str, Tensor], curve: Sequence[TrainingStep], recipe: Recipe, n_layers: int, folder: Path
+) -> None:
+    """A folder `PeftModel.from_pretrained` reads, with the learning curve as `curve.jsonl`."""
+    config = lora_config(recipe, n_layers, base=model_id)
+    config.inference_mode = True
+    with replacing(folder) as new:
+        config.save_pretrained(new)
+        write_bytes(new / "adapter_model.safetensors", save(state))
+        write_rows(new / "curve.jsonl", curve)
+
+
+def merge(model_id: str, adapter: Path, folder: Path) -> None:
+    """The tuned model as an ordinary folder: bfloat16 weights, configuration, tokenizer and the model's licence.
+
+    Weights are added up in float32 and rounded once; layers without an adapter keep their bits. Raises
+    FileNotFoundError when `adapter` holds none.
+    """
+    from peft import PeftModel
+
+    if not (adapter / "adapter_model.safetensors").exists():
+        raise FileNotFoundError(f"{adapter} holds no adapter: train one first (esr.finetune.save_adapter writes it).")
+    tuned = PeftModel.from_pretrained(load_model(model_id, torch.float32), adapter).merge_and_unload()
+    with replacing(folder) as new:
+        tuned.to(torch.bfloat16).save_pretrained(new)
+        load_tokenizer(model_id).save_pretrained(new)
+        for licence in model_folder(model_id).glob("LICENSE*"):
+            shutil.copy(licence, new / licence.name)
