@@ -263,16 +263,11 @@ def save_adapter(
 def merge(model_id: str, adapter: Path, folder: Path) -> None:
     """The tuned model as an ordinary folder: bfloat16 weights, configuration, tokenizer and the model's licence.
 
-    Weights are added up in float32 and rounded once; layers without an adapter keep their bits. Raises
-    FileNotFoundError when `adapter` holds none.
+    Raises FileNotFoundError when `adapter` holds none.
     """
-    from peft import PeftModel
-
-    if not (adapter / "adapter_model.safetensors").exists():
-        raise FileNotFoundError(f"{adapter} holds no adapter: train one first (esr.finetune.save_adapter writes it).")
-    tuned = PeftModel.from_pretrained(load_model(model_id, torch.float32), adapter).merge_and_unload()
+    tuned = load_model(model_id, adapter=adapter)
     with replacing(folder) as new:
-        tuned.to(torch.bfloat16).save_pretrained(new)
+        tuned.save_pretrained(new)
         load_tokenizer(model_id).save_pretrained(new)
         for licence in model_folder(model_id).glob("LICENSE*"):
             shutil.copy(licence, new / licence.name)

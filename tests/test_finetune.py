@@ -111,7 +111,7 @@ def base(tmp_path, monkeypatch):
     (folder / "LICENSE").write_text("free")
     load = type(tiny_llama()).from_pretrained
     monkeypatch.setattr(finetune, "model_folder", lambda model_id: folder)
-    monkeypatch.setattr(finetune, "load_model", lambda model_id, dtype=torch.bfloat16: load(folder, dtype=dtype).eval())
+    monkeypatch.setattr("esr.models.model_folder", lambda model_id: folder)
     monkeypatch.setattr(finetune, "load_tokenizer", lambda model_id: _Tokenizer())
     return load(folder, dtype=torch.float32).eval()
 
