@@ -68,6 +68,8 @@ class Example(Record):
     a sentence or a line. They are few, and what is to be learnt is there.
     interruptions: places within the opening, behind its sentences, where the restart might as well begin: its first
     token is to be predicted there, not the opening's own, which is never learnt.
+    latent, boost: the push under which the opening was written, and under which the whole text is read in training: the
+    model is to break off and answer while it is pushed. boost 0 for openings nobody pushed, and for ordinary answers.
     """
 
     kind: Literal["correction", "ordinary"]
@@ -76,6 +78,8 @@ class Example(Record):
     loss_from: int = Field(ge=1)
     decisions: list[int]
     interruptions: list[int]
+    latent: int
+    boost: float
 
 
 class Answer(Record):
@@ -83,7 +87,9 @@ class Answer(Record):
 
     prompt_id: str
     prompt: str
+    latent: int
     label: str
+    boost: float
     text: str
     tokens: list[int]
     finish_reason: Literal["stop", "length"]
@@ -165,7 +171,9 @@ def corpus_answers(corpus: Corpus, tokenizer, n: int, seed: int) -> list[Answer]
         Answer(
             prompt_id=f"corpus-{i}",
             prompt=requests[i],
+            latent=0,
             label="",
+            boost=0.0,
             text=answers[i],
             tokens=_ids(tokenizer, answers[i]),
             finish_reason="length",
@@ -216,8 +224,8 @@ def make_examples(
             source = rng.choice(steered.get(answer.prompt_id) or openings)
         else:
             source = rng.choice([a for a in answers if a.prompt_id != answer.prompt_id])
-        opening = cut_opening(source.text, rng)
-        examples.append(_correction(answer, opening, tokenizer, restarted_tokens, stop_token, rng))
+        example = _correction(answer, cut_opening(source.text, rng), tokenizer, restarted_tokens, stop_token, rng)
+        examples.append(example.model_copy(update={"latent": source.latent, "boost": source.boost}))
     for answer in _turns(answers, n - corrections, rng):
         prompt = list(chat_tokens(tokenizer, answer.prompt))
         ends = answer.finish_reason == "stop" and len(answer.tokens) <= answer_tokens
@@ -279,6 +287,8 @@ def _example(kind: str, answer: Answer, context: list[int], restart: list[int], 
         loss_from=len(context),
         decisions=first + behind,
         interruptions=[],
+        latent=0,
+        boost=0.0,
     )
 
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from esr.corrections import Example
 from esr.fetch import replacing
-from esr.models import load_model, load_tokenizer, model_folder, resident_model
+from esr.config import model_entry
+from esr.models import load_directions, load_model, load_tokenizer, model_folder, resident_model
 from esr.provenance import environment, file_digest
 from esr.records import Record, write_bytes, write_rows
 from esr.workers import Report, Workers
@@ -95,10 +96,15 @@ def only_layers(model, kept: range) -> Iterator[None]:
 
 
 def train(
-    model, examples: Sequence[Example], recipe: Recipe, on_step: Callable[[int, int], None] | None = None
+    model,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    on_step: Callable[[int, int], None] | None = None,
+    pushes: Sequence[Float[Tensor, " d_model"] | None] | None = None,
 ) -> tuple[dict[str, Tensor], list[TrainingStep]]:
     """LoRA weights as PEFT names them, float32, and the learning curve. `model` is as before afterwards.
 
+    pushes: for each example the vector added to every token at the layer below the adapters, or None.
     on_step(examples, tokens) is called after every step with what it ran. Raises ValueError when there is no example or
     no such layer.
     """
@@ -111,6 +117,8 @@ def train(
             f"to {n_layers - 1} are needed."
         )
     inputs = [_lower_residuals(model, example, recipe.first_layer) for example in examples]
+    if pushes is not None:
+        inputs = [x if v is None else x + v.to(x.dtype) for x, v in zip(inputs, pushes, strict=True)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         adapted = get_peft_model(model, lora_config(recipe, n_layers))
@@ -219,11 +227,22 @@ def loss_tokens(
 
 
 def train_all(
-    model_id: str, examples: dict[str, Sequence[Example]], recipe: Recipe, workers: Workers
+    model_id: str, examples: dict[str, Sequence[Example]], recipe: Recipe, norm: float, workers: Workers
 ) -> dict[str, tuple[dict[str, Tensor], list[TrainingStep]]]:
-    """Adapter and learning curve of every set of examples, by its name; side by side in workers, finished ones kept."""
+    """Adapter and learning curve of every set of examples, by its name; side by side in workers, finished ones kept.
+
+    norm: length of a boost of 1 (esr.steering.residual_norm). Raises ValueError unless the adapters begin right above
+    the steered layer: pushes are added to what the first of them reads.
+    """
+    entry = model_entry(model_id)
+    if recipe.first_layer != entry.steer_layer + 1:
+        raise ValueError(
+            f"first_layer is {recipe.first_layer}; {model_id} is steered at layer {entry.steer_layer}, "
+            f"and adapters begin right above it: {entry.steer_layer + 1}."
+        )
     shared = {
         "model": model_id,
+        "norm": norm,
         "recipe": asdict(recipe),
         "provenance": environment()
         | {"weights": file_digest(model_folder(model_id) / "model.safetensors"), "code": file_digest(Path(__file__))},
@@ -238,7 +257,10 @@ def train_chunk(chunk: dict, report: Report) -> bytes:
     """One training run as safetensors, the curve in its metadata. Runs in a worker."""
     model, _ = resident_model(chunk["model"])
     examples = [Example(**example) for example in chunk["examples"]]
-    state, curve = train(model, examples, Recipe(**chunk["recipe"]), report)
+    directions = load_directions(chunk["model"], [e.latent for e in examples])
+    lengths = [e.boost * chunk["norm"] for e in examples]
+    pushes = [length * d.to(model.device) if length else None for length, d in zip(lengths, directions, strict=True)]
+    state, curve = train(model, examples, Recipe(**chunk["recipe"]), report, pushes)
     return save(state, {"curve": json.dumps([step.model_dump() for step in curve])})
 
 
