@@ -24,9 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from esr.config import model_entry
 from esr.corrections import Example
 from esr.fetch import replacing
-from esr.config import model_entry
 from esr.models import load_directions, load_model, load_tokenizer, model_folder, resident_model
 from esr.provenance import environment, file_digest
 from esr.records import Record, write_bytes, write_rows
