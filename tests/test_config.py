@@ -28,19 +28,24 @@ def test_every_stage_at_every_scale_is_complete(params):
         config.PARAMS.write_text(config.PARAMS.read_text().replace(f"scale: {scale}", "scale: laptop"))
 
 
+MODELS = "models: [smollm2-135m, smollm2-135m-corrected]"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("temperature: 0.6", "temprature: 0.6", "unknown key 'temprature'"),
         ("temperature: 0.6", "temperature: warm", "temperature is 'warm'"),
         ("temperature: 0.6", "temperature: -1.0", "temperature is -1.0; input should be greater than or equal to 0"),
-        ("n_prompts: 8", "n_prompts: 8.5", "n_prompts is 8.5"),
-        ("n_prompts: 8", "n_prompts: '8'", "n_prompts is '8'"),
+        ("n_prompts: 10, n_seeds: 1", "n_prompts: 8.5, n_seeds: 1", "n_prompts is 8.5"),
+        ("n_prompts: 10, n_seeds: 1", "n_prompts: '8', n_seeds: 1", "n_prompts is '8'"),
         ("seed: 2602", "seed: true", "seed is True"),
         ("scale: laptop", "scale: desktop", "scale is 'desktop'; allowed are smoke, laptop, paper"),
-        ("models: [smollm2-135m]", "models: [gpt-9]", "Unknown model 'gpt-9'"),
-        ("models: [smollm2-135m]", "models: []", "models is"),
-        ("models: [smollm2-135m]", "models: [minilm-l6]", "no SAE"),
+        (MODELS, "models: [gpt-9]", "Unknown model 'gpt-9'"),
+        (MODELS, "models: []", "models is"),
+        (MODELS, "models: [minilm-l6]", "no SAE"),
+        ("bases: [smollm2-135m]", "bases: [smollm2-135m-corrected]", "was fine-tuned from 'smollm2-135m'"),
+        ("chosen: 0.5", "chosen: 0.4", "chosen is 0.4, which is none of the ratios"),
         ("judge:\n", "jugde:\n", "unknown key 'jugde'"),
         ("name: offline", "name: oracle", "name is 'oracle'; input should be 'offline'"),
         ("seed: 2602", "seed: [", "not valid YAML"),

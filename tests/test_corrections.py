@@ -60,9 +60,8 @@ def decoded(tokens):
 def written(prompt_id: str, text: str, finish_reason="stop", label="") -> Answer:
     tokens = [ord(c) for c in text]
     prompt = f"Explain {prompt_id}."
-    return Answer(
-        prompt_id=prompt_id, prompt=prompt, label=label, text=text, tokens=tokens, finish_reason=finish_reason
-    )
+    push = {"latent": 7, "label": label, "boost": 0.4} if label else {"latent": 0, "label": "", "boost": 0.0}
+    return Answer(prompt_id=prompt_id, prompt=prompt, text=text, tokens=tokens, finish_reason=finish_reason, **push)
 
 
 ANSWERS = [written(f"p{i}", f"{ANSWER} That was answer {i}.") for i in range(8)]
@@ -253,8 +252,8 @@ def test_texts_are_selected_by_their_score_and_empty_ones_never():
 
 
 def test_trials_become_answers():
-    settings = {"max_new_tokens": 9, "temperature": 0.6, "repetition_penalty": 1.1, "layer": 1, "boost": 0.3}
-    names = {"model": "m", "condition": "opening", "latent": 1, "seed": 1, "id": "x"}
+    settings = {"max_new_tokens": 9, "temperature": 0.6, "repetition_penalty": 1.1, "layer": 1}
+    names = {"model": "m", "condition": "opening", "seed": 1, "id": "x"}
     answer = OPENINGS[2]
     assert answers_of([Trial(**answer.model_dump(), **settings, **names)]) == [answer]
 
@@ -291,3 +290,13 @@ def test_plans_are_unsteered_answers_and_steered_openings():
     assert all(0.25 <= p.boost <= 0.5 for p in plans) and len({p.boost for p in plans}) > 10
     assert {p.latent for p in plans} == {0, 1, 2, 3, 4}
     assert len({p.seed for p in plans}) == 40
+
+
+def test_a_text_is_read_under_the_push_its_opening_was_written_with():
+    corrections = [e for e in examples(0.5) if e.kind == "correction"]
+    pushed = [e for e in corrections if e.boost]
+    assert pushed and len(pushed) < len(corrections)
+    for example in corrections:
+        assert ("The river" in decoded(example.tokens[: example.loss_from])) == bool(example.boost)
+        assert (example.latent, example.boost) in {(7, 0.4), (0, 0.0)}
+    assert all(not e.boost for e in examples(0.5) if e.kind == "ordinary")

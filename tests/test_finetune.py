@@ -1,5 +1,7 @@
 """Training and merging on tiny models: loss where it belongs, lower layers untouched, the same bits every time."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import tiny_llama
@@ -22,6 +24,8 @@ def example(seed: int, length: int, loss_from: int) -> Example:
         loss_from=loss_from,
         decisions=[loss_from],
         interruptions=[],
+        latent=0,
+        boost=0.0,
     )
 
 
@@ -155,13 +159,28 @@ def test_without_an_adapter_nothing_is_merged(base, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
+def test_pushes_are_added_to_what_the_first_adapter_reads_and_change_the_training():
+    """No push, and a push of zero, are the same; a push is not, whichever example has it."""
+    push = torch.ones(32)
+    plain = train(tiny_llama(), EXAMPLES, RECIPE)[1]
+    assert train(tiny_llama(), EXAMPLES, RECIPE, None, [0 * push] * len(EXAMPLES))[1] == plain
+    assert train(tiny_llama(), EXAMPLES, RECIPE, None, [push, *[None] * (len(EXAMPLES) - 1)])[1] != plain
+
+
+def test_adapters_begin_right_above_the_steered_layer(base, tmp_path):
+    with pytest.raises(ValueError, match="first_layer is 2; smollm2-135m is steered at layer 17"):
+        finetune.train_all("smollm2-135m", {"0.5": EXAMPLES}, RECIPE, 1.0, Workers(0))
+
+
 def test_runs_are_kept_and_not_repeated(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "model_entry", lambda model_id: SimpleNamespace(steer_layer=RECIPE.first_layer - 1))
+    monkeypatch.setattr(finetune, "load_directions", lambda model_id, latents: torch.ones(len(latents), 32))
     monkeypatch.setattr("esr.workers.CACHE", tmp_path / "cache")
     monkeypatch.setattr(finetune, "resident_model", lambda model_id: (tiny_llama(), None))
     sets = {"0.1": EXAMPLES[:4], "0.9": EXAMPLES[4:]}
-    first = finetune.train_all("tiny", sets, RECIPE, Workers(0))
+    first = finetune.train_all("tiny", sets, RECIPE, 1.0, Workers(0))
     monkeypatch.setattr(finetune, "train", lambda *_: pytest.fail("trained again"))
-    again = finetune.train_all("tiny", sets, RECIPE, Workers(0))
+    again = finetune.train_all("tiny", sets, RECIPE, 1.0, Workers(0))
     assert list(again) == ["0.1", "0.9"]
     for name in sets:
         assert first[name][1] == again[name][1]
