@@ -259,7 +259,8 @@ def _copy_folder(origin: Path, folder: Path) -> None:
 
 
 def _name(source: AnySource) -> str:
-    names = {"wheel": "The wheel's {0.file}", "hub": "The hub's {0.id}", "folder": "The folder {0.path}"}
+    names = {"wheel": "The wheel's {0.file}", "hub": "The hub's {0.id}"}
+    names |= {"folder": "The folder {0.path}", "adapter": "{0.base} with the adapter {0.path}"}
     return names[source.kind].format(source)
 
 
