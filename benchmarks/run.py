@@ -78,11 +78,11 @@ class Sizes:
         return -(-self.batch_trials // rows) * rows
 
 
-FULL = Sizes(3, 128, 192, 4, 96, 96, 5.0, (16, 32, 64, 96, 128, 192), 24, 96, 100, 10_000)
+FULL = Sizes(3, 96, 192, 4, 96, 96, 5.0, (32, 64, 96, 128, 192), 24, 96, 100, 10_000)
 QUICK = Sizes(2, 8, 8, 1, 4, 4, 0.5, (2, 4), 4, 4, 10, 40)
 # Seconds each step of FULL takes on two cores, until it has been measured
-GUESSES = {"loading": 40, "matmul": 5, "engine": 34, "unsteered": 34, "generate_one": 13, "generate_batch": 27}
-GUESSES |= {"vllm_lens": 27, "batch sizes": 50, "scaling": 120}
+GUESSES = {"loading": 40, "matmul": 5, "engine": 26, "unsteered": 26, "generate_one": 10, "generate_batch": 20}
+GUESSES |= {"vllm_lens": 20, "batch sizes": 45, "scaling": 120}
 
 
 def measure(sizes: Sizes, folder: Path) -> dict:
