@@ -112,10 +112,12 @@ def chunk(llama, vectors, monkeypatch):
     """A chunk of the study on the tiny model; the third token of its first answer is a stop token."""
     monkeypatch.setattr(steering, "resident_model", lambda _model, _adapter: (llama, Tokenizer()))
     monkeypatch.setattr(steering, "load_directions", lambda _model, latents: vectors[latents])
-    plans = [vars(steering.Plan("steered", i, "", f"p{i}", text, i, 1.0)) for i, text in enumerate(("abc", "de"))]
+    plans = [
+        vars(steering.Plan("steered", i, "", f"p{i}", text, i, 1.0, layer=1)) for i, text in enumerate(("abc", "de"))
+    ]
     content = {
-        "model": "tiny", "plans": plans, "max_new_tokens": TOKENS, "residual_norm": 1.0, "layer": 1, "batch_size": 2,
-        "temperature": 0.0, "repetition_penalty": 1.0, "provenance": {},
+        "model": "tiny", "adapter": "", "plans": plans, "max_new_tokens": TOKENS, "residual_norm": 1.0, "sae_layer": 1,
+        "answer_only": False, "batch_size": 2, "temperature": 0.0, "repetition_penalty": 1.0, "provenance": {},
     }  # fmt: skip
     llama.generation_config.eos_token_id = 2
     [first, _] = answers(write_to_the_limit, content)
@@ -135,7 +137,9 @@ def test_the_engines_chunk_is_the_studys_but_for_the_stop_token(chunk):
 
 def test_scaling_leaves_out_the_chat_template_alone(chunk, monkeypatch):
     bare, chat = answers(write_bare, chunk), answers(steering.write_chunk, chunk)
-    monkeypatch.setattr(steering, "chat_tokens", lambda tokenizer, text: tuple(tokenizer(text, True).input_ids))
+    monkeypatch.setattr(
+        steering, "chat_tokens", lambda tokenizer, text, _prefill: tuple(tokenizer(text, True).input_ids)
+    )
     assert bare == answers(steering.write_chunk, chunk) != chat
 
 

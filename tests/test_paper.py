@@ -35,7 +35,7 @@ def root(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     model = "smollm2-135m"
-    for name in ("esr_by_model", "first_attempt_scores", f"calibration_{model}"):
+    for name in ("esr_by_model", "first_attempt_scores", f"calibration_{model}", "boost_sweep"):
         (tmp_path / "paper/figures").mkdir(exist_ok=True)
         (tmp_path / f"paper/figures/{name}.svg").write_text(SVG)
     numbers.write_numbers("esr", {model: {"unsteered": condition(0.0, 88.0), "steered": condition(1 / 12, 31.0)}})
@@ -57,6 +57,12 @@ def root(tmp_path, monkeypatch):
     numbers.write_numbers("calibration", {model: calibration | {"first_attempt_score": estimate(31.0, 28.0, 34.0)}})
     relevance = {"spearman": 0.8, "matched_auc": 0.985, "mean_absolute_error": 9.1, "n": 240}
     numbers.write_numbers("relevance", {model: relevance})
+    both = {"unsteered": condition(0.0, 88.0), "steered": condition(1 / 12, 31.0)}
+    numbers.write_numbers("finetune", {"0.1": both, "0.5": both})
+    levels = [{"boost_sd": level, **condition(multi, 31.0)} for level, multi in ((-3.0, 0.0), (0.5, 0.2), (3.0, 0.1))]
+    numbers.write_numbers("boost_sweep", {model: levels})
+    told = condition(1 / 12, 31.0) | {"paired_difference": estimate(-0.02, -0.1, 0.06), "p_value": 0.5}
+    numbers.write_numbers("meta_prompts", {model: {"monitor_yourself": told}})
     return tmp_path
 
 
