@@ -1,6 +1,7 @@
 """Pairs share latent, prompt and seed; a run whose residual stream does not show the edit never goes on."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from esr.generation import Row, generate
 from esr.guard import Guard, SteeringError, watched
 from esr.interventions import AddVector, Readout, ZeroAblate
 from esr.records import Prompt
-from esr.steering import build_edits, plan_condition, trial_seed
+from esr.steering import build_edits, plan_condition, trial_seed, write_answers
+from esr.workers import Workers
 
 PROMPTS = [Prompt(id=f"evaluation-{i:02d}", text=f"Explain how to do {i}.") for i in range(10)]
 DRAW = {"n_prompts": 4, "n_seeds": 2, "seed": 1}
@@ -145,3 +147,47 @@ def test_a_latent_that_does_not_exist_is_refused_before_a_model_loads(monkeypatc
     plans = plan_condition("steered", {4608: 0.4}, {4608: ""}, PROMPTS, **DRAW)
     with pytest.raises(ValueError, match="Latent 4608 of smollm2-135m does not exist"):
         steering.write_answers(plans, settings, workers=None, what="test")
+
+
+class Letters:
+    """Letters as tokens, no chat template."""
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        return messages[0]["content"]
+
+    def __call__(self, text, add_special_tokens):
+        return type("Encoding", (), {"input_ids": [3 + ord(letter) % 90 for letter in text]})
+
+    def decode(self, tokens, skip_special_tokens):
+        return " ".join(map(str, tokens))
+
+
+def test_answers_are_the_same_bits_whatever_order_chunks_ran_in_and_in_a_run_that_resumes(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(steering, "resident_model", lambda _model, _adapter: (model.bfloat16(), Letters()))
+    monkeypatch.setattr(steering, "load_directions", lambda _model, latents: vectors()[[x % 2 for x in latents]])
+    monkeypatch.setattr(steering, "engine_provenance", lambda _model, _adapter: {})
+    monkeypatch.setattr(
+        steering, "model_entry", lambda _id: SimpleNamespace(steer_layer=1, sae_layer=1, repetition_penalty=1.1)
+    )
+    model.generation_config.eos_token_id = 2
+    plans = plan_condition("steered", {3: 0.4, 8: 0.6}, {3: "", 8: ""}, PROMPTS, n_prompts=8, n_seeds=1, seed=1)
+    settings = steering.Settings("smollm2-135m", 0.8, 4, 9, 3.0)
+    answers = []
+    for name, order in (("first", 1), ("backwards", -1), ("resumed", 1)):
+        monkeypatch.setattr("esr.workers.CACHE", tmp_path / name)
+        workers = Workers(0)
+        run = workers.map
+
+        def reordered(function, chunks, run=run, order=order, **said):
+            files = run(function, chunks[::order], **said | {"items": said["items"][::order]})
+            return files[::order]
+
+        if name == "resumed":  # half of the chunks are there from a run that was killed
+            for file in sorted((tmp_path / "first").rglob("*"))[-2:]:
+                target = tmp_path / name / file.relative_to(tmp_path / "first")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
+        workers.map = reordered
+        answers.append(write_answers(plans, settings, workers, name))
+    assert len({t.id for t in answers[0]}) == 16 and any(t.tokens for t in answers[0])
+    assert answers[0] == answers[1] == answers[2]
