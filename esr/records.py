@@ -116,6 +116,27 @@ class Judgement(Record):
     unverified: int = 0  # attempts the judge claimed but the answer does not show: merged into the one before
 
 
+class LabelledAnswer(Record):
+    """An answer of data/judge/gold.jsonl, read twice or three times under data/judge/RUBRIC.md.
+
+    part: `develop` to improve a judge on, `report` only to measure it. starts: character offsets of the attempts after
+    the first. scores: 0-100, one per attempt, mean of the readings. near_miss: restart-like words and no restart.
+    """
+
+    id: str
+    part: Literal["develop", "report"]
+    model: str
+    condition: Literal["unsteered", "steered"]
+    boost: float
+    prompt: str
+    label: str
+    text: str
+    starts: list[int]
+    scores: list[float]
+    near_miss: bool
+    readings: Literal[2, 3]
+
+
 Row = TypeVar("Row", bound=Record)
 
 

@@ -91,6 +91,7 @@ def test_attempts_cover_the_answer():
 
 
 def test_a_missing_scorer_names_the_stage_that_writes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("esr.judge.base_of", lambda model: model)
     monkeypatch.setattr("esr.embedding.data_dir", lambda stage, model=None: tmp_path / stage)
     with pytest.raises(FileNotFoundError, match="fetch_embedder"):
         load_judge("m")

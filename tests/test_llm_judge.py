@@ -208,7 +208,8 @@ def test_it_judges_where_an_event_loop_is_running():
 
 
 CHILD = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path[:0] = ["tests"]
 from pathlib import Path
 from esr import llm_judge, providers
