@@ -394,7 +394,7 @@ def boost_sweep(rates: dict, published: dict) -> Figure:
             ax.plot(at, peak, marker="D", color=GREY, markersize=4, linestyle="none", label="published peak (70B)")
     for ax in figure.axes[2:]:
         ax.set_xlabel("boost, sd from the latent's threshold")
-    figure.axes[0].legend(loc="best")
+    _legend_below(figure)
     return figure
 
 
@@ -405,7 +405,7 @@ def meta_prompts(rates: dict, published: dict) -> Figure:
     """
     use_style()
     variants = list(next(iter(rates.values())))
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(variants)))
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.3 * len(variants)))
     axes = figure.subplots(1, 2, sharey=True)
     for ax, name in zip(axes, ("multi_attempt_rate", "esr_rate"), strict=True):
         for shift, (model, entries) in enumerate(rates.items()):
@@ -421,8 +421,14 @@ def meta_prompts(rates: dict, published: dict) -> Figure:
         ax.set_xlim(left=0)
     axes[0].set_yticks(range(len(variants)), [variant.replace("_", " ") for variant in variants])
     axes[0].set_ylim(len(variants) - 0.4, -0.6)
-    axes[1].legend(loc="best")
+    _legend_below(figure)
     return figure
+
+
+def _legend_below(figure: Figure) -> None:
+    """One legend for all panels, where it hides nothing."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def _line(ax: Axes, places, results, colour: str, label: str) -> None:
@@ -463,7 +469,7 @@ def finetuning(rates: dict, published: dict) -> Figure:
         "esr_rate": "ESR rate",
         "first_attempt_score": "First-attempt score",
     }
-    figure = Figure(figsize=(WIDTH, 2.2))
+    figure = Figure(figsize=(WIDTH, 2.4))
     for ax, (name, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for condition, colour in CONDITIONS.items():
             _line(ax, [float(r) for r in rates], [both[condition][name] for both in rates.values()], colour, condition)
@@ -474,5 +480,5 @@ def finetuning(rates: dict, published: dict) -> Figure:
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             before = published["models"]["llama-3.1-8b"][f"{name}_max"]
             ax.axhline(before, color=GREY, linewidth=0.8, linestyle=":", label="untuned 8B, published (at most)")
-    figure.axes[0].legend(loc="best")
+    _legend_below(figure)
     return figure

@@ -150,3 +150,54 @@ def test_nothing_that_measures_or_draws_imports_torch():
     modules = "esr.metrics, esr.statistics, esr.figures, esr.numbers, esr.paper"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+def rates(multi, score, n=40):
+    def known(x):
+        return {"estimate": x, "low": 0.5 * x, "high": 1.2 * x, "n": n}
+
+    unknown = {"estimate": None, "low": None, "high": None, "n": 0}
+    improvement = known(0.6) if multi else unknown
+    return {
+        "multi_attempt_rate": known(multi), "esr_rate": known(multi / 2), "improvement_rate": improvement,
+        "first_attempt_score": known(score),
+    }  # fmt: skip
+
+
+def lines(ax, label):
+    return [line for line in ax.get_lines() if line.get_label() == label]
+
+
+def test_the_boost_sweep_draws_each_model_and_leaves_out_what_is_unknown():
+    levels = [{"boost_sd": x, **rates(multi, 60 - 10 * x)} for x, multi in ((-3.0, 0.0), (0.0, 0.2), (3.0, 0.1))]
+    figure = figures.boost_sweep({"small": levels, "large": levels}, PUBLISHED)
+    multi, _, improvement, score = figure.axes
+    assert lines(multi, "small")[0].get_ydata().tolist() == [0.0, 0.2, 0.1]
+    assert lines(improvement, "large")[0].get_xdata().tolist() == [0.0, 3.0]
+    assert lines(score, "small")[0].get_ydata().tolist() == [90, 60, 30]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["small", "large", "published peak (70B)"]
+
+
+def test_meta_prompts_have_a_row_each_and_the_published_rate():
+    told = {name: rates(0.1, 30) for name in ("plain", "stay_focused", "monitor_yourself")}
+    figure = figures.meta_prompts({"small": told}, PUBLISHED)
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [
+        "plain",
+        "stay focused",
+        "monitor yourself",
+    ]
+    (mark,) = lines(figure.axes[0], "published (70B)")
+    assert mark.get_xdata()[0] == PUBLISHED["meta_prompt"]["multi_attempt_rate"]
+
+
+def test_finetuning_draws_both_conditions_by_ratio():
+    by_ratio = {r: {"unsteered": rates(0.0, 90), "steered": rates(m, 40)} for r, m in (("0.1", 0.0), ("0.9", 0.5))}
+    figure = figures.finetuning(by_ratio, PUBLISHED)
+    assert lines(figure.axes[0], "steered")[0].get_xdata().tolist() == [0.1, 0.9]
+    assert lines(figure.axes[2], "unsteered")[0].get_ydata().tolist() == [90, 90]
+
+
+def test_learning_curves_are_one_line_a_ratio():
+    steps = [type("Step", (), {"step": i, "loss": 3.0 / i})() for i in range(1, 21)]
+    figure = figures.learning_curves({"0.1": steps, "0.5": steps})
+    assert [line.get_label() for line in figure.axes[0].get_lines()] == ["10%", "50%"]

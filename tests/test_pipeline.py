@@ -108,7 +108,9 @@ def test_a_changed_parameter_runs_what_depends_on_it_and_no_more(clone):
     intervals = {"finetune", "boost_sweep", "meta_prompts", "measure", "figures", "paper"}
     assert stages_run(run(clone, "dvc", "repro")) == intervals
     edit(clone / "params.yaml", "confidence: 0.9", "confidence: 0.95")
-    assert not {"fetch", "fetch_corrected", "latents", "calibrate", "steer", "judge"} & stages_run(run(clone, "dvc", "repro"))
+    assert not {"fetch", "fetch_corrected", "latents", "calibrate", "steer", "judge"} & stages_run(
+        run(clone, "dvc", "repro")
+    )
 
 
 def test_finished_chunks_are_not_generated_again(clone):
