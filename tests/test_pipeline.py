@@ -109,9 +109,7 @@ def test_a_changed_parameter_runs_what_depends_on_it_and_no_more(clone):
     ran = stages_run(run(clone, "dvc", "repro"))
     assert ran - {"fetch_corrected"} == intervals  # which merges the same adapter again, and ends there
     edit(clone / "params.yaml", "confidence: 0.9", "confidence: 0.95")
-    assert not {"fetch", "latents", "calibrate", "steer", "judge"} & stages_run(
-        run(clone, "dvc", "repro")
-    )
+    assert not {"fetch", "latents", "calibrate", "steer", "judge"} & stages_run(run(clone, "dvc", "repro"))
 
 
 def test_finished_chunks_are_not_generated_again(clone):
