@@ -276,6 +276,7 @@ def save_adapter(
     """A folder `PeftModel.from_pretrained` reads, with the learning curve as `curve.jsonl`."""
     config = lora_config(recipe, n_layers, base=model_id)
     config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order changes with the process
     with replacing(folder) as new:
         config.save_pretrained(new)
         write_bytes(new / "adapter_model.safetensors", save(state))
