@@ -85,8 +85,8 @@ def stderr_of(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Take out what differs between two equal runs: times, the injected cell's id, kernel details, and stderr, where
-    libraries warn with the paths of the machine."""
+    """Take out what differs between two equal runs: times, the injected cell's id, kernel details, libraries' progress
+    bars (widgets with random ids), and stderr, where libraries warn with the paths of the machine."""
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for number, cell in enumerate(notebook.cells):
         tags = [tag for tag in cell.metadata.get("tags", [])]
@@ -96,7 +96,7 @@ def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         elif not cell.get("id"):
             cell.id = f"cell-{number:02d}"
         if "outputs" in cell:
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
         for output in cell.get("outputs", []):
             output.pop("metadata", None)
             if output.output_type in ("display_data", "execute_result"):
@@ -104,6 +104,7 @@ def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 

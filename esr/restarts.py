@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from itertools import combinations
 
+MOST_WAITING = 0.04  # share of an answer's words
 CONTENT_WORDS = 5  # fewer words than this are not an attempt: a restart cut by the length limit, or said twice
 
 
@@ -52,7 +53,12 @@ BLOCKS = {
     "not": r"(?:<is> (?:<adv>)not|(?: is| was| were| are| did| does| do)n't| did not| does not)",
     "cut": r"(?=\s*(?:[.!?,;:…)—–-]|$|\n|(?:and|but|so|then|because|this time|properly)\b|(?:here|there)[.,!:]))",
     "stop": r"(?=\s*(?:[.!?,;:…—–-]|$|\n))",
-    "rest": r"[^.!?\n]{0,60}",
+    "rest": r"[^.!?\n—–]{0,60}",
+    "aside": r"(?:(?:i|i'm|i've|i'd|you|you're|you've)\b(?!'| (?:can|could|should|will|may|might|need|have to|don't)\b)"
+    r"|let me (?:look|think|see|check)\b"
+    r"|what(?: (?:is|was|happened|am|are|did|do)\b[^.!?\n]{0,30})?[?!]"
+    r"|(?:isn't|wasn't|weren't|aren't) (?:that|this|it|there)\b|<it><not>)",
+    "wait": r"wait(?:(?:\.\.+|[,!…])? wait)*",
 }
 
 LEXICON: dict[str, tuple[str, ...]] = {
@@ -76,8 +82,13 @@ LEXICON: dict[str, tuple[str, ...]] = {
         r"<am> <adv>(?:(?:going|getting|drifting|straying|wandering|veering) )?<adv>"
         r"(?:off|away from)[ -](?:(?:the|your|my|on a|on) )?(?:<topic>|tangent)\b",
     ),
+    "interruption": (  # breaks off, and the writer speaks of itself or to the reader: a restart where nothing loops
+        r"(?:(?:oh,? |no,? )?<wait>|oops|hold on|hang on)(?: (?:a|one) (?:minute|second|moment|sec))?"
+        r"[ ,.!?…—–-]+(?=<aside>)",
+        r"wait(?:(?:\.\.+|[,!…])? wait)+<stop>",
+    ),
     "halt": (  # breaks off what is being said
-        r"(?:(?:oh,? |no,? |but )?wait|hold on|hang on)(?: (?:a|one) (?:minute|second|moment|sec))?(?:,? no)?<stop>",
+        r"(?:(?:oh,? |no,? |but )?<wait>|hold on|hang on)(?: (?:a|one) (?:minute|second|moment|sec))?(?:,? no)?<stop>",
         r"(?:oops|whoops|hmm+|uh(?:-oh)?|stop(?: there| right there)?|oh,? no)<stop>",
         r"(?:wait|oops|hold on)(?= (?:no|that's|that|this|i|what am i|let me|sorry)\b)",
     ),
@@ -119,7 +130,7 @@ LEXICON: dict[str, tuple[str, ...]] = {
         r"i (?:was |am )?<adv>(?:meant|mean|supposed|intended|asked|trying|wanted) to <rest>",
         r"i'm supposed to <rest>|i should (?:not )?<adv>(?:be|stick|stay|focus|have)\b<rest>",
         r"you(?:'d| had| were)? <adv>(?:asked|asking|wanted)\b<rest>",
-        r"(?:the|your) <topic> <adv>(?:was|is|asked|asks)\b<rest>",
+        r"(?:your <topic> <adv>is|(?:the|your) <topic> <adv>(?:was|asked|asks))\b<rest>",
         r"we (?:were|are|should be) (?:talking|speaking|supposed) <rest>",
         r"i(?:'m| am|'ve been) not making (?:any )?sense",
         r"(?:(?:what|why|where) (?:am|was) i|how did i)\b[^.!?\n]{0,60}\?|what\?",
@@ -153,6 +164,7 @@ LEXICON: dict[str, tuple[str, ...]] = {
     ),
 }
 SUFFICIENT = {  # kind -> the kinds that make it a restart when they are in the same move
+    "interruption": {"verdict", "slip", "fault", "redo", "together"},
     "halt": {"verdict", "slip", "fault", "redo", "together"},
     "turn": {"slip", "fault", "redo"},
     "apology": {"verdict", "slip", "redo"},
@@ -183,43 +195,50 @@ GLUE = re.compile(  # may stand before a sign or between two
 OPENERS = "Wait|Oops|Whoops|Hold on|Hang on|Sorry|Actually|Scratch that|I apologi[sz]e|I'm sorry|Let me"
 CLAUSE = re.compile(  # where a clause begins: after a stop, a break, a dash, and where broken text forgot the stop
     r"\A|(?<=[.!?…;])[\"'”’)*]*\s+|\n+|\s*(?:—|–| -+ |\.\.\.|…)\s*|\(\s*"
-    rf"|(?<=[\w,]) (?=(?:{OPENERS})\b)"
+    rf"|(?<=[\w,)]) (?=(?:{OPENERS})\b)"
     r"|(?<!think)(?<!say), (?=(?:oh |no |but )*(?:wait|oops|hold on|sorry|scratch that)\b)"
 )
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)]*(?=\s|$)|\n")
 QUOTED = re.compile(
-    r"\"[^\"\n]{1,600}\"|“[^”\n]{1,600}”|«[^»\n]{1,600}»"
+    r"(?<![\w.!?…,])\"(?=\S)[^\"\n]{1,600}(?<=\S)\"|“[^”\n]{1,600}”|«[^»\n]{1,600}»"
     r"|(?:(?<=\s)|^)['‘](?=\w)(?:[^'’‘\n]|(?<=\w)['’](?=\w)){1,400}['’](?!\w)"
 )
+STOPS = ".!?…\"'”’»"  # a sentence may end within the quotation
 TURN = re.compile(r"^[ \t>*_-]*([A-Z][\w.]*(?: [A-Z\d][\w.]*){0,2})[*_]*:[*_]*[ \t]+\S.*$", re.MULTILINE)
 
 
 def find_restarts(text: str) -> list[Restart]:
     """Restarts in reading order. One at the very beginning of `text` follows no attempt and is left out."""
-    moves = [Restart(start, text[start:end]) for start, end, kinds in _moves(_mask_speech(text)) if _suffices(kinds)]
+    alone = {"decisive"} if _loops(text) else {"decisive", "interruption"}
+    found = [(start, end) for start, end, kinds in _moves(_mask_speech(text)) if _suffices(kinds, alone)]
+    moves = [Restart(start, text[start:end]) for start, end in found]
     restarts: list[Restart] = []
     previous = 0
     for i, move in enumerate(moves):
-        needed = CONTENT_WORDS if i else 1
         last = i == len(moves) - 1
-        if _words(text[previous : move.start]) >= needed and not (last and _words(text[move.end :]) < CONTENT_WORDS):
+        if _words(text[previous : move.start]) >= CONTENT_WORDS and not (last and _words(text[move.end :]) < CONTENT_WORDS):
             restarts.append(move)
         previous = move.end
     return restarts
+
+
+def _loops(text: str) -> bool:
+    """Whether "wait" has become a tic: then it interrupts nothing. Said several times in a row it counts once."""
+    return len(re.findall(r"\bwait\b(?:\W+wait\b)*", text, re.IGNORECASE)) > MOST_WAITING * _words(text)
 
 
 def _words(text: str) -> int:
     return len(re.findall(r"\w+", text))
 
 
-def _suffices(kinds: set[str]) -> bool:
+def _suffices(kinds: set[str], alone: set[str] = frozenset({"decisive"})) -> bool:
     pairs = combinations(kinds, 2)
-    return "decisive" in kinds or any(b in SUFFICIENT.get(a, ()) or a in SUFFICIENT.get(b, ()) for a, b in pairs)
+    return bool(alone & kinds) or any(b in SUFFICIENT.get(a, ()) or a in SUFFICIENT.get(b, ()) for a, b in pairs)
 
 
 def _mask_speech(text: str) -> str:
     """`text` with plain apostrophes and other people's words replaced by filler, every offset unchanged."""
-    text = QUOTED.sub(lambda m: "\0" * len(m[0]), text)
+    text = QUOTED.sub(lambda m: "\0" * len(m[0].rstrip(STOPS)) + m[0][len(m[0].rstrip(STOPS)) :], text)
     speakers = TURN.findall(text)
     if len(set(speakers)) < len(speakers):  # someone speaks twice: a script, not a heading
         text = TURN.sub(lambda m: "\0" * len(m[0]), text)

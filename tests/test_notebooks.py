@@ -66,6 +66,8 @@ def test_executed_copies_hold_no_times_and_no_random_ids():
     warning = nbformat.v4.new_output("stream", name="stderr", text="/home/someone/site-packages: a warning")
     cell.outputs = [warning, nbformat.v4.new_output("stream", name="stdout", text="a result")]
     assert stderr_of(notebook) == [warning.text]
+    bar = {"application/vnd.jupyter.widget-view+json": {"model_id": "a1b2c3d4"}, "text/plain": ["0/272"]}
+    cell.outputs.append(nbformat.v4.new_output("display_data", bar))
     text = nbformat.writes(normalize(notebook))
     assert "someone" not in text and "a result" in text
     assert "papermill" not in text and "a1b2c3d4" not in text and '"injected-parameters"' in text
