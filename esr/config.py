@@ -189,6 +189,31 @@ class MetaPrompts(Shared, Generation):
     resamples: Positive
 
 
+class Detectors(Shared):
+    rule: Literal["strict", "auc", "cohens_d"]
+    n: Positive
+    min_active: Share
+    rounds: Positive
+    n_random: int = Field(ge=3)
+    n_steered: Positive
+
+
+class Ablate(Shared, Generation):
+    n_prompts: Positive
+    base_n_prompts: Positive
+    n_seeds: Positive
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
+class Activations(Shared):
+    n_baselines: Positive
+    n_never_restarted: Positive
+    bins: int = Field(ge=2)
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
 class Figures(Section):
     models: list[str] = Field(min_length=1)
 
@@ -209,6 +234,9 @@ STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "finetune": (Finetune, ("generation", "measure")),
     "boost_sweep": (BoostSweep, ("generation", "measure")),
     "meta_prompts": (MetaPrompts, ("generation", "measure")),
+    "detectors": (Detectors, ()),
+    "ablate": (Ablate, ("generation", "measure")),
+    "activations": (Activations, ("measure",)),
 }
 
 

@@ -137,6 +137,28 @@ class LabelledAnswer(Record):
     readings: Literal[2, 3]
 
 
+class Detector(Record):
+    """A latent that fires on answers to another prompt, with its place and what it was chosen by (paper section 5)."""
+
+    latent: int
+    rank: int
+    rule: Literal["strict", "auc", "cohens_d"]
+    matched_share: float = Field(ge=0, le=1)  # of answers to their own prompt on which it fires at all
+    mismatched_share: float = Field(ge=0, le=1)
+    matched_mean: float  # of the largest activation in an answer
+    mismatched_mean: float
+    auc: float = Field(ge=0, le=1)
+    cohens_d: float
+
+
+class AblationSet(Record):
+    """Latents that the trials of a condition lose; with `prompts`, the trials of these prompts alone."""
+
+    condition: str
+    latents: list[int]
+    prompts: list[str] = []
+
+
 Row = TypeVar("Row", bound=Record)
 
 

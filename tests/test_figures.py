@@ -201,3 +201,59 @@ def test_learning_curves_are_one_line_a_ratio():
     steps = [type("Step", (), {"step": i, "loss": 3.0 / i})() for i in range(1, 21)]
     figure = figures.learning_curves({"0.1": steps, "0.5": steps})
     assert [line.get_label() for line in figure.axes[0].get_lines()] == ["10%", "50%"]
+
+
+def result(estimate, low=None, high=None, n=100):
+    return {"estimate": estimate, "low": low, "high": high, "n": n}
+
+
+def test_ablation_shows_conditions_with_their_differences_above_the_published_ones():
+    rates = {
+        "tiny": {
+            "steered": {"multi_attempt_rate": result(0.2, 0.1, 0.3)},
+            "detectors": {"multi_attempt_rate": result(0.1, 0.05, 0.2), "difference": result(-0.1, -0.2, 0.0)},
+            "random_1": {"multi_attempt_rate": result(0.21, 0.1, 0.3), "difference": result(0.01, -0.05, 0.07)},
+        }
+    }
+    figure = figures.ablation(rates, PUBLISHED)
+    left, right = figure.axes
+    assert points(left) == [0.2, 0.1, 0.21, 0.074, 0.055, 0.079]
+    assert points(right) == [-0.1, 0.01]
+    diamonds = [float(line.get_xdata()[0]) for line in right.lines if line.get_marker() == "D"]
+    assert diamonds == [pytest.approx(-0.019), pytest.approx(0.005)]
+    assert [tick.get_text() for tick in left.get_yticklabels()][1:4] == [
+        "tiny, detectors", "tiny, random 1", "published, steered",
+    ]  # fmt: skip
+
+
+def test_detectors_are_told_from_the_others_and_from_chance():
+    rng = np.random.default_rng(0)
+    latents = pd.DataFrame(rng.uniform(0, 5, (40, 2)), columns=["matched_mean", "mismatched_mean"])
+    latents["auc"], latents["kind"] = rng.uniform(0.3, 0.9, 40), ["detector"] * 3 + ["steered"] * 2 + ["other"] * 35
+    figure = figures.detectors(latents, chance=0.61)
+    assert {"detector (3)", "steered (2)", "other (35)", "best by chance "} <= set(texts(figure))
+    right = figure.axes[1]
+    shown = sorted((float(y) for line in right.lines[:3] for y in line.get_ydata()), reverse=True)
+    assert shown == pytest.approx(sorted(latents.auc, reverse=True))
+
+
+def test_activations_draw_a_course_where_there_are_episodes_and_say_where_not():
+    nothing = result(None, n=0)
+    numbers = {
+        "tiny": {
+            "episodes": 7, "bins": [result(4.0, 3.0, 5.0), result(1.0, 0.5, 1.5)],
+            "off_topic_ratio": result(4.0, 3.0, 5.0), "after_ratio": result(1.2, 1.0, 1.5),
+            "never_restarted_ratio": result(3.9, 3.0, 5.0),
+            "baseline_mean": result(1.0), "never_restarted_mean": result(3.9),
+        },
+        "base": {
+            "episodes": 0, "bins": [], "off_topic_ratio": nothing, "after_ratio": nothing,
+            "never_restarted_ratio": result(2.0, 1.0, 3.0),
+            "baseline_mean": result(1.0), "never_restarted_mean": nothing,
+        },
+    }  # fmt: skip
+    figure = figures.activations(numbers, PUBLISHED)
+    left, right = figure.axes
+    assert {"tiny (7 episodes)", "base (0 episodes)"} <= set(texts(figure))
+    assert left.lines[0].get_ydata().tolist() == [4.0, 1.0] and len(left.collections) == 1
+    assert points(right) == [4.0, 1.2, 3.9, 2.0]

@@ -90,6 +90,24 @@ def test_an_ablated_latent_reads_zero_and_nothing_else_changes(model):
         assert not torch.equal(ablated[1][row], plain[1][row])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ablating_a_silent_latent_is_the_steered_run_within_rounding(model, dtype):
+    """Where a latent does not fire there is nothing to lose, at the ablated layer and at all layers above."""
+    sae, everything = readout(n=4), [(10, 11, 12, 13)] * 3
+    steer = AddVector(1, torch.randn(3, 32, generator=torch.Generator().manual_seed(4)))
+    silent = Readout(sae.latents, sae.encoder, sae.bias, torch.full((4,), 1e6), sae.center, sae.decoder)
+    model = model.to(dtype)
+    steered = residuals(model, [1, 2], [steer])
+    ablated = residuals(model, [1, 2], [steer, ZeroAblate(1, silent, silent.rows(everything))])
+    rounding = torch.finfo(dtype).eps
+    for layer in range(2):
+        for row in range(3):
+            assert (silent.activations(steered[0][row]) == 0).all()
+            torch.testing.assert_close(ablated[layer][row], steered[layer][row], atol=rounding, rtol=rounding)
+    [fires] = residuals(model, [1], [steer, ZeroAblate(1, sae, sae.rows(everything))])
+    assert any(not torch.equal(fires[row], steered[0][row]) for row in range(3)), "they act where they fire"
+
+
 def test_ablation_reads_after_steering_and_undoes_a_steered_latent(model):
     sae = readout()
     vectors = 500 * sae.decoder[[0, 0, 0]]
