@@ -214,6 +214,44 @@ class Activations(Shared):
     resamples: Positive
 
 
+class Controls(Shared, Generation):
+    n: Positive
+    base_n: Positive
+    least: Positive
+    most: Positive
+    off_topic: float = Field(ge=0, le=100)
+    on_topic: float = Field(ge=0, le=100)
+    n_random: int = Field(ge=0)
+    min_after: Positive
+    opening: Positive
+    windows: list[list[Annotated[int, Field(ge=0)]]] = Field(min_length=1)
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+    @model_validator(mode="after")
+    def _ranges_are_not_empty(self):
+        if self.most < self.least:
+            raise ValueError(f"most is {self.most}, least is {self.least}: give at least as many tokens as least")
+        for window in self.windows:
+            if len(window) != 2 or window[0] >= window[1]:
+                raise ValueError(f"windows has {window}: give [first, last + 1] of tokens, as [0, 32]")
+        return self
+
+
+class Power(Section):
+    models: list[str] = Field(min_length=1)
+    max_new_tokens: Positive
+    power: float = Field(gt=0, lt=1)
+    icc: float = Field(ge=0, lt=1)
+    trials: list[Positive] = Field(min_length=2)
+    tokens_per_second: float = Field(gt=0)
+    usd_per_trial: float = Field(ge=0)
+
+
+class Claims(Section):
+    models: list[str] = Field(min_length=1)
+
+
 class Figures(Section):
     models: list[str] = Field(min_length=1)
 
@@ -237,6 +275,9 @@ STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "detectors": (Detectors, ()),
     "ablate": (Ablate, ("generation", "measure")),
     "activations": (Activations, ("measure",)),
+    "controls": (Controls, ("generation", "measure")),
+    "power": (Power, ("generation",)),
+    "claims": (Claims, ()),
 }
 
 

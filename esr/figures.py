@@ -612,3 +612,61 @@ def _course(ax: Axes, entry: dict, colour: str, label: str) -> None:
     for name, dashes in (("baseline_mean", (4, 2)), ("never_restarted_mean", (1, 1))):
         if entry[name]["estimate"] is not None:
             ax.axhline(entry[name]["estimate"], color=colour, linewidth=0.9, linestyle=(0, dashes))
+
+
+def controls(rates: dict) -> Figure:
+    """Experiments 11 and 12 of one model: rates after what was put in, and scores by distance from a restart.
+
+    rates: a model's entry in paper/numbers/controls.json.
+    """
+    use_style()
+    detection = rates["detection"]
+    sustained = {name: windows for name, windows in rates["sustained"].items() if name != "matched_difference"}
+    figure = Figure(figsize=(WIDTH, 1.0 + 0.24 * len(detection)))
+    left, right = figure.subplots(1, 2)
+    measures = {"multi_attempt_rate": "restart", "silent_recovery_rate": "on topic without one"}
+    for shift, ((name, label), colour) in enumerate(zip(measures.items(), (VERMILION, BLUE), strict=True)):
+        for place, entry in enumerate(detection.values()):
+            _interval(left, entry[name], place + 0.25 * shift, colour)
+        left.plot([], [], "o", color=colour, markersize=3.5, label=label)
+    left.set_yticks(range(len(detection)), [name.replace("_", " ") for name in detection])
+    left.set_ylim(len(detection) - 0.4, -0.6)
+    left.set_xlim(0, 1)
+    left.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    left.set_title("After what was put in")
+    left.legend(loc="best")
+    colours = (VERMILION, ORANGE, BLUE, PURPLE, GREEN)
+    for (name, windows), colour in zip(sustained.items(), colours, strict=False):
+        _line(right, range(len(windows)), list(windows.values()), colour, name.replace("_", " "))
+    names = list(next(iter(sustained.values())))
+    right.set_xticks(range(len(names)), names)
+    right.set_ylim(0, 100)
+    right.set_xlabel("tokens from where the text begins")
+    right.set_title("Score by distance")
+    right.legend(loc="best", fontsize=6)
+    return figure
+
+
+def power_curves(curves: dict, power: float) -> Figure:
+    """Power to find a published reduction against trials under each condition, a line a base rate.
+
+    curves: `{name: {"trials": [...], "power": [...], "measured": bool}}`; published ones are drawn in grey.
+    power: the aim, a line.
+    """
+    use_style()
+    figure = Figure(figsize=(WIDTH, 2.6))
+    ax = figure.subplots()
+    colours = iter((BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY))
+    greys = iter(("-", (0, (4, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (6, 3))))
+    for name, curve in curves.items():
+        style = {"color": next(colours)} if curve["measured"] else {"color": GREY, "linestyle": next(greys)}
+        ax.plot(curve["trials"], curve["power"], linewidth=1.3, label=name, **style)
+    ax.axhline(power, color=PALE, linewidth=1.0, zorder=0)
+    ax.set_xscale("log")
+    ax.set_ylim(0, 1.02)
+    ax.xaxis.set_major_formatter(FuncFormatter(_short_count))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set_xlabel("trials under each condition")
+    ax.set_ylabel("power")
+    ax.legend(loc="upper left", fontsize=6.5)
+    return figure

@@ -29,7 +29,7 @@ UNJUDGED = {"unclustered"}  # the same trials once more, with an interval of wid
 VERDICTS = ("identical", "within intervals", "different")
 
 
-def write_numbers(name: str, numbers: dict, section: str | None = None) -> None:
+def write_numbers(name: str, numbers: dict | list, section: str | None = None) -> None:
     """Write `numbers` as paper/numbers/NAME.json, floats rounded to 6 significant digits, whole or not at all.
 
     With `section` (a model, say) only that part of the file is replaced, the others stay; sections are in order of
@@ -46,7 +46,7 @@ def write_numbers(name: str, numbers: dict, section: str | None = None) -> None:
         write_text(paths.NUMBERS / f"{name}.json", text)
 
 
-def read_numbers(name: str) -> dict:
+def read_numbers(name: str) -> dict | list:
     """Content of paper/numbers/NAME.json. Raises FileNotFoundError or ValueError with what to do."""
     path = paths.NUMBERS / f"{name}.json"
     if not path.exists():
@@ -89,14 +89,15 @@ def _rounded(value, key: str):
 # Comparing fresh numbers with the committed ones
 
 
-def compare(fresh: dict, committed: dict) -> tuple[str, list[str]]:
+def compare(fresh: dict | list, committed: dict | list) -> tuple[str, list[str]]:
     """The verdict on one file and the differences that led to it, "key: committed ..., fresh ...".
 
     identical: every value is the same. within intervals: every estimate's fresh interval overlaps the committed one
     (two honest 95 % intervals of the same quantity nearly always do; an estimate that is null for want of trials is
     not held against the other), and every other number is within 5 % of the committed one, counts (keys that begin
     with n_) within 5 % of the largest count beside them; rates under `unclustered` are not judged. different: anything
-    else, a key that only one side has included. Differences are named for the worst verdict only.
+    else, a key that only one side has included. Lists of one length are compared item by item. Differences are named
+    for the worst verdict only.
     """
     found: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
     for key, verdict, was, now in _differences(fresh, committed, ""):
@@ -111,7 +112,10 @@ def _differences(fresh, committed, key: str) -> Iterator[tuple[str, str, str, st
     """Key, verdict, committed and fresh value of everything that is not the same."""
     if fresh == committed:
         return
-    if not (isinstance(fresh, dict) and isinstance(committed, dict)):
+    if isinstance(fresh, list) and isinstance(committed, list) and len(fresh) == len(committed):
+        for place, (now, was) in enumerate(zip(fresh, committed, strict=True)):
+            yield from _differences(now, was, f"{key}[{place}]")
+    elif not (isinstance(fresh, dict) and isinstance(committed, dict)):
         yield key, _judge(fresh, committed), _show(committed), _show(fresh)
     elif _is_estimate(fresh) and _is_estimate(committed):
         yield key, _judge_estimates(fresh, committed), _show(committed), _show(fresh)

@@ -7,6 +7,7 @@ All of it concerns events (restarts, ESR), which are rare: scores need far fewer
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ POWER = 0.8
 OUTCOMES = ("multi_attempt", "esr")
 POINTS = 50  # of each distribution that the formulas average over
 SMALL = 1e-9  # a standard error of none, to divide by
+MOST_ALIKE = 0.99  # of intra-class correlations: with 1, a latent would be asked once
 
 
 def mcnemar_power(design: Design, level: float = LEVEL) -> float:
@@ -159,10 +161,7 @@ def published_table(published: dict, *, icc: float, pairing: float = 0.0, shared
     """
     prompts = published["protocol"]["prompts"]
     assumed = {"icc": icc, "pairing": pairing, "shared": shared}
-    changes = {
-        ("detector_ablation", name): published["detector_ablation"][f"{name}_reduction"] for name in OUTCOMES
-    } | {("meta_prompt", name): 1 - published["meta_prompt"][f"{name}_ratio"] for name in OUTCOMES}
-    rows = []
+    changes, rows = _changes(published), []
     for model, entry in published["models"].items():
         for (experiment, outcome), reduction in changes.items():
             rate = entry.get(f"{outcome}_rate", entry.get(f"{outcome}_rate_max"))
@@ -186,9 +185,79 @@ def published_table(published: dict, *, icc: float, pairing: float = 0.0, shared
     return pd.DataFrame(rows)
 
 
-def _detectable(design: Design) -> float | None:
-    pairs = discordance(design)
-    return minimum_detectable_reduction(design.trials, design.base_rate, pairs.total, design_effect(design))
+def measured_table(
+    esr: dict, sizes: dict, icc: dict, published: dict, *, assumed_icc: float, power: float = POWER
+) -> pd.DataFrame:
+    """What the published effects take on the models measured here: one row per model, experiment and outcome.
+
+    esr: paper/numbers/esr.json. sizes: `{model: {experiment: trials under each condition}}`, as run. icc: `{model:
+    {outcome: measured intra-class correlation}}`; `assumed_icc` where it is null. A base rate of 0 is replaced by the
+    high end of its interval, and `rate_measured` is false. Columns as in `published_table`, `n` for the present size;
+    an experiment without a published effect (the boost sweep) has `detectable` alone. Null: not to be had at any size,
+    or impossible, such as four times a rate of 30 %.
+    """
+    changes, rows = _changes(published), []
+    for model, experiments in sizes.items():
+        entry = esr[model]["steered"]
+        latents = max(2, entry["n_latents"])
+        for experiment, n in experiments.items():
+            for outcome in OUTCOMES:
+                known = entry[f"{outcome}_rate"]
+                rate = known["estimate"] or known["high"]
+                if rate is None or not 0 < rate < 1:
+                    continue
+                correlation, change = icc[model][outcome], changes.get((experiment, outcome))
+                fields = {"latents": latents, "prompts": max(1, round(n / latents)), "base_rate": rate}
+                fields["icc"] = assumed_icc if correlation is None else min(correlation, MOST_ALIKE)
+                rows.append(
+                    {"model": model, "experiment": experiment, "outcome": outcome, "base_rate": rate}
+                    | {"rate_measured": bool(known["estimate"]), "icc": fields["icc"], "reduction": change, "n": n}
+                    | _requirement(fields, change, power)
+                )
+    return pd.DataFrame(rows)
+
+
+def _requirement(fields: dict, reduction: float | None, power: float) -> dict:
+    """`trials_needed`, `power` and `detectable` of a design given by `fields`, null where there is no such thing."""
+    detectable = _detectable(Design(**fields, reduction=0.0), power) if (reduction or 1.0) > 0 else None
+    if reduction is None or fields["base_rate"] * (1 - reduction) >= 1:
+        return {"trials_needed": None, "power": None, "detectable": detectable}
+    needed = sample_needed(fields["base_rate"], reduction, fields["icc"], power, prompts=fields["prompts"])
+    return {
+        "trials_needed": needed,
+        "power": cluster_power(Design(**fields, reduction=reduction)),
+        "detectable": detectable,
+    }
+
+
+def power_curve(
+    base_rate: float, reduction: float, icc: float, *, prompts: int, trials: Sequence[int]
+) -> Float[np.ndarray, " sizes"]:
+    """`cluster_power` at each number of trials under each condition, in whole latents (two or more)."""
+    latents = [max(2, round(n / prompts)) for n in trials]
+    designs = [Design(latents=x, prompts=prompts, base_rate=base_rate, reduction=reduction, icc=icc) for x in latents]
+    return np.array([cluster_power(design) for design in designs])
+
+
+def nested(table: pd.DataFrame) -> dict:
+    """A table of this module as `{model: {experiment: {outcome: the rest of the row}}}`, missing values null."""
+    result: dict = {}
+    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
+        model, experiment, outcome = (row.pop(name) for name in ("model", "experiment", "outcome"))
+        result.setdefault(model, {}).setdefault(experiment, {})[outcome] = row
+    return result
+
+
+def _changes(published: dict) -> dict[tuple[str, str], float]:
+    """Published relative reductions by experiment and outcome; an increase is below 0."""
+    return {("detector_ablation", name): published["detector_ablation"][f"{name}_reduction"] for name in OUTCOMES} | {
+        ("meta_prompt", name): 1 - published["meta_prompt"][f"{name}_ratio"] for name in OUTCOMES
+    }
+
+
+def _detectable(design: Design, power: float = POWER) -> float | None:
+    size = design.trials, design.base_rate, discordance(design).total, design_effect(design)
+    return minimum_detectable_reduction(*size, power=power)
 
 
 def _middles(points: int) -> Float[np.ndarray, " points"]:

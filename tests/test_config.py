@@ -50,6 +50,8 @@ MODELS = "models: [smollm2-135m, smollm2-135m-corrected]"
         ("name: offline", "name: oracle", "name is 'oracle'; input should be 'offline'"),
         ("seed: 2602", "seed: [", "not valid YAML"),
         ("judges: []", "judges: [{name: a}]", "judges.0.model is missing"),
+        ("most: 96", "most: 16", "most is 16, least is 32"),
+        ("windows: [[0, 32], [32, 64]", "windows: [[0, 32], [64, 32]", r"windows has [64, 32]: give"),
         ("judges: []", "judges: [{name: A b, model: openai/m}]", "judges.0.name is 'A b'"),
         ("judges: []", "judges: [{name: a, model: m}]", "judges.0.model is 'm'"),
         ("judges: []", "judges: [{name: a, model: openai/m, api_key: k}]", "unknown key 'judges.0.api_key'."),

@@ -257,3 +257,20 @@ def test_activations_draw_a_course_where_there_are_episodes_and_say_where_not():
     assert {"tiny (7 episodes)", "base (0 episodes)"} <= set(texts(figure))
     assert left.lines[0].get_ydata().tolist() == [4.0, 1.0] and len(left.collections) == 1
     assert points(right) == [4.0, 1.2, 3.9, 2.0]
+
+
+def test_controls_and_power_show_every_condition_and_model_and_survive_nulls():
+    nothing = {"estimate": None, "low": None, "high": None, "n": 0}
+    some = {"estimate": 0.2, "low": 0.1, "high": 0.4, "n": 30}
+    names = ("live", "prefilled", "own")
+    rates = {
+        "detection": {c: {"multi_attempt_rate": some, "silent_recovery_rate": nothing} for c in names},
+        "sustained": {c: {"0-32": nothing, "32-64": nothing} for c in ("after_restart", "matched_difference")},
+    }
+    left, right = figures.controls(rates).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == list(names)
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["after restart"]
+    curves = {"a, 20 %": {"trials": [10, 100], "power": [0.1, 0.9], "measured": True},
+              "b, 1 %": {"trials": [10, 100], "power": [0.0, 0.1], "measured": False}}  # fmt: skip
+    (ax,) = figures.power_curves(curves, 0.8).axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(curves)

@@ -142,3 +142,35 @@ def test_impossible_designs_are_refused():
         Design(latents=10, prompts=10, base_rate=0.5, reduction=-2, icc=0.1)
     with pytest.raises(ValidationError, match="icc"):
         Design(latents=10, prompts=10, base_rate=0.5, reduction=0.2, icc=1.0)
+
+
+def measured(rate, n=320):
+    known = {"estimate": rate, "low": 0.0, "high": rate + 0.05, "n": n}
+    return {"steered": {"multi_attempt_rate": known, "esr_rate": known, "n_latents": 32, "n_trials": n}}
+
+
+def test_measured_models_are_asked_what_the_published_effects_take():
+    published = json.loads((ROOT / "data" / "published.json").read_text(encoding="utf-8"))
+    esr = {"still": measured(0.0), "tuned": measured(0.3)}
+    sizes = {name: {"detector_ablation": 320, "meta_prompt": 160, "boost_sweep": 128} for name in esr}
+    icc = {"still": dict.fromkeys(power.OUTCOMES), "tuned": dict.fromkeys(power.OUTCOMES, 0.2)}
+    table = power.nested(power.measured_table(esr, sizes, icc, published, assumed_icc=0.1))
+    still, tuned = (table[name]["detector_ablation"]["multi_attempt"] for name in esr)
+    assert (still["base_rate"], still["rate_measured"], still["icc"]) == (0.05, False, 0.1)
+    assert (tuned["base_rate"], tuned["rate_measured"], tuned["icc"]) == (0.3, True, 0.2)
+    design = Design(latents=32, prompts=10, base_rate=0.3, reduction=0.25, icc=0.2)
+    assert tuned["power"] == pytest.approx(power.cluster_power(design))
+    assert tuned["trials_needed"] == power.sample_needed(0.3, 0.25, 0.2, prompts=10)
+    assert still["trials_needed"] > tuned["trials_needed"] and still["power"] < tuned["power"]
+    assert table["tuned"]["meta_prompt"]["multi_attempt"]["power"] is None  # 4.3 times 30 % is more than there can be
+    assert table["still"]["meta_prompt"]["multi_attempt"]["detectable"] is None  # an increase
+    assert table["tuned"]["boost_sweep"]["esr"]["trials_needed"] is None  # nothing published to find
+    assert 0.3 < table["tuned"]["boost_sweep"]["esr"]["detectable"] < 1
+
+
+def test_the_curve_rises_with_trials_and_with_the_base_rate():
+    sizes = [20, 200, 2000, 20000]
+    curve = power.power_curve(0.1, 0.25, 0.1, prompts=10, trials=sizes)
+    assert (np.diff(curve) > 0).all() and curve[0] < 0.1 and curve[-1] > 0.9
+    assert (power.power_curve(0.01, 0.25, 0.1, prompts=10, trials=sizes) < curve).all()
+    assert curve[1] == power.cluster_power(Design(latents=20, prompts=10, base_rate=0.1, reduction=0.25, icc=0.1))
