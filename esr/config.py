@@ -405,7 +405,7 @@ def _assemble(stage: str, params: dict, model: str) -> Section:
     values = {name: value for name, value in values.items() if name in section.model_fields}
     for name in others:
         given = (params.get(name) or {}) | (sizes.get(name) or {})
-        theirs = STAGES[name][0].model_fields if name in STAGES else {}  # what another stage alone needs is left out
+        theirs = (STAGES[name][0] if name in STAGES else Generation).model_fields  # what others alone need is left out
         values |= {key: value for key, value in given.items() if key in section.model_fields or key not in theirs}
     values |= (params.get(stage) or {}) | (sizes.get(stage) or {})
     return _validate(TypeAdapter(section), values, f"{PARAMS.name}: {stage}")

@@ -5,9 +5,6 @@ own request (share 1) and under another's (0), two answers spliced at a known pl
 foreign or looping words, where the share is that of word trigrams left whole. `fit` regresses that share on the
 `FEATURES` of a text, which look at topic (sentence embeddings, shared word stems), at the distractor and at coherence.
 A small model often strays by itself: `on_topic` finds the answers that may stand for share 1.
-
-A reader is stricter than the share: text that circles the subject without answering is intact and on topic, and worth
-little. `put_on_scale` maps shares to the scores that readers gave under data/judge/RUBRIC.md.
 """
 
 from __future__ import annotations
@@ -22,11 +19,10 @@ from jaxtyping import Bool, Float
 
 from esr.embedding import Embedder
 from esr.pairs import Pair
-from esr.records import LabelledAnswer, digest, write_text
+from esr.records import digest, write_text
 from esr.texts import CLASS_NAMES, WORD_CLASS, content_stems, split_pieces, word_classes, words_of
 
 TREES, DEPTH = 150, 4  # boosted trees; on held-out subjects 80 or 300 trees and depths 2 to 5 are within 0.02 Spearman
-EDGE = 0.005  # shares are kept this far from 0 and 1 before their log-odds are taken
 STRAY = 0.05  # an answer nearer to more than this share of all other subjects is no answer to its own
 
 
@@ -118,25 +114,13 @@ class Scorer:
     def score(
         self, prompts: Sequence[str], texts: Sequence[str], distractors: Sequence[str]
     ) -> Float[np.ndarray, " texts"]:
-        """Relevance 0-100 of each text to its prompt, on the readers' scale if the scorer was put on it, else 100 times
-        the share; a text without a word scores 0. `distractors`: labels or ""."""
-        shares = self.share(prompts, texts, distractors)
-        if self.parameters["scale"] is None:
-            return 100 * shares
-        slope, intercept = self.parameters["scale"]
-        scores = 100 / (1 + np.exp(-(slope * _log_odds(shares) + intercept)))
-        return np.where([bool(words_of(text)) for text in texts], scores, 0.0)
-
-    def share(
-        self, prompts: Sequence[str], texts: Sequence[str], distractors: Sequence[str]
-    ) -> Float[np.ndarray, " texts"]:
-        """Share, 0-1, of each text that is an intact answer to its prompt; 0 for a text without a word."""
-        shares = np.zeros(len(texts))
+        """Relevance 0-100 of each text to its prompt; a text without a word scores 0. `distractors`: labels or ""."""
+        scores = np.zeros(len(texts))
         rows = [i for i, text in enumerate(texts) if words_of(text)]
         if rows:
             values = self._features([(prompts[i], texts[i], distractors[i]) for i in rows])
-            shares[rows] = np.clip(_predict(self.trees, values), 0, 1)
-        return shares
+            scores[rows] = 100 * np.clip(_predict(self.trees, values), 0, 1)
+        return scores
 
     def _features(self, triples: Sequence[tuple[str, str, str]]) -> Float[np.ndarray, "texts features"]:
         embeddings = _embed(self.embedder, triples, self.known)
@@ -145,31 +129,6 @@ class Scorer:
     def _near(self, cosines):
         slope, intercept = self.parameters["near"]
         return 1 / (1 + np.exp(-(slope * cosines + intercept)))
-
-
-def put_on_scale(scorer: Scorer, labelled: Sequence[LabelledAnswer]) -> Scorer:
-    """The same scorer with its scores on the readers' scale: a logistic map of the share's log-odds (two numbers, so
-    that the order of texts stays) fitted on the first attempts of `labelled`.
-
-    Raises ValueError when none is given.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    if not labelled:
-        raise ValueError("No labelled answer is given: the readers' scale is fitted on those of part `develop`.")
-    firsts = [x.text[: x.starts[0]] if x.starts else x.text for x in labelled]
-    shares = scorer.share([x.prompt for x in labelled], firsts, [x.label for x in labelled])
-    given = np.array([x.scores[0] for x in labelled]) / 100
-    odds = np.tile(_log_odds(shares), 2)[:, None]
-    classes = np.repeat([1, 0], len(given))  # a score of 30 counts as 0.3 of a success and 0.7 of a failure
-    model = LogisticRegression(C=np.inf).fit(odds, classes, sample_weight=np.concatenate([given, 1 - given]))
-    scale = [round(float(model.coef_[0, 0]), 4), round(float(model.intercept_[0]), 4)]
-    return Scorer(scorer.embedder, scorer.parameters | {"scale": scale})
-
-
-def _log_odds(shares: Float[np.ndarray, " texts"]) -> Float[np.ndarray, " texts"]:
-    inside = np.clip(shares, EDGE, 1 - EDGE)
-    return np.log(inside / (1 - inside))
 
 
 def _embed(embedder: Embedder, triples, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -205,11 +164,11 @@ def on_topic(
 
 
 def evaluate(scorer: Scorer, pairs: Sequence[Pair]) -> dict[str, float]:
-    """How well predicted shares tell known ones: Spearman and mean absolute error (points) over all pairs, and the area under
+    """How well scores tell known shares: Spearman and mean absolute error (points) over all pairs, and the area under
     the ROC curve of matched against mismatched ones. Use pairs whose subjects the scorer was not fitted on."""
     from scipy.stats import rankdata, spearmanr
 
-    scores = 100 * scorer.share(*zip(*[(p.prompt, p.text, p.distractor) for p in pairs], strict=True))
+    scores = scorer.score(*zip(*[(p.prompt, p.text, p.distractor) for p in pairs], strict=True))
     shares = np.array([p.share for p in pairs])
     kinds = np.array([p.kind for p in pairs])
     whole = np.isin(kinds, ["matched", "mismatched"])
@@ -242,7 +201,6 @@ def fit(pairs: Sequence[Pair], embedder: Embedder, seed: int = 0) -> Scorer:
         "pairs": len(usable),
         "near": _fit_near(whole, embeddings),
         "class_pairs": _class_pairs([p.text for p in usable if p.kind == "matched"]),
-        "scale": None,
         "trees": {},
     }
     draft = Scorer(embedder, parameters)
