@@ -82,6 +82,26 @@ def surviving(summaries: Mapping[str, dict], conclusions: Mapping[str, Callable[
     return result
 
 
+def higher(name: str, one: str, other: str) -> Callable[[dict], bool | None]:
+    """Whether `name` is higher in condition `one` than in `other`, a conclusion for `surviving`."""
+
+    def conclusion(summary: dict) -> bool | None:
+        here, there = (summary[condition][name]["estimate"] for condition in (one, other))
+        return None if here is None or there is None else here > there
+
+    return conclusion
+
+
+def above(name: str, condition: str, value: float) -> Callable[[dict], bool | None]:
+    """Whether `name` is above `value` in a condition, a conclusion for `surviving`."""
+
+    def conclusion(summary: dict) -> bool | None:
+        estimate = summary[condition][name]["estimate"]
+        return None if estimate is None else estimate > value
+
+    return conclusion
+
+
 def _together(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """Trials both judges scored, one row each, the judges' columns side by side."""
     sides = [frame.loc[metrics.scored(frame), [*metrics.KEY, *SHOWN]] for frame in (one, other)]

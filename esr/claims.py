@@ -31,6 +31,7 @@ SUBJECTS = {
     "endogenous": "what models do that were not taught: this study can speak of its own base model only",
 }
 Subject = Literal["machinery", "taught", "endogenous"]
+ALPHA = 0.05  # of the ablation's adjusted tests
 SHIFT = 5.0  # times the published change of the first-attempt score: within that, it counts as unchanged
 
 
@@ -75,6 +76,11 @@ def below(limit: float) -> Callable[[dict], dict]:
 
 def effect(published: float, null: float = 0.0) -> Callable[[dict], dict]:
     return lambda interval: verdicts.effect(interval, published, null=null)
+
+
+def tested(published: float) -> Callable[[dict], dict]:
+    """As notebook 15 judges: an interval from `evidence.ablation_effect`."""
+    return lambda interval: verdicts.tested(interval, published, interval.get("p_value_holm"), ALPHA)
 
 
 def absence(margin: float) -> Callable[[dict], dict]:
@@ -196,15 +202,15 @@ def _mechanism(published: dict) -> list[Claim]:
         Claim(
             "3b",
             "Detectors ablated, steered answers restart less often (relative reduction)",
-            at("ablation", "detectors", "relative_reduction"),
-            effect(loss),
+            lambda files, model, base: evidence.ablation_effect(files, model, "detectors"),
+            tested(loss),
             loss,
         ),
         Claim(
             "3b",
             "Detectors ablated, the ESR rate falls (relative reduction)",
-            at("ablation", "detectors", "esr_relative_reduction"),
-            effect(esr_loss),
+            lambda files, model, base: evidence.ablation_effect(files, model, "detectors", "esr_"),
+            tested(esr_loss),
             esr_loss,
         ),
         Claim(
@@ -257,8 +263,8 @@ def _mechanism(published: dict) -> list[Claim]:
         Claim(
             "13",
             "The reduction holds on prompts that the detectors were not found on (relative reduction)",
-            at("ablation", "held_out", "relative_reduction"),
-            effect(loss),
+            lambda files, model, base: evidence.ablation_effect(files, model, "held_out"),
+            tested(loss),
             loss,
         ),
     ]

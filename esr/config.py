@@ -248,6 +248,15 @@ class Power(Section):
     usd_per_trial: float = Field(ge=0)
 
 
+class CrossJudge(Section):
+    models: list[str] = Field(min_length=1)
+    bases: list[str] = Field(min_length=1)
+    seed: int
+    judges: list[LlmJudge] = []
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
 class Claims(Section):
     models: list[str] = Field(min_length=1)
 
@@ -276,6 +285,7 @@ STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "ablate": (Ablate, ("generation", "measure")),
     "activations": (Activations, ("measure",)),
     "controls": (Controls, ("generation", "measure")),
+    "cross_judge": (CrossJudge, ("judge", "measure")),
     "power": (Power, ("generation",)),
     "claims": (Claims, ()),
 }

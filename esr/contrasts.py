@@ -93,8 +93,4 @@ def _verdict(condition: str, reduction: dict, published: float, p_value: float, 
     """esr.verdicts on one condition, with the adjusted p beside it."""
     if condition in CONTROLS:
         return verdicts.absence(reduction, published / 2) | {"p_value_holm": p_value}
-    found = verdicts.effect(reduction, published)
-    if found["verdict"] == "reproduced" and p_value >= alpha:
-        found["verdict"] = verdicts.UNDECIDED
-    found["rule"] += f" Undecided instead of reproduced unless the Holm-adjusted McNemar p is below {alpha:g}."
-    return found | {"p_value_holm": p_value}
+    return verdicts.tested(reduction, published, p_value, alpha) | {"p_value_holm": p_value}

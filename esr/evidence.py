@@ -94,6 +94,13 @@ def _agreements(compared, name: str) -> list[dict]:
     )
 
 
+def ablation_effect(files: dict, model: str, condition: str, outcome: str = "") -> dict | None:
+    """Relative reduction by an ablation with the adjusted p that notebook 15 judged it by; outcome "" or "esr_"."""
+    reduction = entry(files, "ablation", model, condition, f"{outcome}relative_reduction")
+    p_value = find(files.get("ablation", {}), model, f"{outcome}verdict", condition, "p_value_holm")
+    return None if reduction is None else reduction | {"p_value_holm": p_value}
+
+
 def first_window(windows: dict | None) -> dict | None:
     """The result nearest to the restart."""
     return next(iter(windows.values())) if windows else None

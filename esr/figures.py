@@ -647,6 +647,27 @@ def controls(rates: dict) -> Figure:
     return figure
 
 
+def judge_calibration(deciles: dict) -> Figure:
+    """Experiment 7: mean first-attempt score of each judge against the readers', by tenths of the readers' scores.
+
+    deciles: {judge: "by_decile" of paper/numbers/judge.json}.
+    """
+    use_style()
+    figure = Figure(figsize=(WIDTH / 2, 2.6))
+    ax = figure.subplots()
+    ax.plot([0, 100], [0, 100], color=PALE, linewidth=1.0, zorder=0)
+    for (name, rows), colour in zip(deciles.items(), (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY), strict=False):
+        ax.plot(
+            [r["readers"] for r in rows], [r["judge"] for r in rows], "o-", color=colour, markersize=3.5, label=name
+        )
+    ax.set_xlim(0, 100)
+    ax.set_ylim(0, 100)
+    ax.set_xlabel("readers' mean score")
+    ax.set_ylabel("judge's mean score")
+    ax.legend(loc="lower right")
+    return figure
+
+
 def power_curves(curves: dict, power: float) -> Figure:
     """Power to find a published reduction against trials under each condition, a line a base rate.
 

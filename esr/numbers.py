@@ -24,7 +24,7 @@ from esr.records import write_text
 DIGITS = 6  # significant
 TOLERANCE = 0.05  # relative, for figures without an interval
 SHOWN = 6  # differences named per file
-UNCOMPARED = {"bench"}  # timings: they never repeat
+UNCOMPARED = {"bench", "judge_speed"}  # timings: they never repeat
 UNJUDGED = {"unclustered"}  # the same trials once more, with an interval of width zero when nothing happens
 VERDICTS = ("identical", "within intervals", "different")
 

@@ -216,7 +216,9 @@ def find_restarts(text: str) -> list[Restart]:
     previous = 0
     for i, move in enumerate(moves):
         last = i == len(moves) - 1
-        if _words(text[previous : move.start]) >= CONTENT_WORDS and not (last and _words(text[move.end :]) < CONTENT_WORDS):
+        if _words(text[previous : move.start]) >= CONTENT_WORDS and not (
+            last and _words(text[move.end :]) < CONTENT_WORDS
+        ):
             restarts.append(move)
         previous = move.end
     return restarts

@@ -38,6 +38,16 @@ def effect(interval: dict, published: float | dict, *, null: float = 0.0) -> dic
     return _conclude(reproduced, contradicted, rule)
 
 
+def tested(interval: dict, published: float, p_value: float | None, alpha: float) -> dict:
+    """An `effect` that is reproduced only if a test agrees: its p, adjusted for its family, below `alpha`; None is no
+    test and so no agreement."""
+    found = effect(interval, published)
+    if found["verdict"] == "reproduced" and (p_value is None or p_value >= alpha):
+        found["verdict"] = UNDECIDED
+    found["rule"] += f" Undecided instead of reproduced unless the Holm-adjusted McNemar p is below {alpha:g}."
+    return found
+
+
 def absence(interval: dict, margin: float, *, null: float = 0.0) -> dict:
     """A finding that something has no effect, such as the ablation of random latents.
 

@@ -2,7 +2,7 @@ import pytest
 from test_metrics import judgement
 
 from esr import metrics
-from esr.agreement import compare, disagreements, pairwise, surviving
+from esr.agreement import above, compare, disagreements, higher, pairwise, surviving
 
 
 def frame(*scores, latents=None, outcome="scored"):
@@ -107,3 +107,13 @@ def test_a_conclusion_survives_only_with_every_judge():
     assert result["cannot say"] == {"holds": {"a": None, "b": None}, "survives": False}
     with pytest.raises(ValueError, match="No judge's summary"):
         surviving({}, {"anything": lambda s: True})
+
+
+def test_conclusions_compare_conditions_and_stay_open_without_numbers():
+    def numbers(one, other):
+        return {"steered": {"rate": {"estimate": one}}, "unsteered": {"rate": {"estimate": other}}}
+
+    more = higher("rate", "steered", "unsteered")
+    assert (more(numbers(0.2, 0.1)), more(numbers(0.1, 0.1)), more(numbers(None, 0.1))) == (True, False, None)
+    half = above("rate", "steered", 0.5)
+    assert (half(numbers(0.6, 0)), half(numbers(0.5, 0)), half(numbers(None, 0))) == (True, False, None)

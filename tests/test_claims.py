@@ -54,7 +54,9 @@ SUPPORT = {  # numbers under which every claim holds
         "detectors": {
             "relative_reduction": around(0.4), "esr_relative_reduction": around(0.4), "score_difference": around(1.0)},
         "random": {"relative_reduction": around(0.02)},
-        "held_out": {"relative_reduction": around(0.3)}}},
+        "held_out": {"relative_reduction": around(0.3)},
+        "verdict": {"detectors": {"p_value_holm": 0.001}, "held_out": {"p_value_holm": 0.01}},
+        "esr_verdict": {"detectors": {"p_value_holm": 0.001}}}},
     "activations": {TUNED: {"off_topic_ratio": around(4.0), "after_ratio": around(2.0)}},
     "controls": {TUNED: {
         "detection": {
@@ -141,6 +143,16 @@ def test_rates_that_a_stage_wrote_among_other_things_are_found():
     among = {"ablation": {TUNED: {"rates": plain["ablation"][TUNED], "verdict": {}}}}
     measure = evidence.at("ablation", "detectors", "relative_reduction")
     assert measure(plain, TUNED, BASE) == measure(among, TUNED, BASE) == around(0.4)
+
+
+def test_a_reduction_that_the_adjusted_test_does_not_confirm_stays_undecided():
+    files = json.loads(json.dumps(SUPPORT))
+    files["ablation"][TUNED]["verdict"]["detectors"]["p_value_holm"] = 0.2
+    del files["ablation"][TUNED]["esr_verdict"]
+    different = {text for text, v in verdicts(files).items() if v != "reproduced"}
+    assert {text[:42] for text in different} == {
+        "Detectors ablated, steered answers restart", "Detectors ablated, the ESR rate falls (rel"
+    }  # fmt: skip
 
 
 def test_rows_go_through_the_file_to_the_table(tmp_path, monkeypatch, capsys):

@@ -274,3 +274,10 @@ def test_controls_and_power_show_every_condition_and_model_and_survive_nulls():
               "b, 1 %": {"trials": [10, 100], "power": [0.0, 0.1], "measured": False}}  # fmt: skip
     (ax,) = figures.power_curves(curves, 0.8).axes
     assert [text.get_text() for text in ax.get_legend().get_texts()] == list(curves)
+
+
+def test_judge_calibration_draws_every_judge_over_the_diagonal():
+    rows = [{"readers": 10.0, "judge": 40.0, "n": 13}, {"readers": 80.0, "judge": 90.0, "n": 13}]
+    (ax,) = figures.judge_calibration({"offline": rows, "mini": rows[:1]}).axes
+    assert lines(ax, "offline")[0].get_ydata().tolist() == [40.0, 90.0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["offline", "mini"]

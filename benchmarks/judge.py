@@ -1,0 +1,37 @@
+"""How many answers a second the offline judge judges, on both cores: `python -m benchmarks.judge`.
+
+Writes paper/numbers/judge_speed.json: the median of five rounds over the study's answers, lowest and highest beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+
+from esr.config import PARAMS, load_yaml
+from esr.judge import load_judge
+from esr.numbers import write_numbers
+from esr.paths import data_dir
+from esr.records import Trial, read_rows
+
+ROUNDS = 5
+
+
+def main() -> None:
+    model = load_yaml(PARAMS)["models"][0]
+    trials = read_rows(data_dir("steer", model) / "answers.jsonl", Trial)
+    speeds = []
+    for _ in range(ROUNDS):
+        judge = load_judge(model)  # anew: it remembers prompts and labels
+        begin = time.perf_counter()
+        judge.judge(trials)
+        speeds.append(len(trials) / (time.perf_counter() - begin))
+    median, n = statistics.median(speeds), len(trials)
+    result = {"estimate": median, "low": min(speeds), "high": max(speeds), "n": n}
+    write_numbers("judge_speed", {"answers_per_second": result, "rounds": ROUNDS, "cores": os.cpu_count()})
+    print(f"{median:.0f} answers a second ({min(speeds):.0f} to {max(speeds):.0f}), {n} answers, {ROUNDS} rounds")
+
+
+if __name__ == "__main__":
+    main()

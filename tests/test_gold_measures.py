@@ -1,0 +1,94 @@
+"""Measuring a judge against readers, by hand on small sets."""
+
+import numpy as np
+import pytest
+
+from esr.gold import as_judgements, as_trials, by_decile, matched_auc, measure, spearman
+from esr.records import LabelledAnswer
+
+INTERVAL = {"level": 0.95, "resamples": 200, "seed": 0}
+TEXT = "a" * 100
+
+
+def answer(number, starts=(), scores=(50.0,), near_miss=False, part="report"):
+    return LabelledAnswer(
+        id=f"g{number}", part=part, model="m", condition="steered", boost=0.4, prompt="p", label="l",
+        text=f"{number} {TEXT}", starts=list(starts), scores=list(scores), near_miss=near_miss, readings=2,
+    )  # fmt: skip
+
+
+def judged(labelled, starts, scores):
+    """A judge that begins attempts at `starts` and gives the first attempt `scores`."""
+    given = [
+        answer(i, own, [score, *[50.0] * len(own)]) for i, (own, score) in enumerate(zip(starts, scores, strict=True))
+    ]
+    return [j.model_copy(update={"trial_id": x.id}) for j, x in zip(as_judgements(given), labelled, strict=True)]
+
+
+LABELLED = [
+    answer(0, [40], [10, 80]),
+    answer(1, [40, 70], [20, 30, 40]),
+    answer(2, scores=[90], near_miss=True),
+    answer(3, scores=[60], near_miss=True),
+    answer(4, scores=[70]),
+]
+
+
+def test_the_readers_agree_with_themselves():
+    result = measure(LABELLED, as_judgements(LABELLED), **INTERVAL)
+    for name in ("restart_precision", "restart_recall", "multi_attempt_precision", "multi_attempt_recall"):
+        assert result[name]["estimate"] == 1.0
+    assert result["score_spearman"]["estimate"] == pytest.approx(1.0)
+    assert result["near_miss_false_rate"]["estimate"] == 0.0 and result["near_miss_false_rate"]["n"] == 2
+    assert result["n"] == 5 and result["n_unscored"] == 0
+
+
+def test_precision_and_recall_by_hand():
+    """Found: one near, one ten characters off, one far off, one in a near miss; missed: one of answer 1."""
+    judge = judged(LABELLED, [[45], [30], [50], [], []], [1, 2, 3, 4, 5])
+    result = measure(LABELLED, judge, **INTERVAL)
+    assert (result["restart_precision"]["estimate"], result["restart_precision"]["n"]) == (2 / 3, 3)
+    assert (result["restart_recall"]["estimate"], result["restart_recall"]["n"]) == (2 / 3, 3)
+    assert result["multi_attempt_precision"]["estimate"] == 2 / 3
+    assert result["multi_attempt_recall"]["estimate"] == 1.0
+    assert result["near_miss_false_rate"]["estimate"] == 0.5
+    eleven_off = measure(LABELLED, judged(LABELLED, [[51], [], [], [], []], [1, 2, 3, 4, 5]), **INTERVAL)
+    assert eleven_off["restart_precision"]["estimate"] == 0.0
+    assert eleven_off["multi_attempt_precision"]["estimate"] == 1.0
+
+
+def test_an_answer_without_verdict_is_counted_and_left_out():
+    judge = as_judgements(LABELLED)
+    judge[1] = judge[1].model_copy(update={"outcome": "parse_failure", "attempts": []})
+    result = measure(LABELLED, judge, **INTERVAL)
+    assert result["n_unscored"] == 1 and result["restart_recall"]["n"] == 1 and result["score_spearman"]["n"] == 4
+
+
+def test_judgements_of_other_answers_are_refused():
+    with pytest.raises(ValueError, match="same answers"):
+        measure(LABELLED, as_judgements(LABELLED)[::-1], **INTERVAL)
+
+
+def test_correlation_is_unknown_where_nothing_varies():
+    assert spearman([1, 2, 3], [5, 5, 5], **INTERVAL) == {"estimate": None, "low": None, "high": None, "n": 3}
+
+
+def test_deciles_hold_every_answer_once_in_order():
+    readers = np.arange(100.0)
+    rows = by_decile(readers, readers / 2)
+    assert [row["n"] for row in rows] == [10] * 10
+    assert rows[0] == {"readers": 4.5, "judge": 2.25, "n": 10}
+
+
+def test_matched_area_compares_the_same_answer_under_two_prompts():
+    class Prompted:
+        def score(self, prompts, texts, labels):
+            return np.array([100.0 * (prompt in text) for prompt, text in zip(prompts, texts, strict=True)])
+
+    answers = [
+        t.model_copy(update={"prompt": p, "text": f"about {p}"})
+        for t, p in zip(as_trials(LABELLED), "vwxyz", strict=True)
+    ]
+    foreign = dict(zip("vwxyz", "wxyzv", strict=True))
+    assert matched_auc(Prompted(), answers, foreign, **INTERVAL)["estimate"] == 1.0
+    assert matched_auc(Prompted(), answers, {p: p for p in "vwxyz"}, **INTERVAL)["estimate"] == 0.5
