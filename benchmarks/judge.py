@@ -1,6 +1,6 @@
 """How many answers a second the offline judge judges, on both cores: `python -m benchmarks.judge`.
 
-Writes paper/numbers/judge_speed.json: the median of five rounds over the study's answers, lowest and highest beside it.
+Writes paper/numbers/judge_speed.json: the median of five rounds over the labelled answers, lowest and highest beside it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import statistics
 import time
 
 from esr.config import PARAMS, load_yaml
+from esr.gold import as_trials
 from esr.judge import load_judge
 from esr.numbers import write_numbers
-from esr.paths import data_dir
-from esr.records import Trial, read_rows
+from esr.paths import DATA
+from esr.records import LabelledAnswer, read_rows
 
 ROUNDS = 5
 
 
 def main() -> None:
     model = load_yaml(PARAMS)["models"][0]
-    trials = read_rows(data_dir("steer", model) / "answers.jsonl", Trial)
+    trials = as_trials(read_rows(DATA / "judge" / "gold.jsonl", LabelledAnswer))
     speeds = []
     for _ in range(ROUNDS):
         judge = load_judge(model)  # anew: it remembers prompts and labels
