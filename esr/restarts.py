@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from itertools import combinations
 
-MOST_WAITING = 0.04  # share of an answer's words
+MOST_WAITING = 0.06  # share of an answer's words
 CONTENT_WORDS = 5  # fewer words than this are not an attempt: a restart cut by the length limit, or said twice
 
 
@@ -64,7 +64,7 @@ BLOCKS = {
 LEXICON: dict[str, tuple[str, ...]] = {
     "decisive": (  # one of these alone is a restart
         r"<me> <adv>(?:(?:take a step back|stop(?: here)?|pause|go back|back up) and )?"
-        r"(?:try to )?(?:start|begin|do|try|answer|explain|say)(?: <this>)? <adv><over>(?: <over>)?<cut>",
+        r"(?:try to )?(?:start|begin|do|try|answer|explain|say)(?: <this>)? <adv><over>(?: <over>)?(?: from (?:here|there))?<cut>",
         r"<me> <adv>(?:re-?start|redo)(?: <this>)?(?: <over>)?<cut>",
         r"<me> <adv>(?:rephrase|reword|correct myself|backtrack|back up|refocus|regroup|rewind)"
         r"(?: (?:that|this|a bit|a little))?<cut>",
@@ -167,7 +167,7 @@ SUFFICIENT = {  # kind -> the kinds that make it a restart when they are in the 
     "interruption": {"verdict", "slip", "fault", "redo", "together"},
     "halt": {"verdict", "slip", "fault", "redo", "together"},
     "turn": {"slip", "fault", "redo"},
-    "apology": {"verdict", "slip", "redo"},
+    "apology": {"verdict", "slip", "fault", "redo"},
     "regret": {"verdict", "slip", "fault", "redo", "together", "resume"},
     "verdict": {"slip", "redo", "together"},
     "slip": {"fault", "redo", "together", "resume"},
@@ -270,6 +270,8 @@ def _moves(text: str):
 def _follows(text: str, move, start: int) -> bool:
     """Whether a sign at `start` still belongs to `move`: at most one sentence between, and that one no attempt."""
     gap = text[move[1] : start]
+    if _words(text[: move[0]]) < CONTENT_WORDS <= _words(gap):
+        return False  # the move opens the answer and withdraws nothing: what stands between is the first attempt
     if len([piece for piece in SENTENCE_END.split(gap) if _words(piece)]) > 1:
         return False
     tail = "" if text[move[1] - 1] in ".!?" else SENTENCE_END.split(gap)[0]  # the rest of the move's own sentence
