@@ -35,7 +35,7 @@ def root(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     model = "smollm2-135m"
-    for name in ("esr_by_model", "first_attempt_scores", f"calibration_{model}", "boost_sweep"):
+    for name in ("esr_by_model", "first_attempt_scores", f"calibration_{model}", "boost_sweep", "ablation"):
         (tmp_path / "paper/figures").mkdir(exist_ok=True)
         (tmp_path / f"paper/figures/{name}.svg").write_text(SVG)
     numbers.write_numbers("esr", {model: {"unsteered": condition(0.0, 88.0), "steered": condition(1 / 12, 31.0)}})
@@ -63,6 +63,26 @@ def root(tmp_path, monkeypatch):
     numbers.write_numbers("boost_sweep", {model: levels})
     told = condition(1 / 12, 31.0) | {"paired_difference": estimate(-0.02, -0.1, 0.06), "p_value": 0.5}
     numbers.write_numbers("meta_prompts", {model: {"monitor_yourself": told}})
+    unknown = estimate(None, None, None, 0)
+    found = {"rule": "auc", "n_detectors": 26, "median_auc": 0.7, "chance_auc": 0.6, "rules": {"strict": {"qualify": 1}}}
+    numbers.write_numbers("detectors", {model: found})
+    lost = told | {"relative_reduction": estimate(0.4, -0.1, 0.7), "n_pairs": 24}
+    every = {"steered": told, "detectors": lost, "held_out": lost, "random": lost | {"relative_reduction": unknown}}
+    numbers.write_numbers("ablation", {model: every | {"minimum_detectable_reduction": 0.45, "verdict": {}}})
+    course = {name: estimate(2.0, 1.5, 2.5) for name in ("off_topic_ratio", "after_ratio")}
+    numbers.write_numbers("activations", {model: course | {"never_restarted_ratio": unknown, "episodes": 1}})
+    detection = {name: condition(0.2, 40.0) for name in ("live", "prefilled", "own", "foreign")}
+    numbers.write_numbers("controls", {model: {"detection": detection, "sustained": {}}})
+    names = ("restart_precision", "restart_recall", "multi_attempt_precision", "multi_attempt_recall", "score_spearman")
+    numbers.write_numbers("judge", {"gold": {"n": 134} | {name: estimate(0.8, 0.7, 0.9) for name in names}})
+    numbers.write_numbers("power", {"assumed": {"power": 0.8}})
+    claim = {"experiment": "3b", "claim": "Restarts fall", "unit": "%", "verdict": "reproduced"}
+    rows = [
+        claim | {"published": 0.25, "measured": estimate(0.4, -0.1, 0.7), "n": 24},
+        claim | {"published": None, "measured": None, "n": None, "unit": "x"},
+        claim | {"published": 3.0, "measured": unknown, "n": 0, "unit": "latents"},
+    ]
+    numbers.write_numbers("claims", rows)
     return tmp_path
 
 
@@ -91,6 +111,9 @@ def test_a_measured_number_moves_the_paper(root):
         ("calibration", ("smollm2-135m", "boost", "median")),
         ("latents", ("smollm2-135m", "too_rare")),
         ("relevance", ("smollm2-135m", "matched_auc")),
+        ("ablation", ("smollm2-135m", "detectors", "relative_reduction")),
+        ("controls", ("smollm2-135m", "detection", "own")),
+        ("judge", ("gold", "restart_recall")),
     ],
 )
 def test_a_missing_number_stops_it_and_keeps_the_old_pdf(root, name, keys):
