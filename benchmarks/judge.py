@@ -1,6 +1,7 @@
 """How many answers a second the offline judge judges, on both cores: `python -m benchmarks.judge`.
 
-Writes paper/numbers/judge_speed.json: the median of five rounds over the labelled answers, lowest and highest beside it.
+Writes paper/numbers/judge_speed.json: the median of five rounds over the labelled answers, with lowest and
+highest.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ BLOCKS = {
 LEXICON: dict[str, tuple[str, ...]] = {
     "decisive": (  # one of these alone is a restart
         r"<me> <adv>(?:(?:take a step back|stop(?: here)?|pause|go back|back up) and )?"
-        r"(?:try to )?(?:start|begin|do|try|answer|explain|say)(?: <this>)? <adv><over>(?: <over>)?(?: from (?:here|there))?<cut>",
+        r"(?:try to )?(?:start|begin|do|try|answer|explain|say)(?: <this>)? <adv><over>(?: <over>)?"
+        r"(?: from (?:here|there))?<cut>",
         r"<me> <adv>(?:re-?start|redo)(?: <this>)?(?: <over>)?<cut>",
         r"<me> <adv>(?:rephrase|reword|correct myself|backtrack|back up|refocus|regroup|rewind)"
         r"(?: (?:that|this|a bit|a little))?<cut>",

@@ -64,7 +64,8 @@ def root(tmp_path, monkeypatch):
     told = condition(1 / 12, 31.0) | {"paired_difference": estimate(-0.02, -0.1, 0.06), "p_value": 0.5}
     numbers.write_numbers("meta_prompts", {model: {"monitor_yourself": told}})
     unknown = estimate(None, None, None, 0)
-    found = {"rule": "auc", "n_detectors": 26, "median_auc": 0.7, "chance_auc": 0.6, "rules": {"strict": {"qualify": 1}}}
+    found = {"rule": "auc", "n_detectors": 26, "median_auc": 0.7, "chance_auc": 0.6}
+    found |= {"rules": {"strict": {"qualify": 1}}}
     numbers.write_numbers("detectors", {model: found})
     lost = told | {"relative_reduction": estimate(0.4, -0.1, 0.7), "n_pairs": 24}
     every = {"steered": told, "detectors": lost, "held_out": lost, "random": lost | {"relative_reduction": unknown}}
