@@ -277,14 +277,18 @@ def _judging(published: dict) -> list[Claim]:
         Claim(
             "7",
             "Judges agree whether an answer restarts",
-            lambda files, model, base: evidence.least_agreement(files.get("judge"), "multi_attempt_agreement"),
+            lambda files, model, base: evidence.least_agreement(
+                evidence.study_agreements(files.get("judge")), "multi_attempt_agreement"
+            ),
             above(restarts),
             restarts,
         ),
         Claim(
             "7",
             "Judges agree whether a restart is an improvement",
-            lambda files, model, base: evidence.least_agreement(files.get("judge"), "direction_agreement"),
+            lambda files, model, base: evidence.least_agreement(
+                evidence.study_agreements(files.get("judge")), "direction_agreement"
+            ),
             above(direction),
             direction,
         ),

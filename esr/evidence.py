@@ -86,6 +86,11 @@ def least_agreement(compared, name: str) -> dict | None:
     return min(known, key=lambda value: value["estimate"], default=found[0] if found else None)
 
 
+def study_agreements(judge: dict | None) -> dict:
+    """Agreement of judges on the study's answers: the labelled ones are chosen to be hard, and agreement there is lower."""
+    return {name: pairs for name, pairs in (find(judge, "agreement") or {}).items() if name != "labelled"}
+
+
 def _agreements(compared, name: str) -> list[dict]:
     if not isinstance(compared, dict):
         return []

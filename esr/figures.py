@@ -550,7 +550,7 @@ def ablation(rates: dict, published: dict) -> Figure:
     left.set_yticks(places, [name.replace("_", " ") for name in names])
     left.set_ylim(max(places) + 0.6, -0.6)
     right.axvline(0, color=PALE, linewidth=1.0, zorder=0)
-    for ax, title in ((left, "Multi-attempt rate"), (right, "Paired difference from steering alone")):
+    for ax, title in ((left, "Multi-attempt rate"), (right, "Paired difference")):
         ax.set_title(title)
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.axhline(len(rows) - 0.2, color=PALE, linewidth=0.8)

@@ -72,7 +72,7 @@ OPPOSE = {  # and under which none does
     "boost_sweep": {TUNED: sweep(0.3, 0.1, 0.1, 0.1, improved=0.2)},
     "meta_prompts": {TUNED: told(-0.2, -0.1)},
     "finetune": {"0.9": {"unsteered": rates(0.05), "steered": rates(0.01)}},
-    "judge": {"x": {"multi_attempt_agreement": around(0.8), "direction_agreement": around(0.7)}},
+    "judge": {"agreement": {"x": {"multi_attempt_agreement": around(0.8), "direction_agreement": around(0.7)}}},
     "detectors": {TUNED: {"rules": {"strict": {"qualify": 0}}, "n_pairs": 380}},
     "ablation": {TUNED: {
         "detectors": {
@@ -153,6 +153,11 @@ def test_a_reduction_that_the_adjusted_test_does_not_confirm_stays_undecided():
     assert {text[:42] for text in different} == {
         "Detectors ablated, steered answers restart", "Detectors ablated, the ESR rate falls (rel"
     }  # fmt: skip
+
+
+def test_agreement_on_answers_chosen_to_be_hard_is_no_evidence():
+    files = {"judge": {"agreement": {"labelled": {"multi_attempt_agreement": around(0.5)}}}}
+    assert {v for text, v in verdicts(files).items() if text.startswith("Judges agree")} == {claims.NOT_MEASURED}
 
 
 def test_rows_go_through_the_file_to_the_table(tmp_path, monkeypatch, capsys):
