@@ -87,7 +87,7 @@ def least_agreement(compared, name: str) -> dict | None:
 
 
 def study_agreements(judge: dict | None) -> dict:
-    """Agreement of judges on the study's answers: the labelled ones are chosen to be hard, and agreement there is lower."""
+    """Agreement of judges on the study's answers. Labelled ones are chosen to be hard: agreement there is lower."""
     return {name: pairs for name, pairs in (find(judge, "agreement") or {}).items() if name != "labelled"}
 
 
