@@ -150,6 +150,7 @@ class Finetune(Shared, Generation):
     answer_tokens: Positive
     restarted_tokens: Positive
     n_development: Positive
+    n_training: Positive
     min_training: Share
     min_concreteness: Share
     first_layer: Positive

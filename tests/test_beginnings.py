@@ -119,7 +119,8 @@ def test_beginnings_are_the_answers_own_tokens():
 def test_a_beginning_is_off_topic_without_restart_and_has_its_companions():
     steered, unsteered = two_prompts()
     assert find([trial(GOOD)], unsteered) == []  # on topic
-    assert find([trial("The horses. Wait, let me start over. " + GOOD)], unsteered) == []  # restarts within
+    within = trial("The horses eat their hay now. Wait, let me start over. " + GOOD)
+    assert find([within], unsteered, Rules(least=7, most=20, off_topic=40.0)) == []  # restarts within
     assert len(find([trial(WRONG + RESTART + " " + GOOD)], unsteered)) == 1  # restarts later: as good as any
     assert find(steered[:1], unsteered[:1]) == []  # nothing foreign
     assert find(steered[:1], unsteered[1:]) == []  # no answer of its own
