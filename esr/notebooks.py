@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import threading
 import time
@@ -86,7 +87,8 @@ def stderr_of(notebook: nbformat.NotebookNode) -> list[str]:
 
 def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Take out what differs between two equal runs: times, the injected cell's id, kernel details, libraries' progress
-    bars (widgets with random ids), and stderr, where libraries warn with the paths of the machine."""
+    bars (widgets with random ids), names of styled tables, addresses of objects, and stderr, where libraries warn with
+    the paths of the machine."""
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for number, cell in enumerate(notebook.cells):
         tags = [tag for tag in cell.metadata.get("tags", [])]
@@ -101,10 +103,20 @@ def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             output.pop("metadata", None)
             if output.output_type in ("display_data", "execute_result"):
                 output.metadata = {}
+                for kind in ("text/html", "text/plain"):
+                    if kind in output.data:
+                        output.data[kind] = _without_identity(output.data[kind], number)
     return notebook
 
 
+def _without_identity(text: str, number: int) -> str:
+    """`text` of the cell `number` with pandas' random names of styled tables and the addresses of objects replaced."""
+    return ADDRESS.sub("at 0x0", STYLED.sub(f"T_{number:02d}", text))
+
+
 WIDGET = "application/vnd.jupyter.widget-view+json"
+STYLED = re.compile(r"\bT_[0-9a-f]{5}(?=[_\" ])")
+ADDRESS = re.compile(r"\bat 0x[0-9a-f]+")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 

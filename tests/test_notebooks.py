@@ -68,7 +68,13 @@ def test_executed_copies_hold_no_times_and_no_random_ids():
     assert stderr_of(notebook) == [warning.text]
     bar = {"application/vnd.jupyter.widget-view+json": {"model_id": "a1b2c3d4"}, "text/plain": ["0/272"]}
     cell.outputs.append(nbformat.v4.new_output("display_data", bar))
+    table = {
+        "text/html": '<table id="T_1f2e3"><td id="T_1f2e3_row0">x</td>',
+        "text/plain": ["<Styler at 0x7f38e89fc450>"],
+    }
+    cell.outputs.append(nbformat.v4.new_output("execute_result", {k: "".join(v) for k, v in table.items()}))
     text = nbformat.writes(normalize(notebook))
+    assert "1f2e3" not in text and "7f38e89fc450" not in text and "T_0" in text
     assert "someone" not in text and "a result" in text
     assert "papermill" not in text and "a1b2c3d4" not in text and '"injected-parameters"' in text
 

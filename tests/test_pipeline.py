@@ -99,7 +99,8 @@ def test_afterwards_it_is_up_to_date(clone):
 
 def test_executed_again_everything_is_the_same_to_the_byte(clone):
     before = contents(clone)
-    run(clone, "dvc", "repro", "--force", "--single-item", "judge@smollm2-135m", "measure", "figures", "paper")
+    again = ["judge@smollm2-135m", "cross_judge", "measure", "figures", "power", "claims", "paper"]
+    run(clone, "dvc", "repro", "--force", "--single-item", *again)
     assert contents(clone) == before
 
 
