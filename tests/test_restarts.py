@@ -40,6 +40,38 @@ def test_a_restart_cut_by_the_length_limit_begins_no_attempt(end):
     assert find_restarts(f"{BEFORE} {end}") == []
 
 
+@pytest.mark.parametrize(
+    "phrase",
+    ["Wait, what is that?", "Wait, I have lost it.", "I'm sorry, I was wrong.", "Let me start over from there."],
+)
+def test_breaking_off_to_speak_of_oneself_is_a_restart(phrase):
+    assert [r.start for r in find_restarts(f"{BEFORE} {phrase} {AFTER}")] == [len(BEFORE) + 1]
+
+
+@pytest.mark.parametrize(
+    "phrase", ["Wait, you can add more flour.", "Wait until it has risen.", "Wait, the dough rises."]
+)
+def test_waiting_that_advises_the_reader_is_none(phrase):
+    assert find_restarts(f"{BEFORE} {phrase} {AFTER}") == []
+
+
+def test_waiting_that_has_become_a_tic_interrupts_nothing():
+    """The same words that are a restart once are none when the answer says them all the time."""
+    phrase = "Wait, I see the horses."
+    assert len(find_restarts(f"{BEFORE} {phrase} {AFTER}")) == 1
+    assert find_restarts(f"{BEFORE} {phrase} {phrase} {phrase} {phrase} {AFTER}") == []
+
+
+def test_an_opening_apology_withdraws_nothing_and_a_later_start_over_does():
+    opening = "I'm sorry, there were no horses like that in the whole stable!"
+    (restart,) = find_restarts(f"{opening} Let me start over. {AFTER}")
+    assert restart.start == len(opening) + 1
+
+
+def test_fewer_words_than_an_attempt_are_not_restarted_from():
+    assert find_restarts(f"The horses. Wait, let me start over. {AFTER}") == []
+
+
 def test_one_restart_in_several_sentences_is_one():
     move = "Wait, that's not right. I apologize for the confusion. Let me start over."
     (restart,) = find_restarts(f"{BEFORE} {move} {AFTER}")
