@@ -75,6 +75,7 @@ def measure(labelled: Sequence[LabelledAnswer], judgements: Sequence[Judgement],
 
     genuine = [bool(x.starts) for x, _ in pairs]
     scores = [(x.scores[0], j.attempts[0].score) for x, j in pairs if j.attempts[0].score is not None]
+    readers, judge = np.array(scores, float).reshape(-1, 2).T
     return {
         "n": len(labelled),
         "n_unscored": len(labelled) - len(pairs),
@@ -83,8 +84,8 @@ def measure(labelled: Sequence[LabelledAnswer], judgements: Sequence[Judgement],
         "multi_attempt_precision": of_answers(several, genuine),
         "multi_attempt_recall": of_answers(genuine, several),
         "near_miss_false_rate": of_answers([x.near_miss for x, _ in pairs], several),
-        "score_spearman": spearman(*zip(*scores, strict=True), **interval),
-        "by_decile": by_decile(*zip(*scores, strict=True)),
+        "score_spearman": spearman(readers, judge, **interval),
+        "by_decile": by_decile(readers, judge),
     }
 
 
@@ -105,8 +106,11 @@ def spearman(one: Sequence[float], other: Sequence[float], *, level: float, resa
 
 
 def by_decile(readers: Sequence[float], judge: Sequence[float]) -> list[dict]:
-    """Mean score of readers and of the judge, in tenths of the answers by the readers' score; ties stay together."""
+    """Mean score of readers and of the judge, in tenths of the answers by the readers' score; ties stay together.
+    Empty where readers gave fewer than two different scores."""
     frame = pd.DataFrame({"readers": readers, "judge": judge})
+    if frame.readers.nunique() < 2:
+        return []
     tenths = pd.qcut(frame.readers, DECILES, duplicates="drop")
     means = frame.groupby(tenths, observed=True).agg(
         readers=("readers", "mean"), judge=("judge", "mean"), n=("judge", "size")

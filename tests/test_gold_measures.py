@@ -64,6 +64,13 @@ def test_an_answer_without_verdict_is_counted_and_left_out():
     assert result["n_unscored"] == 1 and result["restart_recall"]["n"] == 1 and result["score_spearman"]["n"] == 4
 
 
+def test_a_judge_that_scored_nothing_has_nulls_and_every_answer_counted():
+    silent = [j.model_copy(update={"outcome": "run_error", "attempts": []}) for j in as_judgements(LABELLED)]
+    result = measure(LABELLED, silent, **INTERVAL)
+    assert (result["n"], result["n_unscored"], result["by_decile"]) == (5, 5, [])
+    assert result["restart_recall"]["n"] == 0 and result["score_spearman"]["estimate"] is None
+
+
 def test_judgements_of_other_answers_are_refused():
     with pytest.raises(ValueError, match="same answers"):
         measure(LABELLED, as_judgements(LABELLED)[::-1], **INTERVAL)
