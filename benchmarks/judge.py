@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 
-from esr.config import PARAMS, load_yaml
+from benchmarks.trials import default_model
 from esr.gold import as_trials
 from esr.judge import load_judge
 from esr.numbers import write_numbers
@@ -21,7 +21,7 @@ ROUNDS = 5
 
 
 def main() -> None:
-    model = load_yaml(PARAMS)["models"][0]
+    model = default_model()
     trials = as_trials(read_rows(DATA / "judge" / "gold.jsonl", LabelledAnswer))
     speeds = []
     for _ in range(ROUNDS):
