@@ -272,27 +272,16 @@ def _mechanism(published: dict) -> list[Claim]:
 
 def _judging(published: dict) -> list[Claim]:
     """Experiment 7: other judges; the two that agree least speak."""
-    restarts, direction = (published["cross_judge"][f"{name}_agreement_min"] for name in ("multi_attempt", "direction"))
-    return [
-        Claim(
-            "7",
-            "Judges agree whether an answer restarts",
-            lambda files, model, base: evidence.least_agreement(
-                evidence.study_agreements(files.get("judge")), "multi_attempt_agreement"
-            ),
-            above(restarts),
-            restarts,
-        ),
-        Claim(
-            "7",
-            "Judges agree whether a restart is an improvement",
-            lambda files, model, base: evidence.least_agreement(
-                evidence.study_agreements(files.get("judge")), "direction_agreement"
-            ),
-            above(direction),
-            direction,
-        ),
-    ]
+    claimed = {"multi_attempt": "an answer restarts", "direction": "a restart is an improvement"}
+    return [_agreement(f"{name}_agreement", text, published["cross_judge"]) for name, text in claimed.items()]
+
+
+def _agreement(name: str, text: str, published: dict) -> Claim:
+    def measure(files: dict, model: str, base: str) -> dict | None:
+        return evidence.least_agreement(evidence.study_agreements(files.get("judge")), name)
+
+    least = published[f"{name}_min"]
+    return Claim("7", f"Judges agree whether {text}", measure, above(least), least)
 
 
 def _controls(published: dict) -> list[Claim]:

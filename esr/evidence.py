@@ -20,10 +20,8 @@ def find(value, *keys: str) -> dict | None:
 
 
 def entry(files: dict, file: str, model: str, *keys: str):
-    """What a numbers file holds of a model under `keys`; rates that a stage wrote among other things stand for the
-    whole. None where something is missing."""
-    own = find(files, file, model)
-    return find(own.get("rates", own) if isinstance(own, dict) else own, *keys)
+    """What a numbers file holds of a model under `keys`; None where something is missing."""
+    return find(files, file, model, *keys)
 
 
 def at(file: str, *keys: str) -> Measure:

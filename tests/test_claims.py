@@ -138,13 +138,6 @@ def test_a_gap_is_as_uncertain_as_both_sides():
     assert evidence.gap(None, interval(0, 0, 0)) is None
 
 
-def test_rates_that_a_stage_wrote_among_other_things_are_found():
-    plain = {"ablation": {TUNED: {"detectors": {"relative_reduction": around(0.4)}}}}
-    among = {"ablation": {TUNED: {"rates": plain["ablation"][TUNED], "verdict": {}}}}
-    measure = evidence.at("ablation", "detectors", "relative_reduction")
-    assert measure(plain, TUNED, BASE) == measure(among, TUNED, BASE) == around(0.4)
-
-
 def test_a_reduction_that_the_adjusted_test_does_not_confirm_stays_undecided():
     files = json.loads(json.dumps(SUPPORT))
     files["ablation"][TUNED]["verdict"]["detectors"]["p_value_holm"] = 0.2
