@@ -99,19 +99,19 @@ def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.id = f"cell-{number:02d}"
         if "outputs" in cell:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
-        for output in cell.get("outputs", []):
+        for place, output in enumerate(cell.get("outputs", [])):
             output.pop("metadata", None)
             if output.output_type in ("display_data", "execute_result"):
                 output.metadata = {}
                 for kind in ("text/html", "text/plain"):
                     if kind in output.data:
-                        output.data[kind] = _without_identity(output.data[kind], number)
+                        output.data[kind] = _without_identity(output.data[kind], f"{number:02d}-{place}")
     return notebook
 
 
-def _without_identity(text: str, number: int) -> str:
-    """`text` of the cell `number` with pandas' random names of styled tables and the addresses of objects replaced."""
-    return ADDRESS.sub("at 0x0", STYLED.sub(f"T_{number:02d}", text))
+def _without_identity(text: str, place: str) -> str:
+    """`text` of the output at `place` without pandas' random names of styled tables and without addresses of objects."""
+    return ADDRESS.sub("at 0x0", STYLED.sub(f"T_{place}", text))
 
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
