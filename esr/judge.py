@@ -10,7 +10,7 @@ from esr.embedding import load_embedder
 from esr.paths import data_dir
 from esr.records import Attempt, Judgement, Trial, digest
 from esr.relevance import Scorer
-from esr.restarts import BLOCKS, LEXICON, SUFFICIENT, find_restarts
+from esr.restarts import BLOCKS, CONTENT_WORDS, LEXICON, MOST_WAITING, SUFFICIENT, find_restarts
 
 SAME_WORD = re.compile(r"\b(\w+)(?:\W+\1\b){4}", re.IGNORECASE)
 
@@ -33,7 +33,8 @@ class OfflineJudge:
 
     def __init__(self, scorer: Scorer):
         self.scorer = scorer
-        lexicon = digest(BLOCKS, LEXICON, {kind: sorted(others) for kind, others in SUFFICIENT.items()})
+        together = {kind: sorted(others) for kind, others in SUFFICIENT.items()}
+        lexicon = digest(BLOCKS, LEXICON, together, MOST_WAITING, CONTENT_WORDS)
         self.name = f"offline-{digest(lexicon, scorer.fingerprint)}"
 
     def judge(self, trials: Sequence[Trial]) -> list[Judgement]:

@@ -110,7 +110,7 @@ def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _without_identity(text: str, place: str) -> str:
-    """`text` of the output at `place` without pandas' random names of styled tables and without addresses of objects."""
+    """`text` of the output at `place` without pandas' random names of styled tables and addresses of objects."""
     return ADDRESS.sub("at 0x0", STYLED.sub(f"T_{place}", text))
 
 

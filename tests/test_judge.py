@@ -99,3 +99,9 @@ def test_a_missing_scorer_names_the_stage_that_writes_it(tmp_path, monkeypatch):
     monkeypatch.setattr("esr.judge.data_dir", lambda stage, model=None: tmp_path / stage)
     with pytest.raises(FileNotFoundError, match="scorer.json"):
         load_judge("m")
+
+
+def test_the_judges_name_changes_with_what_counts_as_a_restart(monkeypatch):
+    before = OfflineJudge(WordCount()).name
+    monkeypatch.setattr("esr.judge.MOST_WAITING", 0.5)
+    assert OfflineJudge(WordCount()).name != before
