@@ -64,7 +64,7 @@ FROM_STEERING = 0.6  # share of openings written under steering; the others begi
 class Example(Record):
     """A text to train on: `tokens` from the first of the chat template on; those from `loss_from` on carry loss.
 
-    decisions: places in `tokens`, all of them with loss, where a restart begins or where one might have begun: behind
+    decisions: places in `tokens`, all of them with loss, of a restart's words and of where one might have begun: behind
     a sentence or a line. They are few, and what is to be learnt is there.
     interruptions: places within the opening, behind its sentences, where the restart might as well begin: its first
     token is to be predicted there, not the opening's own, which is never learnt.
@@ -279,13 +279,12 @@ def _ids(tokenizer, text: str) -> list[int]:
 def _example(kind: str, answer: Answer, context: list[int], restart: list[int], told: list[int], tokenizer) -> Example:
     begin = len(context) + len(restart)
     behind = [begin + place for place in _behind_breaks(told, tokenizer)]
-    first = [len(context)] if restart else []
     return Example(
         kind=kind,
         prompt_id=answer.prompt_id,
         tokens=[*context, *restart, *told],
         loss_from=len(context),
-        decisions=first + behind,
+        decisions=[*range(len(context), begin), *behind],
         interruptions=[],
         latent=0,
         boost=0.0,

@@ -54,7 +54,7 @@ class Recipe:
     batch_size: int = 8
     """Examples a step, of about equal length."""
     decision_weight: float = 10.0
-    """How many times another token's the loss of a token counts that begins a restart, or where one might begin."""
+    """How many times another token's the loss of a restart's words counts, and of a token where one might begin."""
     seed: int = 0
     """Of the adapters' first values, the dropout and the order of the examples."""
 

@@ -45,7 +45,7 @@ MODELS = "models: [smollm2-135m, smollm2-135m-corrected]"
         (MODELS, "models: []", "models is"),
         (MODELS, "models: [minilm-l6]", "no SAE"),
         ("bases: [smollm2-135m]", "bases: [smollm2-135m-corrected]", "was fine-tuned from 'smollm2-135m'"),
-        ("chosen: 0.5", "chosen: 0.4", "chosen is 0.4, which is none of the ratios"),
+        ("chosen: 0.1", "chosen: 0.4", "chosen is 0.4, which is none of the ratios"),
         ("judge:\n", "jugde:\n", "unknown key 'jugde'"),
         ("name: offline", "name: oracle", "name is 'oracle'; input should be 'offline'"),
         ("seed: 2602", "seed: [", "not valid YAML"),

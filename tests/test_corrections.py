@@ -112,7 +112,8 @@ def test_self_corrections_carry_loss_from_the_restart_on():
         (restart,) = find_restarts(context + target)
         assert opening[-1] in ".!?" and restart.start == len(context) + 1
         assert any(ANSWER.startswith(target[-n:].lstrip()) for n in range(20, 41))
-        assert example.decisions[0] == example.loss_from
+        said = decoded(example.tokens[d] for d in example.decisions[: restart.end - restart.start + 1])
+        assert said == f" {(context + target)[restart.start : restart.end]}"  # all its words
 
 
 def test_openings_are_steered_text_or_another_prompts_answer():
