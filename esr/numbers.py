@@ -14,7 +14,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -228,13 +228,22 @@ def report() -> tuple[str, str]:
 
 def results_table(esr: dict) -> str:
     """The README's table of esr.json: one line a model and condition, intervals in brackets."""
-    head = ["model", "condition", "n", "multi-attempt", "improved", "ESR", "first attempt (0-100)"]
+    return _rates_table(esr, "model", str)
+
+
+def finetuning_table(finetune: dict) -> str:
+    """The README's table of finetune.json: one line a share of self-corrections and condition."""
+    return _rates_table(finetune, "self-corrections", lambda ratio: f"{100 * float(ratio):g} %")
+
+
+def _rates_table(entries: dict, first: str, name: Callable[[str], str]) -> str:
+    head = [first, "condition", "n", "multi-attempt", "improved", "ESR", "first attempt (0-100)"]
     lines = [head, ["---"] * len(head)]
-    for model, conditions in esr.items():
+    for key, conditions in entries.items():
         for condition, entry in conditions.items():
-            rates = [_cell(entry[f"{name}_rate"], 100, " %") for name in ("multi_attempt", "improvement", "esr")]
+            rates = [_cell(entry[f"{rate}_rate"], 100, " %") for rate in ("multi_attempt", "improvement", "esr")]
             count = str(entry["first_attempt_score"]["n"])
-            lines.append([model, condition, count, *rates, _cell(entry["first_attempt_score"], 1, "")])
+            lines.append([name(key), condition, count, *rates, _cell(entry["first_attempt_score"], 1, "")])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -250,10 +259,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("compare", help="working tree against the last commit")
     command.add_argument("--strict", action="store_true", help="exit with 1 when something is different")
-    commands.add_parser("table", help="the results as the README shows them")
+    commands.add_parser("table", help="rates and fine-tuning as the README shows them")
     options = parser.parse_args(arguments)
     if options.command == "table":
-        print(results_table(read_numbers("esr")))
+        print(results_table(read_numbers("esr")), finetuning_table(read_numbers("finetune")), sep="\n\n")
         return 0
     try:
         verdict, text = report()

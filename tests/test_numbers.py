@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esr import numbers, paths
+from esr import claims, numbers, paths
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -151,8 +151,12 @@ def test_nothing_to_compare_with_is_one_sentence_and_no_failure(root, capsys, mo
     assert "git is not installed" in capsys.readouterr().out
 
 
-def test_the_readme_shows_the_committed_numbers():
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [("esr", numbers.results_table), ("finetune", numbers.finetuning_table), ("claims", claims.table)],
+)
+def test_the_readme_shows_the_committed_numbers(name, table):
     text = subprocess.run(
-        ["git", "show", "HEAD:paper/numbers/esr.json"], cwd=REPOSITORY, check=True, capture_output=True, text=True
+        ["git", "show", f"HEAD:paper/numbers/{name}.json"], cwd=REPOSITORY, check=True, capture_output=True, text=True
     ).stdout
-    assert numbers.results_table(json.loads(text)) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert table(json.loads(text)) in (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ DESIGNS = [
     Design(latents=60, prompts=8, base_rate=0.038, reduction=-1.0, icc=0.1),
     Design(latents=128, prompts=38, base_rate=0.074, reduction=0.25, icc=0.2, pairing=0.5, shared=0.7),
     Design(latents=32, prompts=38, base_rate=0.04, reduction=0.6, icc=0.1, pairing=1.0),
+    Design(latents=32, prompts=10, base_rate=0.45, reduction=0.25, icc=0.4),  # as found in the fine-tuned model
 ]
 NOTHING = Design(latents=60, prompts=8, base_rate=0.15, reduction=0.0, icc=0.2)
 
