@@ -68,6 +68,7 @@ def root(tmp_path, monkeypatch):
     found |= {"rules": {"strict": {"qualify": 1}}}
     numbers.write_numbers("detectors", {model: found})
     lost = told | {"relative_reduction": estimate(0.4, -0.1, 0.7), "n_pairs": 24}
+    lost |= {"score_difference": estimate(-20.0, -25.0, -15.0)}
     every = {"steered": told, "detectors": lost, "held_out": lost, "random": lost | {"relative_reduction": unknown}}
     numbers.write_numbers("ablation", {model: every | {"minimum_detectable_reduction": 0.45, "verdict": {}}})
     course = {name: estimate(2.0, 1.5, 2.5) for name in ("off_topic_ratio", "after_ratio")}
