@@ -586,7 +586,7 @@ def activations(numbers: dict, published: dict) -> Figure:
     left.set_xticks([0.25, 0.5, 0.75], ["off-topic", "restart", "after"])
     left.set_ylabel("mean activation of the detectors")
     left.set_title("Through a self-correction")
-    left.legend(loc="upper right")
+    left.legend(loc="lower right")
     right.set_yticks(range(len(names)), list(names.values()))
     right.set_ylim(len(names) - 0.4, -0.6)
     right.axvline(1, color=PALE, linewidth=1.0, zorder=0)
@@ -689,5 +689,5 @@ def power_curves(curves: dict, power: float) -> Figure:
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set_xlabel("trials under each condition")
     ax.set_ylabel("power")
-    ax.legend(loc="upper left", fontsize=6.5)
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
