@@ -586,7 +586,7 @@ def activations(numbers: dict, published: dict) -> Figure:
     left.set_xticks([0.25, 0.5, 0.75], ["off-topic", "restart", "after"])
     left.set_ylabel("mean activation of the detectors")
     left.set_title("Through a self-correction")
-    left.legend(loc="lower right")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     right.set_yticks(range(len(names)), list(names.values()))
     right.set_ylim(len(names) - 0.4, -0.6)
     right.axvline(1, color=PALE, linewidth=1.0, zorder=0)
