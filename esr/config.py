@@ -178,6 +178,7 @@ class Finetune(Shared, Generation):
 class BoostSweep(Shared, Generation):
     levels: list[float] = Field(min_length=2)
     n_prompts: Positive
+    base_n_prompts: Positive
     n_seeds: Positive
     confidence: float = Field(gt=0, lt=1)
     resamples: Positive
@@ -185,6 +186,7 @@ class BoostSweep(Shared, Generation):
 
 class MetaPrompts(Shared, Generation):
     n_prompts: Positive
+    base_n_prompts: Positive
     n_seeds: Positive
     confidence: float = Field(gt=0, lt=1)
     resamples: Positive

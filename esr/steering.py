@@ -110,8 +110,9 @@ def residual_norm(model_id: str) -> float:
 def write_answers(plans: Sequence[Plan], settings: Settings, workers: Workers, what: str) -> list[Trial]:
     """Write the answer of every plan; trials come back in the order of `plans`.
 
-    Chunks of at most `batch_size` answers of one condition run in worker processes and survive a kill. Raises
-    ConfigError before any model loads when a latent does not exist.
+    Chunks of at most `batch_size` answers run in worker processes and survive a kill; the answers to one (latent,
+    prompt, seed) under all conditions stand together. Raises ConfigError before any model loads when a latent does not
+    exist.
     """
     check_latents(settings.model, sorted({x for plan in plans for x in (plan.latent, *plan.ablate)}))
     entry = model_entry(settings.model)
@@ -120,17 +121,16 @@ def write_answers(plans: Sequence[Plan], settings: Settings, workers: Workers, w
         "sae_layer": entry.sae_layer,
         "provenance": engine_provenance(settings.model, settings.adapter),
     }
-    order = sorted(range(len(plans)), key=lambda i: plans[i].condition)  # stable: a chunk holds one condition
-    chunks, places = [], []
-    for condition in dict.fromkeys(plans[i].condition for i in order):
-        members = [i for i in order if plans[i].condition == condition]
-        # An even number of chunks, so that two cores finish together; it does not depend on how many there are.
-        pairs = -(-len(members) // (2 * settings.batch_size))
-        for part in split(members, -(-len(members) // (2 * pairs))):
-            own = [plans[i] for i in part]
-            own = [asdict(p) | {"layer": entry.steer_layer if p.layer is None else p.layer} for p in own]
-            chunks.append(shared | {"plans": own})
-            places.append(part)
+    # Pairs side by side, whatever their conditions: full batches are fast, and a prompt is read once for all its rows.
+    order = sorted(range(len(plans)), key=lambda i: (plans[i].latent, plans[i].prompt_id, plans[i].seed))
+    # An even number of chunks, so that two cores finish together; it does not depend on how many there are.
+    pairs = -(-len(plans) // (2 * settings.batch_size))
+    places = split(order, -(-len(plans) // (2 * pairs))) if plans else []
+    chunks = []
+    for part in places:
+        own = [plans[i] for i in part]
+        own = [asdict(p) | {"layer": entry.steer_layer if p.layer is None else p.layer} for p in own]
+        chunks.append(shared | {"plans": own})
     sizes = [len(part) for part in places]
     limit = settings.max_new_tokens
     files = workers.map(write_chunk, chunks, what=what, items=sizes, item="answers", units_per_item=limit)

@@ -12,8 +12,9 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,21 @@ from esr.records import digest, write_bytes
 Report = Callable[[int, int], None]
 ChunkFunction = Callable[[dict[str, Any], Report], bytes]
 
+FEW = 32  # items: two workers start in about the time this process takes for as many answers
+
 _counters: tuple[Any, Any] | None = None
 
 
 class Workers:
     """A pool of processes, alive within its `with` block so that each loads its model once.
 
-    count: processes; default ESR_WORKERS, else one per core, or 0 on a GPU; 0 runs chunks in this process.
+    count: processes; 0 runs chunks in this process. Default ESR_WORKERS, else one per core, or 0 on a GPU; little work
+    (FEW items) is then done in this process too, in less time than workers take to start.
     """
 
     def __init__(self, count: int | None = None):
         self.count = default_count() if count is None else count
+        self.few = FEW if count is None else 0
         self.pool: ProcessPoolExecutor | None = None
         context = multiprocessing.get_context("spawn")
         self.counters = (context.Value("q", 0), context.Value("q", 0))
@@ -72,8 +77,10 @@ class Workers:
         for counter in self.counters:
             counter.value = 0
         if missing and self.count == 0:
-            for i in missing:
-                write_bytes(paths[i], function(chunks[i], self._report(progress)))
+            self._run_here(function, [(chunks[i], paths[i]) for i in missing], progress)
+        elif missing and self.pool is None and to_do <= self.few:
+            with one_thread():
+                self._run_here(function, [(chunks[i], paths[i]) for i in missing], progress)
         elif missing:
             self._run(function, [(chunks[i], paths[i]) for i in missing], progress)
         if missing:
@@ -88,6 +95,10 @@ class Workers:
 
         return report
 
+    def _run_here(self, function, work, progress) -> None:
+        for chunk, path in work:
+            write_bytes(path, function(chunk, self._report(progress)))
+
     def _run(self, function, work, progress) -> None:
         if self.pool is None:
             self.pool = ProcessPoolExecutor(
@@ -99,6 +110,19 @@ class Workers:
             for future in done:
                 future.result()  # raises what the chunk raised
             progress.update(self.counters[0].value, self.counters[1].value)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block torch computes with one thread, as in a worker: the same bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def default_count() -> int:

@@ -191,3 +191,28 @@ def test_answers_are_the_same_bits_whatever_order_chunks_ran_in_and_in_a_run_tha
         answers.append(write_answers(plans, settings, workers, name))
     assert len({t.id for t in answers[0]}) == 16 and any(t.tokens for t in answers[0])
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_chunks_are_as_full_as_they_may_be_and_hold_the_trials_of_a_pair_together(monkeypatch):
+    """Eight levels of four answers each, at most 10 a chunk: four chunks of eight, not sixteen of two."""
+    monkeypatch.setattr(steering, "engine_provenance", lambda _model, _adapter: {})
+    seen = []
+
+    class Planned(Exception):
+        pass
+
+    def keep(_function, chunks, **_said):
+        seen.extend([(p["latent"], p["prompt_id"], p["boost"]) for p in chunk["plans"]] for chunk in chunks)
+        raise Planned
+
+    draw = {"n_prompts": 2, "n_seeds": 1, "seed": 1}
+    plans = [
+        plan
+        for level in range(8)
+        for plan in plan_condition(f"{level}", {3: level / 10, 8: level / 10}, {3: "", 8: ""}, PROMPTS, **draw)
+    ]
+    with pytest.raises(Planned):
+        settings = steering.Settings("smollm2-135m", 0.6, 10, 16, 187.0)
+        write_answers(plans, settings, SimpleNamespace(map=keep), "test")
+    assert [len(chunk) for chunk in seen] == [8, 8, 8, 8]
+    assert all(len({plan[:2] for plan in chunk}) == 1 and len({plan[2] for plan in chunk}) == 8 for chunk in seen)

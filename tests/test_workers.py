@@ -1,5 +1,6 @@
 """Chunks run once, survive a kill, and come back in order."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from esr import workers
 from esr.workers import Workers, split
@@ -39,6 +41,27 @@ def test_results_come_in_order_and_are_not_computed_twice(tmp_path, count):
     assert run(log, [3, 1, 2], count) == [b"9", b"1", b"4"]
     assert run(log, [2, 3, 4], count) == [b"4", b"9", b"16"]
     assert sorted(log.read_text().split()) == ["1", "2", "3", "4"]
+
+
+def where(chunk, report):
+    report(1, 0)
+    return json.dumps([os.getpid(), torch.get_num_threads()]).encode()
+
+
+@pytest.mark.parametrize(("items", "here"), [(workers.FEW // 2, True), (workers.FEW // 2 + 1, False)])
+def test_little_work_is_done_in_this_process_with_one_thread_as_workers_have(items, here, monkeypatch):
+    monkeypatch.setenv("ESR_WORKERS", "2")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Workers() as pool:
+            files = pool.map(where, [{"n": 1}, {"n": 2}], what="test", items=[items] * 2, item="answers")
+        ran = [json.loads(file.read_bytes()) for file in files]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert [process == os.getpid() for process, _ in ran] == [here, here]
+    assert [threads for _, threads in ran] == [1, 1]
 
 
 def test_an_error_ends_the_run_and_keeps_what_finished(tmp_path):
