@@ -32,7 +32,7 @@ _counters: tuple[Any, Any] | None = None
 
 
 class Workers:
-    """A pool of processes, alive within its `with` block so that each loads its model once.
+    """A pool of processes, alive until `close` or the end of its `with` block, so that each loads its model once.
 
     count: processes; 0 runs chunks in this process. Default ESR_WORKERS, else one per core, or 0 on a GPU; little work
     (FEW items) is then done in this process too, in less time than workers take to start.
@@ -50,8 +50,13 @@ class Workers:
         return self
 
     def __exit__(self, *_error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; work that has not begun is dropped. `map` would start new ones."""
         if self.pool:
             self.pool.shutdown(wait=True, cancel_futures=True)
+            self.pool = None
 
     def map(
         self,

@@ -36,7 +36,9 @@ def inputs(model, examples, first_layer=2):
     return [finetune._lower_residuals(model, e, first_layer) for e in examples]
 
 
-def test_the_loss_is_the_models_own_over_the_marked_tokens(model):
+@pytest.mark.parametrize("part", [7, 1000])
+def test_the_loss_is_the_models_own_over_the_marked_tokens(model, part, monkeypatch):
+    monkeypatch.setattr(finetune, "LOSS_PART", part)
     labels = [torch.tensor([-100] * e.loss_from + e.tokens[e.loss_from :]) for e in EXAMPLES]
     losses, counts = [], []
     for e, label in zip(EXAMPLES, labels, strict=True):
