@@ -43,6 +43,18 @@ def test_results_come_in_order_and_are_not_computed_twice(tmp_path, count):
     assert sorted(log.read_text().split()) == ["1", "2", "3", "4"]
 
 
+def test_closed_workers_are_gone_and_the_next_work_starts_new_ones(tmp_path):
+    pool = Workers(1)
+    ran = []
+    for n in (1, 2):
+        [file] = pool.map(where, [{"n": n}], what="test", items=[1], item="squares")
+        ran.append(json.loads(file.read_bytes())[0])
+        pool.close()
+        with pytest.raises(ProcessLookupError):
+            os.kill(ran[-1], 0)
+    assert len({*ran, os.getpid()}) == 3
+
+
 def where(chunk, report):
     report(1, 0)
     return json.dumps([os.getpid(), torch.get_num_threads()]).encode()
