@@ -622,7 +622,7 @@ def controls(rates: dict) -> Figure:
     use_style()
     detection = rates["detection"]
     sustained = {name: windows for name, windows in rates["sustained"].items() if name != "matched_difference"}
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.24 * len(detection)))
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.24 * len(detection)))
     left, right = figure.subplots(1, 2)
     measures = {"multi_attempt_rate": "restart", "silent_recovery_rate": "on topic without one"}
     for shift, ((name, label), colour) in enumerate(zip(measures.items(), (VERMILION, BLUE), strict=True)):
@@ -634,7 +634,7 @@ def controls(rates: dict) -> Figure:
     left.set_xlim(0, 1)
     left.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     left.set_title("After what was put in")
-    left.legend(loc="best")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     colours = (VERMILION, ORANGE, BLUE, PURPLE, GREEN)
     for (name, windows), colour in zip(sustained.items(), colours, strict=False):
         _line(right, range(len(windows)), list(windows.values()), colour, name.replace("_", " "))
@@ -643,7 +643,7 @@ def controls(rates: dict) -> Figure:
     right.set_ylim(0, 100)
     right.set_xlabel("tokens from where the text begins")
     right.set_title("Score by distance")
-    right.legend(loc="best", fontsize=6)
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2, fontsize=6)
     return figure
 
 
