@@ -31,11 +31,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 repro: venv ## run the study: every stage that is not up to date, then fresh numbers beside the committed ones
-	$(BIN)/dvc repro
+	$(BIN)/python -m esr.kernels $(BIN)/dvc repro
 	$(BIN)/python -m esr.numbers compare
 
 quick: venv ## run the study at scale smoke, in minutes; its numbers mean nothing
-	$(BIN)/dvc exp run --set-param scale=smoke
+	$(BIN)/python -m esr.kernels $(BIN)/dvc exp run --set-param scale=smoke
 	@echo "This was scale smoke. To go back: git restore . && .venv/bin/dvc checkout"
 
 bench: venv ## time the engine beside transformers and vLLM on the same trials: ten minutes on two free cores

@@ -44,6 +44,7 @@ from esr.notebooks import execute
 from esr.numbers import read_numbers, write_numbers
 from esr.paths import ROOT
 from esr.progress import say
+from esr.provenance import environment
 from esr.workers import Workers
 
 NOTEBOOK = ROOT / "benchmarks" / "bench.ipynb"
@@ -195,7 +196,7 @@ def describe_machine(model: str, versions: dict[str, str]) -> Machine:
         transformers=transformers.__version__,
         vllm=versions.get("vllm"),
         vllm_lens=versions.get("vllm-lens"),
-        dtype="bfloat16",
+        dtype=environment()["dtype"],
         model=model,
     )
 

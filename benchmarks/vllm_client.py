@@ -11,6 +11,7 @@ from benchmarks.results import Timing
 from benchmarks.trials import TEMPERATURE, Workload
 from esr.models import model_folder
 from esr.paths import ROOT
+from esr.provenance import environment
 
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 KV_CACHE = "1"  # GiB; all trials of a run take a tenth of it
@@ -45,6 +46,7 @@ class Vllm:
         job = {
             "folder": str(model_folder(workload.model)),
             "layer": workload.layer,
+            "dtype": environment()["dtype"],
             "tokens": tokens,
             "temperature": TEMPERATURE,
             "repetition_penalty": workload.repetition_penalty,

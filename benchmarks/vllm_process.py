@@ -40,7 +40,7 @@ def start(job: dict):
     longest = max(len(trial["prompt"]) for trial in job["trials"]) + job["tokens"]
     return LLM(
         model=job["folder"],
-        dtype="bfloat16",
+        dtype=job["dtype"],
         seed=0,
         max_model_len=longest + 1,
         max_num_seqs=len(job["trials"]),

@@ -95,5 +95,6 @@ def write_shard(chunk: dict, report: Report) -> bytes:
         "answers": torch.tensor([len(row.prompt) - 1 for row in rows]),
     }
     for place, layer in enumerate(chunk["layers"]):
-        tensors[f"residual.{layer}"] = torch.cat([r[place][:n] for r, n in zip(residuals, lengths, strict=True)])
+        own = torch.cat([r[place][:n] for r, n in zip(residuals, lengths, strict=True)])
+        tensors[f"residual.{layer}"] = own.bfloat16()  # whatever it was computed in: half the disk
     return save({name: tensor.contiguous() for name, tensor in tensors.items()})

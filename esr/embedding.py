@@ -22,17 +22,19 @@ def load_embedder() -> Embedder:
 
 
 class Embedder:
-    """all-MiniLM-L6-v2 (or any model of its shape): mean-pooled, unit-length sentence embeddings, bfloat16 inside."""
+    """all-MiniLM-L6-v2 (or any model of its shape): mean-pooled, unit-length sentence embeddings."""
 
     def __init__(self, folder: Path, max_tokens: int = 128, batch_tokens: int = 4096):
         import torch
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
+        from esr.models import compute_dtype
+
         logging.disable_progress_bar()
         self.torch, self.max_tokens, self.batch_tokens = torch, max_tokens, batch_tokens
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        self.model = AutoModel.from_pretrained(folder, dtype=compute_dtype()).eval()
         self.words = {w for w in self.tokenizer.get_vocab() if w.isalpha()}  # words common enough for a token
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dimension"]:

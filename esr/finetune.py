@@ -295,7 +295,7 @@ def merge(model_id: str, adapter: Path, folder: Path) -> None:
 
     Raises FileNotFoundError when `adapter` holds none.
     """
-    tuned = load_model(model_id, adapter=adapter)
+    tuned = load_model(model_id, torch.bfloat16, adapter)
     with replacing(folder) as new:
         tuned.save_pretrained(new)
         load_tokenizer(model_id).save_pretrained(new)

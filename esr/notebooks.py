@@ -18,9 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# jsonschema, which nbformat imports, compiles a grammar of IRIs on import: 3 s of every stage for a check nobody needs.
+sys.modules.setdefault("rfc3987_syntax", None)
+
 import nbformat
 
 from esr.config import ConfigError, stage_parameters
+from esr.kernels import kernel_manager
 from esr.paths import CACHE, EXECUTED, NOTEBOOKS, ROOT
 from esr.records import write_text
 
@@ -65,7 +69,7 @@ def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:
         with read_aloud(working.with_suffix(".log")):
             papermill.execute_notebook(
                 str(source), str(working), parameters=parameters, kernel_name="python3", cwd=str(ROOT),
-                progress_bar=False, log_output=False,
+                progress_bar=False, log_output=False, kernel_manager_class=kernel_manager(),
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         message = f"{source.name} failed: {error.ename}: {error.evalue}"

@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
     """Versions and hardware that bit identity depends on: results repeat exactly only where these are equal."""
     import torch
 
-    from esr.models import device
+    from esr.models import compute_dtype, device
 
     return {
         "torch": torch.__version__,
@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
         "device": torch.cuda.get_device_name() if device().type == "cuda" else platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": "1",
-        "dtype": "bfloat16",
+        "dtype": str(compute_dtype()).removeprefix("torch."),
     }
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from esr.interventions import Intervention, Step, apply
+from esr.models import compute_dtype
 from esr.progress import Progress
 from esr.records import write_bytes, write_text
 
@@ -171,9 +172,9 @@ def save_sae(sae, folder: Path) -> None:
 
 
 def encoded(sae, residuals: Tensor) -> Iterator[tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_sae"]]]:
-    """Residuals and latents' activations, batch by batch; products in bfloat16, sums in float32."""
+    """Residuals and latents' activations, batch by batch; products in the compute dtype, sums in float32."""
     device = sae.W_dec.device
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
+    with torch.inference_mode(), torch.autocast(device.type, enabled=compute_dtype() == torch.bfloat16):
         for batch in residuals.split(BATCH):
             batch = batch.float().to(device)
             yield batch, sae.encode(batch)

@@ -23,6 +23,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from esr.models import compute_dtype
 from esr.progress import Progress, say
 from esr.records import digest
 from esr.sae import batches, save_sae
@@ -85,11 +86,11 @@ class ActiveLatents(torch.autograd.Function):
 class SparseBatchTopK(BatchTopKTrainingSAE):
     """BatchTopKTrainingSAE with the same loss, computed from the active latents alone.
 
-    precision: of the product that decides which latents are active; bfloat16 is fast, float32 picks exactly the latents
-    the stock class picks.
+    precision: of the product that decides which latents are active; bfloat16 is fast where the device multiplies it,
+    float32 picks exactly the latents the stock class picks.
     """
 
-    precision = torch.bfloat16
+    precision = torch.float32
     aux_tokens = 256
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -200,6 +201,7 @@ def _fresh_sae(recipe: Recipe, d_in: int, model_name: str, layer: int) -> Sparse
     config.metadata.model_name = model_name
     config.metadata.hook_name = f"model.layers.{layer}"
     sae = SparseBatchTopK(config)
+    sae.precision = compute_dtype()
     sae.aux_tokens = recipe.aux_tokens
     return sae
 

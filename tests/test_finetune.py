@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import tiny_llama
+from safetensors.torch import load_file
 
 from esr import finetune
 from esr.corrections import Example
@@ -127,12 +128,17 @@ class _Tokenizer:
         (folder / "tokenizer.json").write_text("{}")
 
 
-def test_the_merged_model_is_the_adapted_one_and_lower_layers_keep_their_bits(base, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_merged_model_is_the_adapted_one_and_lower_layers_keep_their_bits(base, tmp_path, monkeypatch, dtype):
     from peft import PeftModel
+
+    monkeypatch.setattr("esr.models.compute_dtype", lambda: dtype)  # of this machine: the file is bfloat16 either way
 
     state, curve = train(base, EXAMPLES, RECIPE)
     save_adapter("tiny", state, curve, RECIPE, 3, tmp_path / "adapter")
     merge("tiny", tmp_path / "adapter", tmp_path / "merged")
+    stored = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     merged = type(base).from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     tokens = torch.tensor([EXAMPLES[0].tokens])
     adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()

@@ -34,7 +34,7 @@ def clone(tmp_path_factory):
     subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
     subprocess.run([*git, "commit", "-qm", "clone"], cwd=folder, check=True)
     edit(folder / "params.yaml", "scale: laptop", "scale: smoke")
-    print(run(folder, "dvc", "repro"))
+    print(run(folder, sys.executable, "-m", "esr.kernels", "dvc", "repro"))  # as `make repro` does
     return folder
 
 
@@ -98,6 +98,7 @@ def test_afterwards_it_is_up_to_date(clone):
 
 
 def test_executed_again_everything_is_the_same_to_the_byte(clone):
+    """Kernels were forked the first time and are started now."""
     before = contents(clone)
     again = ["judge@smollm2-135m", "cross_judge", "measure", "figures", "power", "claims", "paper"]
     run(clone, "dvc", "repro", "--force", "--single-item", *again)
