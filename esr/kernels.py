@@ -86,6 +86,7 @@ def _fork_on_demand(listening: socket.socket, parent: int) -> None:
     os.environ |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "JPY_PARENT_PID": str(os.getpid())}
     for name in LIBRARIES:
         importlib.import_module(name)
+    sys.modules["pandas"].set_option("display.max_columns", 20)  # as in a kernel; outside one it expects a terminal
     gc.freeze()  # forks share these pages: no collection shall write to them
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     listening.settimeout(POLL)

@@ -23,6 +23,7 @@ SOURCES = {
     "drawn": "%matplotlib inline\nimport random, numpy, torch\nfrom matplotlib.figure import Figure\n"
     "print(numpy.random.default_rng(1).random(), torch.manual_seed(1).initial_seed(), torch.rand(2).tolist())\n"
     "figure = Figure(figsize=(2, 1))\nfigure.subplots().plot([1, 2])\nfigure",
+    "table": "import pandas\npandas.DataFrame([range(30)] * 90, columns=[f'a long name {i}' for i in range(30)])",
     "workers": "from multiprocessing import get_context\n"
     "with get_context('spawn').Pool(2) as pool:\n    print(pool.map(abs, [-1, -2]))",
     "elsewhere": "import esr, esr.paths\nprint(esr.copy, esr.paths.__file__)",
@@ -91,7 +92,7 @@ def test_a_forked_kernel_reads_the_code_of_the_folder_it_runs_in(outputs, notebo
     assert outputs["forked"]["elsewhere"][0]["text"] == f"True {notebooks / 'esr' / 'paths.py'}\n"
 
 
-@pytest.mark.parametrize("name", ["drawn", "workers", "elsewhere"])
+@pytest.mark.parametrize("name", ["drawn", "table", "workers", "elsewhere"])
 def test_a_forked_kernel_prints_and_draws_the_same(outputs, name):
     assert outputs["forked"][name] == outputs["started"][name]
     assert outputs["forked"][name]
