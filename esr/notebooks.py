@@ -69,7 +69,8 @@ def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:
         with read_aloud(working.with_suffix(".log")):
             papermill.execute_notebook(
                 str(source), str(working), parameters=parameters, kernel_name="python3", cwd=str(ROOT),
-                progress_bar=False, log_output=False, kernel_manager_class=kernel_manager(),
+                progress_bar=False, log_output=False,
+                kernel_manager_class=kernel_manager(), start_timeout=START,
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         message = f"{source.name} failed: {error.ename}: {error.evalue}"
@@ -118,6 +119,7 @@ def _without_identity(text: str, place: str) -> str:
     return ADDRESS.sub("at 0x0", STYLED.sub(f"T_{place}", text))
 
 
+START = 600  # seconds a kernel may take: the first fork waits until the libraries are imported
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STYLED = re.compile(r"\bT_[0-9a-f]{5}(?=[_\" ])")
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]+")
