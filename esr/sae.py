@@ -173,8 +173,8 @@ def save_sae(sae, folder: Path) -> None:
 
 def encoded(sae, residuals: Tensor) -> Iterator[tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_sae"]]]:
     """Residuals and latents' activations, batch by batch; products in the compute dtype, sums in float32."""
-    device = sae.W_dec.device
-    with torch.inference_mode(), torch.autocast(device.type, enabled=compute_dtype() == torch.bfloat16):
+    device, fast = sae.W_dec.device, compute_dtype() == torch.bfloat16
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
         for batch in residuals.split(BATCH):
             batch = batch.float().to(device)
             yield batch, sae.encode(batch)

@@ -1,6 +1,7 @@
 """The SAE's own training pass, files and measures, on a tiny random model and made-up residuals."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from esr.sae import (
     batches,
     dead_fraction,
     document_residuals,
+    encoded,
     explained_variance,
     l0,
     median_norm,
@@ -239,6 +241,19 @@ def test_measures_on_a_known_case():
     assert dead_fraction(sae, x) == pytest.approx(15 / 16)
     assert explained_variance(sae, x) == pytest.approx(1 - 1 / (5 + 0.75))
     assert median_norm(x) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_latents_are_read_in_the_compute_dtype_never_in_autocasts_own(monkeypatch, dtype):
+    monkeypatch.setattr("esr.sae.compute_dtype", lambda: dtype)
+    own = torch.get_autocast_dtype("cpu")
+    torch.set_autocast_dtype("cpu", torch.float16)  # as it is on a GPU; residuals overflow it
+    try:
+        sae = SimpleNamespace(W_dec=torch.eye(4), encode=lambda x: x @ torch.eye(4))
+        [(_, acts)] = encoded(sae, torch.full((2, 4), 1e5))
+    finally:
+        torch.set_autocast_dtype("cpu", own)
+    assert acts.dtype == dtype and acts.isfinite().all()
 
 
 def test_splicing_the_truth_costs_nothing_and_nothing_costs_much(tiny_model, documents):
