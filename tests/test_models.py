@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import yaml
 from conftest import tiny_llama
 from safetensors.torch import load_file
 
 from esr import models, provenance
 from esr.models import compute_dtype, load_model
+from esr.paths import ROOT
 
 ZEN_3 = {"avx2": True, "avx512_f": False, "avx512_bf16": False, "amx_bf16": False}
 SKYLAKE_X = ZEN_3 | {"avx512_f": True}
@@ -80,3 +82,13 @@ def test_a_corpus_is_kept_in_bfloat16_whatever_it_was_computed_in(monkeypatch, t
     chunk = {"model": "tiny", "requests": [[1, 5, 7], [1, 9, 4, 6]], "seed": 0, "max_new_tokens": 4, "layers": [1]}
     (tmp_path / "shard").write_bytes(corpus.write_shard(chunk, lambda finished, new: None))
     assert load_file(tmp_path / "shard")["residual.1"].dtype == torch.bfloat16
+
+
+def test_every_stage_whose_code_asks_for_the_dtype_runs_again_when_the_choice_changes():
+    asking = {f"esr/{file.name}" for file in (ROOT / "esr").glob("*.py") if "import compute_dtype" in file.read_text()}
+    asking.discard("esr/provenance.py")  # records it
+    assert asking == {"esr/embedding.py", "esr/sae.py", "esr/sae_training.py"}
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    computing = {name: stage["deps"] for name, stage in stages.items() if asking & set(stage.get("deps", []))}
+    assert {"train_sae", "relevance", "judge"} <= computing.keys()
+    assert [name for name, deps in computing.items() if "esr/models.py" not in deps] == []
