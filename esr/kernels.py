@@ -2,7 +2,7 @@
 
     python -m esr.kernels dvc repro
 
-A kernel imports torch, transformers and pandas for longer than many a stage computes (12 s on a slow core, thirty times
+A kernel imports torch, transformers and pandas for longer than many a stage computes (13 s on a slow core, thirty times
 a run). While the command runs, a server process holds them, and the notebooks that run under it (esr.notebooks) get
 forks of it as kernels. Only libraries are imported before a fork, never this project: a kernel always runs the code as
 it is on disk. Without the server, as under plain `dvc repro`, kernels start as they always do and compute the same.

@@ -28,9 +28,9 @@ def device() -> torch.device:
 def compute_dtype() -> torch.dtype:
     """bfloat16 where `device()` multiplies it, else float32.
 
-    A CPU without instructions for it (x86 without AVX512_BF16 or AMX, such as most laptops) multiplies bfloat16 element
-    by element: 1.3 GFLOP/s, where float32 reaches 100 (AMD Zen 3, two cores). Weights are kept as bfloat16 on disk
-    either way.
+    Without instructions for it (x86 without AVX512_BF16 or AMX) a CPU emulates it; with AVX2 alone PyTorch multiplies
+    bfloat16 element by element: 1.3 GFLOP/s, where float32 reaches 100 (AMD Zen 3, two cores). Weights are kept as
+    bfloat16 on disk either way.
     """
     here = device().type
     if here == "cuda":

@@ -19,8 +19,8 @@ SOURCES = {
     "where": "import json, os, sys\n"
     "own = [name for name in sys.modules if name.startswith('esr.')]\n"
     "print(json.dumps({'fork': 'torch' in sys.modules, 'folder': os.getcwd(), 'path': sys.path, 'own': own,"
-    " 'MINE': os.environ.get('MINE'), 'backend': os.environ['MPLBACKEND'], 'main': __name__}))",
-    "drawn": "%matplotlib inline\nimport random, numpy, torch\nfrom matplotlib.figure import Figure\n"
+    " 'MINE': os.environ.get('MINE'), 'backend': os.environ['MPLBACKEND']}))",
+    "drawn": "%matplotlib inline\nimport numpy, torch\nfrom matplotlib.figure import Figure\n"
     "print(numpy.random.default_rng(1).random(), torch.manual_seed(1).initial_seed(), torch.rand(2).tolist())\n"
     "figure = Figure(figsize=(2, 1))\nfigure.subplots().plot([1, 2])\nfigure",
     "table": "import pandas\npandas.DataFrame([range(30)] * 90, columns=[f'a long name {i}' for i in range(30)])",
