@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from esr.attention import ragged
 from esr.interventions import Intervention, Step, apply, check_layers, shared_prompt
+from esr.linear import packed
 from esr.sampling import sample
 
 ROOM = 16  # positions by which the cache grows
@@ -322,7 +323,7 @@ def generate(
     check_layers(model, interventions)
     spread = model.model.layers[first].register_forward_hook(generator._spread)
     try:
-        with ragged(model), apply(model, interventions, generator.step):
+        with packed(model), ragged(model), apply(model, interventions, generator.step):
             return generator.run(on_progress)
     finally:
         spread.remove()

@@ -15,7 +15,7 @@ from esr.config import model_entry
 from esr.paths import ROOT, data_dir
 
 # Modules whose code decides the tokens of an answer
-ENGINE = ("attention", "generation", "sampling", "interventions", "steering", "corpus", "models")
+ENGINE = ("attention", "linear", "generation", "sampling", "interventions", "steering", "corpus", "models")
 
 
 @lru_cache

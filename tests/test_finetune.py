@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from esr import finetune
 from esr.corrections import Example
-from esr.finetune import Recipe, batch_loss, loss_tokens, merge, only_layers, save_adapter, train
+from esr.finetune import Recipe, batch_loss, loss_tokens, merge, only_layers, plain_attention, save_adapter, train
 from esr.records import read_rows
 from esr.workers import Workers
 
@@ -47,7 +47,7 @@ def test_the_loss_is_the_models_own_over_the_marked_tokens(model, part, monkeypa
         counts.append(len(e.tokens) - e.loss_from)
     expected = sum(x * n for x, n in zip(losses, counts, strict=True)) / sum(counts)
     cached = inputs(model, EXAMPLES)
-    with only_layers(model, range(2, 3)):
+    with only_layers(model, range(2, 3)), plain_attention(model):
         assert batch_loss(model, cached, EXAMPLES, 1.0).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -89,6 +89,7 @@ def test_layers_run_in_two_parts_give_the_whole(model):
 
 def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    attention = model.config._attn_implementation
     steps = []
     state, curve = train(model, EXAMPLES, RECIPE, lambda examples, tokens: steps.append((examples, tokens)))
     per_epoch = len(curve) // RECIPE.epochs
@@ -96,7 +97,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(model):
     assert sum(s.loss for s in last) < 0.9 * sum(s.loss for s in first)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
-    assert not model.training
+    assert not model.training and model.config._attn_implementation == attention
     assert {int(name.split("layers.")[1].split(".")[0]) for name in state} == {2}
     assert all(value.dtype == torch.float32 for value in state.values())
     assert sum(n for n, _ in steps) == len(EXAMPLES) * RECIPE.epochs

@@ -128,7 +128,9 @@ def test_many_prompts_are_run_in_groups_of_bounded_size(model, monkeypatch):
     assert generate(model, rows(), batch_size=7, **SAMPLING) == whole
 
 
-def test_the_models_own_attention_is_back_afterwards(model):
+def test_the_models_own_attention_and_linear_maps_are_back_afterwards(model):
+    model = model.to(torch.bfloat16)
     before = model.config._attn_implementation
     generate(model, rows(), batch_size=3, **GREEDY)
     assert model.config._attn_implementation == before
+    assert not [m for m in model.modules() if "forward" in vars(m)]

@@ -87,7 +87,7 @@ def test_a_corpus_is_kept_in_bfloat16_whatever_it_was_computed_in(monkeypatch, t
 def test_every_stage_whose_code_asks_for_the_dtype_runs_again_when_the_choice_changes():
     asking = {f"esr/{file.name}" for file in (ROOT / "esr").glob("*.py") if "import compute_dtype" in file.read_text()}
     asking.discard("esr/provenance.py")  # records it
-    assert asking == {"esr/embedding.py", "esr/sae.py", "esr/sae_training.py"}
+    assert asking == {"esr/embedding.py", "esr/linear.py", "esr/sae.py", "esr/sae_training.py"}
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     computing = {name: stage["deps"] for name, stage in stages.items() if asking & set(stage.get("deps", []))}
     assert {"train_sae", "relevance", "judge"} <= computing.keys()
