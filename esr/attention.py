@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-NAME = "esr_ragged"
+RAGGED = "esr_ragged"
 
 
 def ragged_attention(
@@ -49,14 +49,14 @@ def ragged_attention(
     return mixed.view(rows, heads, queries, head_dim).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, ragged_attention)
+AttentionInterface.register(RAGGED, ragged_attention)
 
 
 @contextmanager
-def ragged(model) -> Iterator[None]:
-    """Within the block `model` attends by `ragged_attention`; afterwards as before, also after an error."""
+def attention_by(model, name: str) -> Iterator[None]:
+    """Within the block `model` attends as transformers names it ("eager") or as here (RAGGED); afterwards as before."""
     before = model.config._attn_implementation
-    model.config._attn_implementation = NAME
+    model.config._attn_implementation = name
     try:
         yield
     finally:

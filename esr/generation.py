@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from esr.attention import ragged
+from esr.attention import RAGGED, attention_by
 from esr.interventions import Intervention, Step, apply, check_layers, shared_prompt
 from esr.linear import packed
 from esr.sampling import sample
@@ -323,7 +323,7 @@ def generate(
     check_layers(model, interventions)
     spread = model.model.layers[first].register_forward_hook(generator._spread)
     try:
-        with packed(model), ragged(model), apply(model, interventions, generator.step):
+        with packed(model), attention_by(model, RAGGED), apply(model, interventions, generator.step):
             return generator.run(on_progress)
     finally:
         spread.remove()

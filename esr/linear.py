@@ -1,7 +1,7 @@
 """Linear maps of a bfloat16 model on a CPU, their weights laid out once as the matrix kernels read them.
 
 oneDNN reads bfloat16 weights in blocks and rearranges plain ones at every call, which a decoding step of a hundred rows
-feels: SmolLM2-135M writes 8 % more tokens, the same to the bit (AMD Zen 4, 64 and 96 rows, medians of 4).
+feels: SmolLM2-135M writes a tenth more tokens, the same to the bit (AMD Zen 4, 64 and 96 rows, medians of 4).
 """
 
 from __future__ import annotations

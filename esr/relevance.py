@@ -163,12 +163,15 @@ def on_topic(
     return (cosines > own[:, None]).mean(1) < STRAY
 
 
-def evaluate(scorer: Scorer, pairs: Sequence[Pair]) -> dict[str, float]:
+def score_pairs(scorer: Scorer, pairs: Sequence[Pair]) -> Float[np.ndarray, " n"]:
+    return scorer.score(*zip(*[(p.prompt, p.text, p.distractor) for p in pairs], strict=True))
+
+
+def evaluate(scores: Float[np.ndarray, " n"], pairs: Sequence[Pair]) -> dict[str, float]:
     """How well scores tell known shares: Spearman and mean absolute error (points) over all pairs, and the area under
     the ROC curve of matched against mismatched ones. Use pairs whose subjects the scorer was not fitted on."""
     from scipy.stats import rankdata, spearmanr
 
-    scores = scorer.score(*zip(*[(p.prompt, p.text, p.distractor) for p in pairs], strict=True))
     shares = np.array([p.share for p in pairs])
     kinds = np.array([p.kind for p in pairs])
     whole = np.isin(kinds, ["matched", "mismatched"])

@@ -8,8 +8,9 @@ from conftest import tiny_llama
 from safetensors.torch import load_file
 
 from esr import finetune
+from esr.attention import attention_by
 from esr.corrections import Example
-from esr.finetune import Recipe, batch_loss, loss_tokens, merge, only_layers, plain_attention, save_adapter, train
+from esr.finetune import Recipe, batch_loss, loss_tokens, merge, only_layers, save_adapter, train
 from esr.records import read_rows
 from esr.workers import Workers
 
@@ -47,7 +48,7 @@ def test_the_loss_is_the_models_own_over_the_marked_tokens(model, part, monkeypa
         counts.append(len(e.tokens) - e.loss_from)
     expected = sum(x * n for x, n in zip(losses, counts, strict=True)) / sum(counts)
     cached = inputs(model, EXAMPLES)
-    with only_layers(model, range(2, 3)), plain_attention(model):
+    with only_layers(model, range(2, 3)), attention_by(model, "eager"):
         assert batch_loss(model, cached, EXAMPLES, 1.0).item() == pytest.approx(expected, rel=1e-5)
 
 
