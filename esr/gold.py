@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap, spearmanr
-from sklearn.metrics import roc_auc_score
+from scipy.stats import bootstrap, rankdata, spearmanr
 
 from esr import statistics
 from esr.judge import is_degraded
@@ -98,9 +97,14 @@ def spearman(one: Sequence[float], other: Sequence[float], *, level: float, resa
     one, other = np.asarray(one, float), np.asarray(other, float)
     if len(one) < 3 or min(np.ptp(one), np.ptp(other)) == 0:
         return statistics.result(None, None, None, len(one))
+
+    def correlation(a, b, axis=-1):  # spearmanr of every resample at once
+        a, b = ((r := rankdata(x, axis=axis)) - r.mean(axis, keepdims=True) for x in (a, b))
+        return (a * b).sum(axis) / np.sqrt((a**2).sum(axis) * (b**2).sum(axis))
+
     ends = bootstrap(
-        (one, other), lambda a, b: spearmanr(a, b).statistic, paired=True, vectorized=False, method="percentile",
-        confidence_level=level, n_resamples=resamples, rng=np.random.default_rng(seed),
+        (one, other), correlation, paired=True, method="percentile", confidence_level=level, n_resamples=resamples,
+        rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return statistics.result(spearmanr(one, other).statistic, *_finite(ends), len(one))
 
@@ -128,16 +132,17 @@ def matched_auc(
     own = scorer.score([t.prompt for t in answers], texts, [""] * len(texts))
     other = scorer.score([foreign[t.prompt] for t in answers], texts, [""] * len(texts))
     prompts, codes = np.unique([t.prompt for t in answers], return_inverse=True)
-    rows = [np.flatnonzero(codes == code) for code in range(len(prompts))]
-
-    def area(drawn) -> float:
-        chosen = np.concatenate([rows[int(code)] for code in drawn])
-        truth = np.repeat([1, 0], len(chosen))
-        return roc_auc_score(truth, np.concatenate([own[chosen], other[chosen]]))
-
     every = np.arange(len(prompts))
+    member = codes == every[:, None]
+    above = (own[:, None] > other) + 0.5 * (own[:, None] == other)
+    wins = member @ above @ member.T  # of the first prompt's own answers against the second's foreign ones
+
+    def area(drawn, axis=-1):
+        times = (np.moveaxis(drawn, axis, -1)[..., None] == every).sum(axis=-2)  # each prompt was drawn
+        return ((times @ wins) * times).sum(axis=-1) / (times @ member.sum(axis=1)) ** 2
+
     ends = bootstrap(
-        (every,), area, vectorized=False, method="percentile", confidence_level=level, n_resamples=resamples,
+        (every,), area, method="percentile", confidence_level=level, n_resamples=resamples,
         rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return statistics.result(area(every), *_finite(ends), len(answers))

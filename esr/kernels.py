@@ -36,6 +36,9 @@ LIBRARIES = (
     "peft",
     "sae_lens",
 )
+# Seconds until a kernel whose notebook is done is killed, terminated halfway. When told to end it first waits for its
+# children, and of those multiprocessing's resource tracker lives as long as the kernel and hears no signal.
+SHUTDOWN = 1.0
 POLL = 1.0  # seconds between two looks at whether the parent is still there
 
 
@@ -43,10 +46,13 @@ def kernel_manager():
     """The class that starts a notebook's kernel: as a fork of the server where one runs, else as Jupyter does."""
     from jupyter_client import AsyncKernelManager
 
-    if ADDRESS not in os.environ:
-        return AsyncKernelManager
+    class StageKernelManager(AsyncKernelManager):
+        shutdown_wait_time = SHUTDOWN
 
-    class ForkedKernelManager(AsyncKernelManager):
+    if ADDRESS not in os.environ:
+        return StageKernelManager
+
+    class ForkedKernelManager(StageKernelManager):
         def format_kernel_cmd(self, extra_arguments=None):
             command = super().format_kernel_cmd(extra_arguments)
             return [sys.executable, "-m", "esr.kernels", "--fork", *command[command.index("ipykernel_launcher") + 1 :]]

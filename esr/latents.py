@@ -96,8 +96,9 @@ def read_words(corpus: Corpus, tokenizer) -> Words:
         found += [m.group() for m in matches]
     spelling, word_of = _vocabulary(found)
     document_of, asked, n = np.array(document_of), np.array(asked), len(spelling)
-    entries, owners = np.unique(np.stack([word_of, document_of]), axis=1)
-    requests = np.bincount(np.unique(np.stack([word_of[asked], document_of[asked]]), axis=1)[0], minlength=n)
+    pairs = word_of * len(starts) + document_of  # one number for both sorts ten times faster
+    entries, owners = np.divmod(np.unique(pairs), len(starts))
+    requests = np.bincount(np.unique(pairs[asked]) // len(starts), minlength=n)
     count = np.bincount(word_of, minlength=n)
     subjects = _subjects(spelling, word_of, document_of, asked, requests > FRAME * len(starts), len(starts))
     return Words(
@@ -129,7 +130,8 @@ def _vocabulary(found: list[str]) -> tuple[list[str], Int[np.ndarray, " words"]]
     for form, n in forms.items():
         members.setdefault(singular[form.lower()], Counter())[form] += n
     index = {w: i for i, w in enumerate(members)}
-    return [_spelling(forms) for forms in members.values()], np.array([index[singular[w.lower()]] for w in found])
+    entry = {form: index[singular[form.lower()]] for form in forms}
+    return [_spelling(forms) for forms in members.values()], np.array([entry[w] for w in found])
 
 
 def _singular(word: str, known: Counter) -> str:

@@ -42,9 +42,7 @@ class Workers:
         self.count = default_count() if count is None else count
         self.few = FEW if count is None else 0
         self.pool: ProcessPoolExecutor | None = None
-        context = multiprocessing.get_context("spawn")
-        self.counters = (context.Value("q", 0), context.Value("q", 0))
-        self.context = context
+        self.counters: tuple = ()  # items and units done, shared with the processes
 
     def __enter__(self) -> Workers:
         return self
@@ -79,42 +77,42 @@ class Workers:
         to_do = sum(items[i] for i in missing)
         progress = Progress(what, sum(items), item, most_units=to_do * units_per_item if units_per_item else None)
         progress.reuse(sum(items) - to_do)
-        for counter in self.counters:
-            counter.value = 0
+        work = [(chunks[i], paths[i]) for i in missing]
         if missing and self.count == 0:
-            self._run_here(function, [(chunks[i], paths[i]) for i in missing], progress)
+            self._run_here(function, work, progress)
         elif missing and self.pool is None and to_do <= self.few:
             with one_thread():
-                self._run_here(function, [(chunks[i], paths[i]) for i in missing], progress)
+                self._run_here(function, work, progress)
         elif missing:
-            self._run(function, [(chunks[i], paths[i]) for i in missing], progress)
-        if missing:
-            progress.update(self.counters[0].value, self.counters[1].value, force=True)
+            self._run(function, work, progress)
         return paths
 
-    def _report(self, progress: Progress) -> Report:
-        def report(finished: int, units: int) -> None:
-            self.counters[0].value += finished
-            self.counters[1].value += units
-            progress.update(self.counters[0].value, self.counters[1].value)
-
-        return report
-
     def _run_here(self, function, work, progress) -> None:
+        done = [0, 0]
+
+        def report(finished: int, units: int) -> None:
+            done[:] = done[0] + finished, done[1] + units
+            progress.update(*done)
+
         for chunk, path in work:
-            write_bytes(path, function(chunk, self._report(progress)))
+            write_bytes(path, function(chunk, report))
+        progress.update(*done, force=True)
 
     def _run(self, function, work, progress) -> None:
         if self.pool is None:
+            context = multiprocessing.get_context("spawn")
+            self.counters = (context.Value("q", 0), context.Value("q", 0))
             self.pool = ProcessPoolExecutor(
-                self.count, mp_context=self.context, initializer=_begin, initargs=(self.counters, os.getpid())
+                self.count, mp_context=context, initializer=_begin, initargs=(self.counters, os.getpid())
             )
+        for counter in self.counters:
+            counter.value = 0
         futures: set[Future] = {self.pool.submit(_work, function, chunk, path) for chunk, path in work}
         while futures:
             done, futures = wait(futures, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in done:
                 future.result()  # raises what the chunk raised
-            progress.update(self.counters[0].value, self.counters[1].value)
+            progress.update(*(counter.value for counter in self.counters), force=not futures)
 
 
 @contextmanager

@@ -99,3 +99,41 @@ def test_matched_area_compares_the_same_answer_under_two_prompts():
     foreign = dict(zip("vwxyz", "wxyzv", strict=True))
     assert matched_auc(Prompted(), answers, foreign, **INTERVAL)["estimate"] == 1.0
     assert matched_auc(Prompted(), answers, {p: p for p in "vwxyz"}, **INTERVAL)["estimate"] == 0.5
+
+
+def test_intervals_are_those_of_one_resample_after_another():
+    """All at once by a formula, or each by the library: the same draws, the same ends."""
+    from scipy.stats import bootstrap, spearmanr
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(3)
+    one = rng.normal(size=30)
+    other = one + rng.normal(size=30)
+    scores = rng.integers(0, 5, (2, 40)).astype(float)  # with ties
+    prompt_of = rng.permutation(np.arange(40) % 6)
+
+    def interval(samples, statistic, **paired):
+        ends = bootstrap(
+            samples, statistic, vectorized=False, method="percentile", confidence_level=INTERVAL["level"],
+            n_resamples=INTERVAL["resamples"], rng=np.random.default_rng(INTERVAL["seed"]), **paired,
+        ).confidence_interval  # fmt: skip
+        return pytest.approx((ends.low, ends.high))
+
+    found = spearman(one, other, **INTERVAL)
+    assert (found["low"], found["high"]) == interval((one, other), lambda a, b: spearmanr(a, b).statistic, paired=True)
+
+    class Drawn:
+        rows = iter(scores)
+
+        def score(self, prompts, texts, labels):
+            return next(self.rows)
+
+    def area(drawn):
+        chosen = np.concatenate([np.flatnonzero(prompt_of == p) for p in drawn.astype(int)])
+        return roc_auc_score(np.repeat([1, 0], len(chosen)), scores[:, chosen].ravel())
+
+    model = as_trials(LABELLED)[0]
+    answers = [model.model_copy(update={"prompt": f"p{p}"}) for p in prompt_of]
+    found = matched_auc(Drawn(), answers, {f"p{p}": "other" for p in range(6)}, **INTERVAL)
+    assert found["estimate"] == pytest.approx(area(np.arange(6)))
+    assert (found["low"], found["high"]) == interval((np.arange(6),), area)

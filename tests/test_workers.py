@@ -76,6 +76,14 @@ def test_little_work_is_done_in_this_process_with_one_thread_as_workers_have(ite
     assert [threads for _, threads in ran] == [1, 1]
 
 
+def test_little_work_starts_no_process(monkeypatch):
+    """Not even multiprocessing's resource tracker, a child that a kernel waits for when it is told to end."""
+    monkeypatch.setenv("ESR_WORKERS", "2")
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: pytest.fail(f"{method} of a process"))
+    with Workers() as pool:
+        pool.map(where, [{"n": 3}], what="test", items=[1], item="answers")
+
+
 def test_an_error_ends_the_run_and_keeps_what_finished(tmp_path):
     log = tmp_path / "log"
     with pytest.raises(ValueError, match="negative"):
