@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from esr.kernels import forking_python
 from esr.paths import CACHE
 from esr.progress import Progress
 from esr.records import digest, write_bytes
@@ -35,12 +36,13 @@ class Workers:
     """A pool of processes, alive until `close` or the end of its `with` block, so that each loads its model once.
 
     count: processes; 0 runs chunks in this process. Default ESR_WORKERS, else one per core, or 0 on a GPU; little work
-    (FEW items) is then done in this process too, in less time than workers take to start.
+    (FEW items) is then done in this process too, in less time than workers take to start, unless they can be forked
+    (esr.kernels).
     """
 
     def __init__(self, count: int | None = None):
         self.count = default_count() if count is None else count
-        self.few = FEW if count is None else 0
+        self.few = FEW if count is None and not forking_python() else 0
         self.pool: ProcessPoolExecutor | None = None
         self.counters: tuple = ()  # items and units done, shared with the processes
 
@@ -102,8 +104,9 @@ class Workers:
         if self.pool is None:
             context = multiprocessing.get_context("spawn")
             self.counters = (context.Value("q", 0), context.Value("q", 0))
+            context.set_executable(forking_python() or sys.executable)
             self.pool = ProcessPoolExecutor(
-                self.count, mp_context=context, initializer=_begin, initargs=(self.counters, os.getpid())
+                self.count, mp_context=context, initializer=_begin, initargs=(self.counters,)
             )
         for counter in self.counters:
             counter.value = 0
@@ -148,19 +151,18 @@ def split(items: Sequence, size: int) -> list[Sequence]:
     return [items[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-def _begin(counters, parent: int) -> None:
+def _begin(counters) -> None:
     global _counters
     _counters = counters
     import torch
 
     torch.set_num_threads(1)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
-def _leave_with(parent: int) -> None:
+def _leave_with_parent() -> None:
     """A killed parent cannot tell its workers: they watch for it."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
+    multiprocessing.parent_process().join()
     os._exit(1)
 
 

@@ -26,18 +26,46 @@ SOURCES = {
     "table": "import pandas\npandas.DataFrame([range(30)] * 90, columns=[f'a long name {i}' for i in range(30)])",
     "workers": "from multiprocessing import get_context\n"
     "with get_context('spawn').Pool(2) as pool:\n    print(pool.map(abs, [-1, -2]))",
+    "chunks": "import sys\nsys.path.insert(0, {folder!r})\nimport chunks\nchunks.run(chunks.where)",
     "elsewhere": "import esr, esr.paths\nprint(esr.copy, esr.paths.__file__)",
     "error": "1 / 0",
     "killed": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
 }
 
 
+# What workers of this project do in a kernel: `where` tells, `sleep` stays until it is killed
+CHUNKS = """
+import json, os, sys, tempfile, time
+FORKED = "statsmodels" in sys.modules
+from pathlib import Path
+from esr import workers
+
+def where(chunk, report):
+    import torch
+    report(1, 1)
+    return json.dumps([chunk["n"], FORKED, torch.get_num_threads(), os.getcwd()]).encode()
+
+def sleep(chunk, report):
+    Path(chunk["mark"]).write_text(str(os.getpid()))
+    time.sleep(600)
+
+def run(function, **chunk):
+    workers.CACHE = Path(tempfile.mkdtemp())
+    chunks = [{"n": n} | {k: f"{v}{n}" for k, v in chunk.items()} for n in range(3)]
+    os.environ["ESR_WORKERS"] = "3"
+    with workers.Workers() as pool:
+        files = pool.map(function, chunks, what="test", items=[20] * 3, item="answers")
+    print(json.dumps([json.loads(file.read_bytes()) for file in files]))
+"""
+
+
 @pytest.fixture(scope="module")
 def notebooks(tmp_path_factory):
     """A notebook of one cell for each source."""
     folder = tmp_path_factory.mktemp("kernels")
+    (folder / "chunks.py").write_text(CHUNKS)
     for name, source in SOURCES.items():
-        write(folder / f"{name}.ipynb", source)
+        write(folder / f"{name}.ipynb", source.replace("{folder!r}", repr(str(folder))))
     shutil.copytree(ROOT / "esr", folder / "esr")  # as `dvc exp run --temp` copies it
     (folder / "esr" / "__init__.py").write_text("copy = True")
     return folder
@@ -88,6 +116,12 @@ def test_a_forked_kernel_has_the_libraries_and_nothing_of_this_project(outputs):
     assert forked == started
 
 
+def test_a_forked_kernels_workers_are_forks_and_compute_as_others_do(outputs):
+    for name in ("forked", "started"):
+        expected = [[n, name == "forked", 1, str(ROOT)] for n in range(3)]
+        assert json.loads(outputs[name]["chunks"][0]["text"]) == expected
+
+
 def test_a_forked_kernel_reads_the_code_of_the_folder_it_runs_in(outputs, notebooks):
     assert outputs["forked"]["elsewhere"][0]["text"] == f"True {notebooks / 'esr' / 'paths.py'}\n"
 
@@ -119,20 +153,29 @@ def test_the_command_gets_its_arguments_and_its_status_is_the_result():
         [sys.executable, "-m", "esr.kernels", "sh", "-c", 'echo "$0 $ESR_KERNELS"; exit 7', "a b"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
-    said, address = done.stdout.strip().rsplit(" ", 1)
+    said, folder = done.stdout.strip().rsplit(" ", 1)
     assert (done.returncode, said) == (7, "a b")
-    wait_until(lambda: not Path(address).parent.exists())  # the server left with it
+    wait_until(lambda: not Path(folder).exists())  # the server left with it
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_is_left_of_a_run_that_is_killed(tmp_path, number):
-    mark = tmp_path / "kernel"
-    write(tmp_path / "n.ipynb", f"import os, time\nopen('{mark}', 'w').write(str(os.getpid()))\ntime.sleep(600)")
+    mark, marks = tmp_path / "kernel", [tmp_path / f"worker{n}" for n in range(3)]
+    (tmp_path / "chunks.py").write_text(CHUNKS)
+    source = f"import os, sys\nopen('{mark}', 'w').write(str(os.getpid()))\nsys.path.insert(0, '{tmp_path}')\n"
+    write(tmp_path / "n.ipynb", source + f"import chunks\nchunks.run(chunks.sleep, mark='{tmp_path}/worker')")
     run = subprocess.Popen([sys.executable, "-m", "esr.kernels", sys.executable, "-c", RUN, str(tmp_path)], cwd=ROOT)
-    wait_until(lambda: mark.exists() and mark.read_text(), 120)
-    kernel = psutil.Process(int(mark.read_text()))
+    wait_until(lambda: all(m.exists() and m.read_text() for m in (mark, *marks)), 120)
+    kernel, *workers = (psutil.Process(int(m.read_text())) for m in (mark, *marks))
     server = kernel.parent()
-    family = [kernel, server, *psutil.Process(run.pid).children(recursive=True)]
+    assert [w.parent() for w in workers] == [server] * 3
+    family = [
+        kernel,
+        *workers,
+        *kernel.children(recursive=True),
+        server,
+        *psutil.Process(run.pid).children(recursive=True),
+    ]
     run.send_signal(number)
     run.wait(60)
     wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family))
