@@ -65,7 +65,7 @@ def kernel_manager():
 
 def forking_python() -> str | None:
     """The executable to start instead of Python, with the same arguments, for a fork; None where no server runs."""
-    python = f"{os.environ.get(SERVER)}/python"
+    python = f"{os.environ.get(SERVER, '')}/python"
     return python if os.access(python, os.X_OK) else None
 
 
