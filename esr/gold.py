@@ -100,7 +100,8 @@ def spearman(one: Sequence[float], other: Sequence[float], *, level: float, resa
 
     def correlation(a, b, axis=-1):  # spearmanr of every resample at once
         a, b = ((r := rankdata(x, axis=axis)) - r.mean(axis, keepdims=True) for x in (a, b))
-        return (a * b).sum(axis) / np.sqrt((a**2).sum(axis) * (b**2).sum(axis))
+        with np.errstate(invalid="ignore"):  # a resample that does not vary has none
+            return (a * b).sum(axis) / np.sqrt((a**2).sum(axis) * (b**2).sum(axis))
 
     ends = bootstrap(
         (one, other), correlation, paired=True, method="percentile", confidence_level=level, n_resamples=resamples,
