@@ -35,7 +35,7 @@ SOURCES = {
 
 # What workers of this project do in a kernel: `where` tells, `sleep` stays until it is killed
 CHUNKS = """
-import json, os, sys, tempfile, time
+import json, os, sys, time
 FORKED = "statsmodels" in sys.modules
 from pathlib import Path
 from esr import workers
@@ -50,7 +50,7 @@ def sleep(chunk, report):
     time.sleep(600)
 
 def run(function, **chunk):
-    workers.CACHE = Path(tempfile.mkdtemp())
+    workers.CACHE = Path(__file__).parent / str(os.getpid())
     chunks = [{"n": n} | {k: f"{v}{n}" for k, v in chunk.items()} for n in range(3)]
     os.environ["ESR_WORKERS"] = "3"
     with workers.Workers() as pool:
