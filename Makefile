@@ -31,11 +31,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 repro: venv ## run the study: every stage that is not up to date, then fresh numbers beside the committed ones
-	$(BIN)/python -m esr.kernels $(BIN)/dvc repro
-	$(BIN)/python -m esr.numbers compare
+	$(BIN)/python -m esr.pipeline.kernels $(BIN)/dvc repro
+	$(BIN)/python -m esr.reporting.tables compare
 
 quick: venv ## run the study at scale smoke, in minutes; its numbers mean nothing
-	$(BIN)/python -m esr.kernels $(BIN)/dvc exp run --set-param scale=smoke
+	$(BIN)/python -m esr.pipeline.kernels $(BIN)/dvc exp run --set-param scale=smoke
 	@echo "This was scale smoke. To go back: git restore . && .venv/bin/dvc checkout"
 
 bench: venv ## time the engine beside transformers and vLLM on the same trials: ten minutes on two free cores
@@ -56,6 +56,7 @@ test: venv ## run all tests, the pipeline at scale smoke among them
 lint: venv ## check style, formatting, and that notebooks are stripped of outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/nbstripout --verify --keep-id $(wildcard notebooks/*.ipynb benchmarks/*.ipynb)
 
 lab: venv ## open JupyterLab with the notebooks

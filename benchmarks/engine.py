@@ -10,24 +10,24 @@ from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
-import esr.workers
+import esr.engine.workers
 from benchmarks.matmul import time_matmuls
 from benchmarks.results import MatmulTiming, Timing
 from benchmarks.trials import TEMPERATURE, residual_norm
-from esr import steering
-from esr.models import resident_model
-from esr.records import Trial
-from esr.steering import Plan, Settings
-from esr.workers import ChunkFunction, Report, Workers, default_count
+from esr.engine.workers import ChunkFunction, Report, Workers, default_count
+from esr.models.loading import resident_model
+from esr.steering import trials
+from esr.steering.trials import Plan, Settings
+from esr.storage.records import Trial
 
 PATIENCE = 300.0  # seconds for all workers to load their model
 
-study_chunk = steering.write_chunk
+study_chunk = trials.write_chunk
 
 
 def write_to_the_limit(chunk: dict, report: Report) -> bytes:
     """The study's chunk, its answers written on past tokens that would end them. Runs in a worker."""
-    with patch.object(steering, "stop_tokens", lambda _model: []):
+    with patch.object(trials, "stop_tokens", lambda _model: []):
         return study_chunk(chunk, report)
 
 
@@ -46,18 +46,18 @@ class Untouched:
 
 def write_unsteered(chunk: dict, report: Report) -> bytes:
     """The steered chunk without edit and guard, all else alike: what is missing is what steering costs."""
-    with patch.object(steering, "build_edits", lambda chunk, plans, device: ([], [Untouched(plans[0].layer)])):
+    with patch.object(trials, "build_edits", lambda chunk, plans, device: ([], [Untouched(plans[0].layer)])):
         return write_to_the_limit(chunk, report)
 
 
 def write_bare(chunk: dict, report: Report) -> bytes:
     """The study's chunk, its prompts without the chat template: a fifth as long."""
-    with patch.object(steering, "chat_tokens", _bare_tokens):
+    with patch.object(trials, "chat_tokens", _bare_tokens):
         return study_chunk(chunk, report)
 
 
 def write_bare_to_the_limit(chunk: dict, report: Report) -> bytes:
-    with patch.object(steering, "chat_tokens", _bare_tokens):
+    with patch.object(trials, "chat_tokens", _bare_tokens):
         return write_to_the_limit(chunk, report)
 
 
@@ -90,7 +90,7 @@ def worker_count() -> int:
 def everywhere(function: ChunkFunction, shared: dict, pool: Workers, what: str) -> list[bytes]:
     """Results of `function` in every worker at once: for functions that take long enough that none gets two."""
     chunks = [shared | {"worker": worker} for worker in range(pool.count)]
-    with tempfile.TemporaryDirectory() as folder, patch.object(esr.workers, "CACHE", Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, patch.object(esr.engine.workers, "CACHE", Path(folder)):
         files = pool.map(function, chunks, what=what, items=[1] * len(chunks), item="workers")
         return [file.read_bytes() for file in files]
 
@@ -110,10 +110,10 @@ def write_answers(
     """
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        stack.enter_context(patch.object(esr.workers, "CACHE", Path(folder)))
-        stack.enter_context(patch.object(steering, "write_chunk", chunk))
+        stack.enter_context(patch.object(esr.engine.workers, "CACHE", Path(folder)))
+        stack.enter_context(patch.object(trials, "write_chunk", chunk))
         start = time.perf_counter()
-        answers = steering.write_answers(plans, settings, pool, what)
+        answers = trials.write_answers(plans, settings, pool, what)
         return answers, time.perf_counter() - start
 
 

@@ -11,11 +11,12 @@ import statistics
 import time
 
 from benchmarks.trials import default_model
-from esr.gold import as_trials
-from esr.judge import load_judge
-from esr.numbers import write_numbers
+from esr.judging.annotations import as_trials
+from esr.judging.offline import load_judge
 from esr.paths import DATA
-from esr.records import LabelledAnswer, read_rows
+from esr.reporting.numbers import write_numbers
+from esr.storage.files import read_rows
+from esr.storage.records import LabelledAnswer
 
 ROUNDS = 5
 

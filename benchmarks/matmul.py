@@ -13,8 +13,8 @@ from statistics import median
 
 import torch
 
-from esr.models import resident_model
-from esr.workers import Report
+from esr.engine.workers import Report
+from esr.models.loading import resident_model
 
 
 def linear_layers(model) -> list[torch.nn.Linear]:

@@ -7,7 +7,7 @@ from statistics import median
 import pandas as pd
 from pydantic import Field
 
-from esr.records import Record
+from esr.storage.records import Record
 
 METHODS = {
     "engine": "this project's engine, single-threaded workers",

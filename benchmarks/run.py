@@ -38,14 +38,14 @@ from benchmarks.engine import (
 from benchmarks.results import Machine, MatmulTiming, Round, Scaling, Timing, summarize, table
 from benchmarks.schedule import Schedule
 from benchmarks.trials import BOOST, TEMPERATURE, Workload, default_model, load_workload, plan_trials
-from esr.config import ConfigError
-from esr.models import load_model, load_tokenizer
-from esr.notebooks import execute
-from esr.numbers import read_numbers, write_numbers
+from esr.config.schema import ConfigError
+from esr.engine.workers import Workers
+from esr.models.loading import load_model, load_tokenizer
+from esr.models.provenance import environment
 from esr.paths import ROOT
+from esr.pipeline.run import execute
 from esr.progress import say
-from esr.provenance import environment
-from esr.workers import Workers
+from esr.reporting.numbers import read_numbers, write_numbers
 
 NOTEBOOK = ROOT / "benchmarks" / "bench.ipynb"
 TURNS = ("matmul", "engine", "unsteered", "generate_one", "generate_batch", "vllm_lens")

@@ -22,10 +22,10 @@ import psutil
 from benchmarks.engine import load_workers, worker_count, write_answers, write_bare
 from benchmarks.results import Scale, Scaling
 from benchmarks.trials import TEMPERATURE, default_model, plan_trials, residual_norm
+from esr.engine.workers import Workers
 from esr.progress import say
-from esr.records import write_text
-from esr.steering import Settings
-from esr.workers import Workers
+from esr.steering.trials import Settings
+from esr.storage.files import write_text
 
 TOKENS = 4  # of an answer
 CHUNK = 50  # answers: at `few` trials two workers have one chunk each, at `many` they have as many as the other

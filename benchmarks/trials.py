@@ -14,12 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esr.config import PARAMS, ConfigError, load_yaml, model_entry, stage_parameters
-from esr.models import chat_tokens, load_directions
+from esr.config.registry import model_entry
+from esr.config.schema import ConfigError, load_yaml
+from esr.config.stages import PARAMS, stage_parameters
+from esr.models.chat import chat_tokens
 from esr.paths import data_dir
-from esr.records import read_prompts
-from esr.sae import read_contexts
-from esr.steering import Plan, trial_seed
+from esr.sae.contexts import read_contexts
+from esr.sae.loading import load_directions
+from esr.steering.trials import Plan
+from esr.storage.digests import trial_seed
+from esr.storage.prompts import read_prompts
 
 BOOST = 0.38  # median residual norms: of the size that calibration finds
 LATENTS = 24  # enough that neighbours in a batch are pushed in different directions

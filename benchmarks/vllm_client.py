@@ -9,9 +9,9 @@ from pathlib import Path
 
 from benchmarks.results import Timing
 from benchmarks.trials import TEMPERATURE, Workload
-from esr.models import model_folder
+from esr.models.loading import model_folder
+from esr.models.provenance import environment
 from esr.paths import ROOT
-from esr.provenance import environment
 
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 KV_CACHE = "1"  # GiB; all trials of a run take a tenth of it

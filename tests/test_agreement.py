@@ -1,8 +1,8 @@
 import pytest
 from test_metrics import judgement
 
-from esr import metrics
-from esr.agreement import above, compare, disagreements, higher, pairwise, surviving
+from esr.judging.agreement import above, compare, disagreements, higher, pairwise, surviving
+from esr.statistics import metrics
 
 
 def frame(*scores, latents=None, outcome="scored"):

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from esr import beginnings, windows
-from esr.beginnings import (
+from esr.experiments import prefill, windows
+from esr.experiments.prefill import (
     Rules,
     after_beginning,
     detection_plans,
@@ -15,10 +15,10 @@ from esr.beginnings import (
     sentence_cut,
     whole,
 )
-from esr.judge import OfflineJudge
-from esr.metrics import table
-from esr.records import Trial
-from esr.windows import find_episodes, opening_plans, stretches, sustained_rates, window_scores
+from esr.experiments.windows import find_episodes, opening_plans, stretches, sustained_rates, window_scores
+from esr.judging.offline import OfflineJudge
+from esr.statistics.metrics import table
+from esr.storage.records import Trial
 
 WRONG = "The horses eat hay. They brush manes in the stable every day."
 GOOD = "Mix flour and water. Knead the dough and bake it for an hour."
@@ -70,7 +70,7 @@ def pieces(tokens):
 
 
 def find(steered, unsteered, rules=RULES, n=99):
-    return beginnings.find_beginnings(steered, unsteered, TOKENIZER, Bread(), rules, n=n, seed=1)
+    return prefill.find_beginnings(steered, unsteered, TOKENIZER, Bread(), rules, n=n, seed=1)
 
 
 def two_prompts():
@@ -131,7 +131,7 @@ def test_plans_differ_in_what_their_names_say():
     steered, unsteered = two_prompts()
     (beginning, _) = find(steered, unsteered)
     plans = {p.condition: p for p in detection_plans([beginning], {"prefilled_detectors": (3, 9)})}
-    assert list(plans) == [*beginnings.PUT_IN, "prefilled_detectors"]
+    assert list(plans) == [*prefill.PUT_IN, "prefilled_detectors"]
     assert {p.boost for name, p in plans.items() if name != "prefilled_steered"} == {0.0}
     assert plans["prefilled_steered"].boost == 0.4
     assert plans["own"].prefill == beginning.own and plans["foreign"].prefill == beginning.foreign
@@ -143,7 +143,7 @@ def test_plans_differ_in_what_their_names_say():
 def test_the_live_answer_is_split_where_the_others_begin_and_whole_again():
     steered, unsteered = two_prompts()
     (beginning, _) = find(steered, unsteered)
-    (live,) = beginnings.live_trials([beginning], TOKENIZER)
+    (live,) = prefill.live_trials([beginning], TOKENIZER)
     assert (live.condition, tuple(live.prefill)) == ("live", beginning.off_topic)
     assert live.text == " They brush manes in the stable every day."
     assert whole(live, TOKENIZER).text == WRONG and live.id != beginning.trial.id
@@ -213,19 +213,19 @@ def test_without_beginnings_all_is_null_and_nothing_fails():
 
 
 def test_detectors_are_read_and_what_is_missing_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(beginnings, "data_dir", lambda stage, model: tmp_path)
+    monkeypatch.setattr(prefill, "data_dir", lambda stage, model: tmp_path)
     with pytest.raises(FileNotFoundError, match="sets.jsonl does not exist: run the stage `detectors`"):
-        beginnings.read_ablations("m", 1)
+        prefill.read_ablations("m", 1)
     sets = [("detectors", [4, 8]), ("random_1", [1, 2]), ("random_2", [3, 5]), ("held_out", [4])]
     lines = [json.dumps({"condition": name, "latents": latents, "prompts": []}) for name, latents in sets]
     (tmp_path / "sets.jsonl").write_text("\n".join(lines) + "\n")
-    assert beginnings.read_ablations("m", 2) == {
+    assert prefill.read_ablations("m", 2) == {
         "prefilled_detectors": (4, 8),
         "prefilled_random_1": (1, 2),
         "prefilled_random_2": (3, 5),
     }
     with pytest.raises(ValueError, match="no latents for 'random_3'"):
-        beginnings.read_ablations("m", 3)
+        prefill.read_ablations("m", 3)
 
 
 def restarted(latent=0):

@@ -26,10 +26,11 @@ from benchmarks.results import (
 )
 from benchmarks.schedule import Schedule
 from benchmarks.trials import LATENTS, plan_trials
-from esr import figures, steering
-from esr.generation import Row, generate
-from esr.interventions import AddVector
+from esr.engine.generation import Row, generate
+from esr.engine.interventions import AddVector
 from esr.paths import NUMBERS, ROOT
+from esr.reporting import figures
+from esr.steering import trials
 
 PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13, 14), (15,)]
 GREEDY = baselines.sampling(0.0, 1.0)
@@ -110,10 +111,10 @@ class Tokenizer:
 @pytest.fixture
 def chunk(llama, vectors, monkeypatch):
     """A chunk of the study on the tiny model; the third token of its first answer is a stop token."""
-    monkeypatch.setattr(steering, "resident_model", lambda _model, _adapter: (llama, Tokenizer()))
-    monkeypatch.setattr(steering, "load_directions", lambda _model, latents: vectors[latents])
+    monkeypatch.setattr(trials, "resident_model", lambda _model, _adapter: (llama, Tokenizer()))
+    monkeypatch.setattr(trials, "load_directions", lambda _model, latents: vectors[latents])
     plans = [
-        vars(steering.Plan("steered", i, "", f"p{i}", text, i, 1.0, layer=1)) for i, text in enumerate(("abc", "de"))
+        vars(trials.Plan("steered", i, "", f"p{i}", text, i, 1.0, layer=1)) for i, text in enumerate(("abc", "de"))
     ]
     content = {
         "model": "tiny", "adapter": "", "plans": plans, "max_new_tokens": TOKENS, "residual_norm": 1.0, "sae_layer": 1,
@@ -130,17 +131,15 @@ def answers(function, chunk):
 
 
 def test_the_engines_chunk_is_the_studys_but_for_the_stop_token(chunk):
-    whole, study = answers(write_to_the_limit, chunk), answers(steering.write_chunk, chunk)
+    whole, study = answers(write_to_the_limit, chunk), answers(trials.write_chunk, chunk)
     assert [len(tokens) for tokens in whole] == [TOKENS, TOKENS]
     assert study[0] == whole[0][: len(study[0])] and len(study[0]) <= 2
 
 
 def test_scaling_leaves_out_the_chat_template_alone(chunk, monkeypatch):
-    bare, chat = answers(write_bare, chunk), answers(steering.write_chunk, chunk)
-    monkeypatch.setattr(
-        steering, "chat_tokens", lambda tokenizer, text, _prefill: tuple(tokenizer(text, True).input_ids)
-    )
-    assert bare == answers(steering.write_chunk, chunk) != chat
+    bare, chat = answers(write_bare, chunk), answers(trials.write_chunk, chunk)
+    monkeypatch.setattr(trials, "chat_tokens", lambda tokenizer, text, _prefill: tuple(tokenizer(text, True).input_ids))
+    assert bare == answers(trials.write_chunk, chunk) != chat
 
 
 def test_pairs_are_used_equally_often_each_time_with_a_new_seed():

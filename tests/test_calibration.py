@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from esr.calibration import Bisection
-from esr.config import Boost
+from esr.config.registry import Boost
+from esr.experiments.calibration import Bisection
 
 BOUNDS = Boost(low=0.0, high=1.2, prior_mean=0.45, prior_sd=0.2)
 

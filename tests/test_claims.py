@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from esr import claims, evidence, numbers, paths
-from esr.claims import evaluate
+from esr import paths
+from esr.reporting import claims, lookup, numbers
+from esr.reporting.claims import evaluate
 
 PUBLISHED = json.loads((paths.DATA / "published.json").read_text(encoding="utf-8"))
 CLAIMS = claims.claims(PUBLISHED)
@@ -131,11 +132,11 @@ def test_each_row_says_what_was_asked_of_whom():
 
 
 def test_a_gap_is_as_uncertain_as_both_sides():
-    assert evidence.gap(interval(0.5, 0.4, 0.7, 30), interval(0.2, 0.1, 0.3, 20)) == pytest.approx(
+    assert lookup.gap(interval(0.5, 0.4, 0.7, 30), interval(0.2, 0.1, 0.3, 20)) == pytest.approx(
         interval(0.3, 0.1, 0.6, 20)
     )
-    assert evidence.gap(interval(0.5, None, 0.7), interval(0.2, 0.1, 0.3))["low"] is None
-    assert evidence.gap(None, interval(0, 0, 0)) is None
+    assert lookup.gap(interval(0.5, None, 0.7), interval(0.2, 0.1, 0.3))["low"] is None
+    assert lookup.gap(None, interval(0, 0, 0)) is None
 
 
 def test_a_reduction_that_the_adjusted_test_does_not_confirm_stays_undecided():

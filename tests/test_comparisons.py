@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from esr import comparisons
-from esr.studies import Design, simulate
+from esr.statistics import comparisons
+from esr.statistics.simulation import Design, simulate
 
 LATENTS = np.repeat(np.arange(32), 10)
 

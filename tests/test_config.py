@@ -2,16 +2,18 @@
 
 import pytest
 
-from esr import config
-from esr.config import ConfigError, check_latents, model_entry, notebook_parameters, stage_parameters
+from esr.config import stages
+from esr.config.registry import check_latents, model_entry
+from esr.config.schema import ConfigError
+from esr.config.stages import notebook_parameters, stage_parameters
 
 
 @pytest.fixture
 def params(tmp_path, monkeypatch):
     """A copy of params.yaml to spoil: `params(old, new)` replaces text in it."""
     copy = tmp_path / "params.yaml"
-    copy.write_text(config.PARAMS.read_text())
-    monkeypatch.setattr(config, "PARAMS", copy)
+    copy.write_text(stages.PARAMS.read_text())
+    monkeypatch.setattr(stages, "PARAMS", copy)
 
     def spoil(old, new):
         assert old in copy.read_text()
@@ -22,10 +24,10 @@ def params(tmp_path, monkeypatch):
 
 def test_every_stage_at_every_scale_is_complete(params):
     for scale in ("laptop", "smoke", "paper"):
-        config.PARAMS.write_text(config.PARAMS.read_text().replace("scale: laptop", f"scale: {scale}"))
-        for stage in config.STAGES:
+        stages.PARAMS.write_text(stages.PARAMS.read_text().replace("scale: laptop", f"scale: {scale}"))
+        for stage in stages.STAGES:
             stage_parameters(stage)
-        config.PARAMS.write_text(config.PARAMS.read_text().replace(f"scale: {scale}", "scale: laptop"))
+        stages.PARAMS.write_text(stages.PARAMS.read_text().replace(f"scale: {scale}", "scale: laptop"))
 
 
 MODELS = "models: [smollm2-135m, smollm2-135m-corrected]"

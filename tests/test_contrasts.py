@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from esr import contrasts, metrics
-from esr.comparisons import paired_difference
+from esr.experiments import ablation
+from esr.statistics import metrics
+from esr.statistics.comparisons import paired_difference
 
 INTERVAL = {"level": 0.95, "resamples": 500, "seed": 0}
 PUBLISHED = {"multi_attempt_reduction": 0.25, "esr_reduction": 0.27}
@@ -35,7 +36,7 @@ def reduced(n=600, rate=0.3, kept=0.5):
 
 def test_a_contrast_has_every_figure_for_both_outcomes():
     one, other = reduced()
-    figures = contrasts.contrast(one, other, **INTERVAL)
+    figures = ablation.contrast(one, other, **INTERVAL)
     a, b = metrics.multi_attempt(one), metrics.multi_attempt(other)
     assert figures["difference"] == paired_difference(a.to_numpy(), b.to_numpy(), one.latent, **INTERVAL)
     assert figures["relative_reduction"]["estimate"] == pytest.approx(1 - b.mean() / a.mean())
@@ -49,14 +50,14 @@ def test_a_contrast_has_every_figure_for_both_outcomes():
 def test_esr_is_contrasted_by_itself():
     restarts = np.arange(200) % 4 == 0
     one, other = trials(restarts), trials(restarts, improved=restarts & (np.arange(200) % 8 == 0))
-    figures = contrasts.contrast(one, other, **INTERVAL)
+    figures = ablation.contrast(one, other, **INTERVAL)
     assert figures["difference"]["estimate"] == 0 and figures["p_value"] == 1
     assert figures["esr_relative_reduction"]["estimate"] == pytest.approx(0.5) and figures["esr_p_value"] < 0.001
 
 
 def conclude(detectors, random):
     pairs = {"detectors": detectors, "held_out": detectors, "random": random}
-    return contrasts.conclude({k: contrasts.contrast(*v, **INTERVAL) for k, v in pairs.items()}, PUBLISHED, 0.95)
+    return ablation.conclude({k: ablation.contrast(*v, **INTERVAL) for k, v in pairs.items()}, PUBLISHED, 0.95)
 
 
 def test_a_clear_reduction_and_an_idle_control_are_reproduced():
@@ -81,19 +82,19 @@ def test_without_any_restart_everything_is_undecided_and_nothing_detectable():
     conclusions = conclude((never, never), (never, never))
     verdicts = {entry["verdict"] for outcome in conclusions.values() for entry in outcome.values()}
     assert verdicts == {"undecided at this n"}
-    detectable = contrasts.detectable(never, never, **INTERVAL)
+    detectable = ablation.detectable(never, never, **INTERVAL)
     assert detectable == {"minimum_detectable_reduction": None, "esr_minimum_detectable_reduction": None}
 
 
 def test_an_interval_above_zero_does_not_count_without_the_adjusted_test():
     reduction = {"estimate": 0.3, "low": 0.01, "high": 0.5, "n": 100}
     entry = {f"{p}{k}": v for p in ("", "esr_") for k, v in {"relative_reduction": reduction, "p_value": 0.03}.items()}
-    alone = contrasts.conclude({"detectors": entry}, PUBLISHED, 0.95)["verdict"]
-    three = contrasts.conclude({"detectors": entry, "held_out": entry, "random": entry}, PUBLISHED, 0.95)["verdict"]
+    alone = ablation.conclude({"detectors": entry}, PUBLISHED, 0.95)["verdict"]
+    three = ablation.conclude({"detectors": entry, "held_out": entry, "random": entry}, PUBLISHED, 0.95)["verdict"]
     assert alone["detectors"]["verdict"] == "reproduced" and alone["detectors"]["p_value_holm"] == 0.03
     assert three["detectors"]["verdict"] == "undecided at this n" and three["detectors"]["p_value_holm"] > 0.05
 
 
 def test_more_pairs_detect_smaller_reductions():
-    few, many = (contrasts.detectable(*reduced(n=n), **INTERVAL)["minimum_detectable_reduction"] for n in (300, 3000))
+    few, many = (ablation.detectable(*reduced(n=n), **INTERVAL)["minimum_detectable_reduction"] for n in (300, 3000))
     assert 0 < many < few < 1

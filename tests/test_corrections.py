@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from esr.corrections import (
+from esr.experiments.self_corrections import (
     AFTER_RESTART,
     MAX_WORDS,
     MIN_WORDS,
@@ -24,10 +24,11 @@ from esr.corrections import (
     split_latents,
     split_prompts,
 )
-from esr.records import Latent, Prompt, Trial, read_prompts
-from esr.restarts import find_restarts
-from esr.sae import Corpus
-from esr.texts import content_stems
+from esr.judging.restarts import find_restarts
+from esr.judging.texts import content_stems
+from esr.sae.corpus import Corpus
+from esr.storage.prompts import read_prompts
+from esr.storage.records import Latent, Prompt, Trial
 
 STOP = 0
 ANSWER = "To peel a carrot, hold it firmly on the board and draw the blade towards you. Then wash it."

@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from esr import detectors
-from esr.detectors import Activity, ablated, ablation_sets, derangement, find, match_random, pair_up, split_halves
+from esr.experiments import detectors
+from esr.experiments.detectors import ablated, ablation_sets, derangement, find, match_random, pair_up, split_halves
+from esr.steering.activations import Activity
 
 PROMPTS = [f"evaluation-{i:02d}" for i in range(20)]
 

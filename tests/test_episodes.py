@@ -6,13 +6,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from esr import episodes
-from esr.episodes import aligned, region_rows, regions, token_starts
-from esr.judge import split_attempts
-from esr.models import load_tokenizer
+from esr.experiments import episodes
+from esr.experiments.episodes import aligned, region_rows, regions, token_starts
+from esr.judging.offline import split_attempts
+from esr.judging.restarts import find_restarts
+from esr.models.loading import load_tokenizer
 from esr.paths import data_dir
-from esr.records import Attempt, Judgement, Trial
-from esr.restarts import find_restarts
+from esr.storage.records import Attempt, Judgement, Trial
 
 INTERVAL = {"level": 0.95, "resamples": 200, "seed": 0}
 RESTART = "Wait, that's not right. Let me start over."

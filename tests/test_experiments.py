@@ -3,9 +3,10 @@
 import pandas as pd
 import pytest
 
-from esr import metrics
-from esr.experiments import converged, paired, read_pair
-from esr.records import Attempt, Judgement, Threshold, Trial, write_rows
+from esr.experiments.run import converged, paired, read_pair
+from esr.statistics import metrics
+from esr.storage.files import write_rows
+from esr.storage.records import Attempt, Judgement, Threshold, Trial
 
 
 def judgement(condition, latent, prompt, scores=(50.0,), seed=1, outcome="scored"):

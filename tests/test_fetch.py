@@ -16,8 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from esr import fetch
-from esr.fetch import AnySource, FetchError, FolderSource, HubSource, WheelSource
+from esr.config.sources import AnySource, FolderSource, HubSource, WheelSource
+from esr.models import fetch
+from esr.models.fetch import FetchError
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

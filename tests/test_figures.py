@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from esr import figures, metrics, paths
-from esr.records import Query
+from esr import paths
+from esr.reporting import figures
+from esr.statistics import metrics
+from esr.storage.records import Query
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PUBLISHED = json.loads((REPOSITORY / "data" / "published.json").read_text(encoding="utf-8"))
@@ -147,7 +149,7 @@ def test_saved_bytes_are_stable_and_undated(esr, tmp_path, monkeypatch):
 
 
 def test_nothing_that_measures_or_draws_imports_torch():
-    modules = "esr.metrics, esr.statistics, esr.figures, esr.numbers, esr.paper"
+    modules = "esr.statistics.metrics, esr.statistics.intervals, esr.reporting.figures, esr.reporting.tables, esr.reporting.paper"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 

@@ -7,12 +7,14 @@ import torch
 from conftest import tiny_llama
 from safetensors.torch import load_file
 
-from esr import finetune
-from esr.attention import attention_by
-from esr.corrections import Example
-from esr.finetune import Recipe, batch_loss, loss_tokens, merge, only_layers, save_adapter, train
-from esr.records import read_rows
-from esr.workers import Workers
+from esr.engine.attention import attention_by
+from esr.engine.workers import Workers
+from esr.experiments import finetuning
+from esr.experiments.finetuning import save_adapter
+from esr.experiments.lora import Recipe, batch_loss, loss_tokens, only_layers, train
+from esr.experiments.self_corrections import Example
+from esr.models.merging import merge
+from esr.storage.files import read_rows
 
 RECIPE = Recipe(first_layer=2, rank=4, alpha=8, dropout=0.1, lr=3e-2, warm_up=1, epochs=12, batch_size=3, seed=1)
 
@@ -35,12 +37,12 @@ EXAMPLES = [example(i, 9 + i % 5, 3 + i % 4) for i in range(10)]
 
 
 def inputs(model, examples, first_layer=2):
-    return [finetune._lower_residuals(model, e, first_layer) for e in examples]
+    return [finetuning._lower_residuals(model, e, first_layer) for e in examples]
 
 
 @pytest.mark.parametrize("part", [7, 1000])
 def test_the_loss_is_the_models_own_over_the_marked_tokens(model, part, monkeypatch):
-    monkeypatch.setattr(finetune, "LOSS_PART", part)
+    monkeypatch.setattr(finetuning, "LOSS_PART", part)
     labels = [torch.tensor([-100] * e.loss_from + e.tokens[e.loss_from :]) for e in EXAMPLES]
     losses, counts = [], []
     for e, label in zip(EXAMPLES, labels, strict=True):
@@ -119,9 +121,9 @@ def base(tmp_path, monkeypatch):
     tiny_llama().to(torch.bfloat16).save_pretrained(folder)
     (folder / "LICENSE").write_text("free")
     load = type(tiny_llama()).from_pretrained
-    monkeypatch.setattr(finetune, "model_folder", lambda model_id: folder)
+    monkeypatch.setattr(finetuning, "model_folder", lambda model_id: folder)
     monkeypatch.setattr("esr.models.model_folder", lambda model_id: folder)
-    monkeypatch.setattr(finetune, "load_tokenizer", lambda model_id: _Tokenizer())
+    monkeypatch.setattr(finetuning, "load_tokenizer", lambda model_id: _Tokenizer())
     return load(folder, dtype=torch.float32).eval()
 
 
@@ -151,7 +153,7 @@ def test_the_merged_model_is_the_adapted_one_and_lower_layers_keep_their_bits(ba
     own, weights = plain.state_dict(), merged.state_dict()
     changed = {name for name in own if not torch.equal(own[name], weights[name])}
     assert changed and all(name.startswith("model.layers.2.") and name.endswith("_proj.weight") for name in changed)
-    assert read_rows(tmp_path / "adapter" / "curve.jsonl", finetune.TrainingStep) == curve
+    assert read_rows(tmp_path / "adapter" / "curve.jsonl", finetuning.TrainingStep) == curve
     assert {"LICENSE", "tokenizer.json", "config.json"} <= {p.name for p in (tmp_path / "merged").iterdir()}
 
 
@@ -179,18 +181,18 @@ def test_pushes_are_added_to_what_the_first_adapter_reads_and_change_the_trainin
 
 def test_adapters_begin_right_above_the_steered_layer(base, tmp_path):
     with pytest.raises(ValueError, match="first_layer is 2; smollm2-135m is steered at layer 17"):
-        finetune.train_all("smollm2-135m", {"0.5": EXAMPLES}, RECIPE, 1.0, Workers(0))
+        finetuning.train_all("smollm2-135m", {"0.5": EXAMPLES}, RECIPE, 1.0, Workers(0))
 
 
 def test_runs_are_kept_and_not_repeated(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune, "model_entry", lambda model_id: SimpleNamespace(steer_layer=RECIPE.first_layer - 1))
-    monkeypatch.setattr(finetune, "load_directions", lambda model_id, latents: torch.ones(len(latents), 32))
-    monkeypatch.setattr("esr.workers.CACHE", tmp_path / "cache")
-    monkeypatch.setattr(finetune, "resident_model", lambda model_id: (tiny_llama(), None))
+    monkeypatch.setattr(finetuning, "model_entry", lambda model_id: SimpleNamespace(steer_layer=RECIPE.first_layer - 1))
+    monkeypatch.setattr(finetuning, "load_directions", lambda model_id, latents: torch.ones(len(latents), 32))
+    monkeypatch.setattr("esr.engine.workers.CACHE", tmp_path / "cache")
+    monkeypatch.setattr(finetuning, "resident_model", lambda model_id: (tiny_llama(), None))
     sets = {"0.1": EXAMPLES[:4], "0.9": EXAMPLES[4:]}
-    first = finetune.train_all("tiny", sets, RECIPE, 1.0, Workers(0))
-    monkeypatch.setattr(finetune, "train", lambda *_: pytest.fail("trained again"))
-    again = finetune.train_all("tiny", sets, RECIPE, 1.0, Workers(0))
+    first = finetuning.train_all("tiny", sets, RECIPE, 1.0, Workers(0))
+    monkeypatch.setattr(finetuning, "train", lambda *_: pytest.fail("trained again"))
+    again = finetuning.train_all("tiny", sets, RECIPE, 1.0, Workers(0))
     assert list(again) == ["0.1", "0.9"]
     for name in sets:
         assert first[name][1] == again[name][1]

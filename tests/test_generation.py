@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from esr.generation import Row, generate
-from esr.interventions import AddVector, Capture
+from esr.engine.generation import Row, generate
+from esr.engine.interventions import AddVector, Capture
 
 SAMPLING = {"temperature": 0.8, "repetition_penalty": 1.2, "stop_tokens": [2]}
 GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0, "stop_tokens": [2]}

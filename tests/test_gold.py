@@ -3,7 +3,8 @@
 from collections import Counter
 
 from esr.paths import DATA
-from esr.records import LabelledAnswer, read_rows
+from esr.storage.files import read_rows
+from esr.storage.records import LabelledAnswer
 
 GOLD = read_rows(DATA / "judge" / "gold.jsonl", LabelledAnswer)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from esr.gold import as_judgements, as_trials, by_decile, matched_auc, measure, spearman
-from esr.records import LabelledAnswer
+from esr.judging.annotations import as_judgements, as_trials, by_decile, matched_auc, measure, spearman
+from esr.storage.records import LabelledAnswer
 
 INTERVAL = {"level": 0.95, "resamples": 200, "seed": 0}
 TEXT = "a" * 100

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from esr.generation import Row, generate
-from esr.interventions import AddVector, Capture, CaptureLatents, Readout, Step, ZeroAblate, apply
+from esr.engine.generation import Row, generate
+from esr.engine.interventions import AddVector, Capture, CaptureLatents, Readout, Step, ZeroAblate, apply
 
 GREEDY = {"batch_size": 3, "temperature": 0.0, "repetition_penalty": 1.0, "stop_tokens": []}
 ROWS = [Row((5, 6, 7, 8), 0, 3), Row((9, 10), 0, 3), Row((11, 12, 13), 0, 3)]
@@ -146,7 +146,7 @@ def test_a_latent_the_readout_does_not_have_is_refused():
 def test_a_readout_reads_what_saelens_reads(kind, tmp_path, monkeypatch):
     from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
 
-    from esr import models
+    from esr.models import loading
 
     classes = {"standard": (StandardSAE, StandardSAEConfig), "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig)}
     sae_class, config_class = classes[kind]
@@ -156,18 +156,18 @@ def test_a_readout_reads_what_saelens_reads(kind, tmp_path, monkeypatch):
         for weight in sae.parameters():
             weight.copy_(torch.randn(weight.shape, generator=draw) * 0.3)
     sae.save_model(tmp_path)
-    entry = models.model_entry("smollm2-135m")
+    entry = loading.model_entry("smollm2-135m")
     folder = entry.sae.model_copy(update={"path": str(tmp_path)})
-    monkeypatch.setattr(models, "model_entry", lambda _id: entry.model_copy(update={"sae": folder}))
+    monkeypatch.setattr(loading, "model_entry", lambda _id: entry.model_copy(update={"sae": folder}))
     hidden = torch.randn(3, 5, 32, generator=draw)
     expected = sae.encode(hidden)[..., [7, 3, 40]]
     assert (expected > 0).any() and (expected == 0).any()
-    torch.testing.assert_close(models.load_readout("smollm2-135m", [7, 3, 40]).activations(hidden), expected)
+    torch.testing.assert_close(loading.load_readout("smollm2-135m", [7, 3, 40]).activations(hidden), expected)
 
 
 def test_an_sae_whose_latents_depend_on_each_other_is_refused(monkeypatch):
-    from esr import models
+    from esr.models import loading
 
-    monkeypatch.setattr(models, "_sae_weights", lambda _id: (None, {"architecture": "topk"}))
+    monkeypatch.setattr(loading, "_sae_weights", lambda _id: (None, {"architecture": "topk"}))
     with pytest.raises(ValueError, match="is topk with normalize_activations none"):
-        models.load_readout("smollm2-135m", [1])
+        loading.load_readout("smollm2-135m", [1])

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from esr.judge import OfflineJudge, is_degraded, load_judge, split_attempts
-from esr.metrics import table
-from esr.records import Trial
+from esr.judging.offline import OfflineJudge, is_degraded, load_judge, split_attempts
+from esr.statistics.metrics import table
+from esr.storage.records import Trial
 
 FIRST = "Gather the horses and brush their manes every single day of the week."
 SECOND = "Mix flour, water, salt and yeast, knead the dough and bake it for half an hour."

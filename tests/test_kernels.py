@@ -98,7 +98,7 @@ print(json.dumps(outputs))
 def outputs(notebooks):
     """What the notebooks print, under the server ("forked") and without it ("started")."""
     found = {}
-    for name, server in (("forked", ["-m", "esr.kernels", sys.executable]), ("started", [])):
+    for name, server in (("forked", ["-m", "esr.pipeline.kernels", sys.executable]), ("started", [])):
         command = [sys.executable, *server, "-c", RUN, str(notebooks)]
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | {"MINE": "here"}, capture_output=True, text=True, timeout=300
@@ -150,7 +150,7 @@ def test_where_the_server_is_gone_kernels_start_as_ever(notebooks, outputs, tmp_
 
 def test_the_command_gets_its_arguments_and_its_status_is_the_result():
     done = subprocess.run(
-        [sys.executable, "-m", "esr.kernels", "sh", "-c", 'echo "$0 $ESR_KERNELS"; exit 7', "a b"],
+        [sys.executable, "-m", "esr.pipeline.kernels", "sh", "-c", 'echo "$0 $ESR_KERNELS"; exit 7', "a b"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     said, folder = done.stdout.strip().rsplit(" ", 1)
@@ -164,7 +164,9 @@ def test_nothing_is_left_of_a_run_that_is_killed(tmp_path, number):
     (tmp_path / "chunks.py").write_text(CHUNKS)
     source = f"import os, sys\nopen('{mark}', 'w').write(str(os.getpid()))\nsys.path.insert(0, '{tmp_path}')\n"
     write(tmp_path / "n.ipynb", source + f"import chunks\nchunks.run(chunks.sleep, mark='{tmp_path}/worker')")
-    run = subprocess.Popen([sys.executable, "-m", "esr.kernels", sys.executable, "-c", RUN, str(tmp_path)], cwd=ROOT)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "esr.pipeline.kernels", sys.executable, "-c", RUN, str(tmp_path)], cwd=ROOT
+    )
     wait_until(lambda: all(m.exists() and m.read_text() for m in (mark, *marks)), 120)
     kernel, *workers = (psutil.Process(int(m.read_text())) for m in (mark, *marks))
     server = kernel.parent()
@@ -182,8 +184,8 @@ def test_nothing_is_left_of_a_run_that_is_killed(tmp_path, number):
 
 
 def test_without_a_command_it_says_how():
-    done = subprocess.run([sys.executable, "-m", "esr.kernels"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "python -m esr.kernels dvc repro" in done.stderr
+    done = subprocess.run([sys.executable, "-m", "esr.pipeline.kernels"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "python -m esr.pipeline.kernels dvc repro" in done.stderr
 
 
 def wait_until(true, seconds: float = 20) -> None:

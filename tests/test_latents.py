@@ -6,17 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from esr.latents import (
-    contexts_of,
-    draw_latents,
-    label,
-    prompt_activations,
-    quote,
-    read_words,
-    word_concreteness,
-)
-from esr.records import Prompt
-from esr.sae import Contexts, Corpus, document_residuals
+from esr.sae.contexts import Contexts
+from esr.sae.corpus import Corpus
+from esr.sae.labels import contexts_of, label, quote, word_concreteness
+from esr.sae.latents import draw_latents, prompt_activations
+from esr.sae.quality import document_residuals
+from esr.sae.words import read_words
+from esr.storage.records import Prompt
 
 SUBJECTS = {
     "bread": "the baker kneads dough and bread rises in the oven with yeast so bread and breads cool",
@@ -84,7 +80,7 @@ def corpus(tokenizer):
 
 @pytest.fixture(scope="module")
 def words(corpus, tokenizer):
-    import esr.latents
+    import esr.sae.labels
 
     patch = pytest.MonkeyPatch()
     patch.setattr(esr.latents, "FRAME", 0.2)  # six subjects make "bread" a sixth of all requests
@@ -159,7 +155,7 @@ def test_contexts_with_nothing_in_common_have_no_label(words, concrete, corpus):
 
 
 def test_a_label_does_not_repeat_variants():
-    from esr.latents import _without_variants
+    from esr.sae.labels import _without_variants
 
     assert _without_variants(["electricity", "electric", "wire", "wires", "bake"]) == ["electricity", "wire", "bake"]
 

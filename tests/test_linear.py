@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from esr.linear import packed
-from esr.models import compute_dtype
+from esr.engine.linear import packed
+from esr.models.devices import compute_dtype
 
 
 @pytest.fixture

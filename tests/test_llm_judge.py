@@ -17,12 +17,12 @@ from chat_server import ChatServer, Scripted, verdict
 from tenacity import wait_none
 from test_judge import FIRST, RESTART, SECOND, trial
 
-from esr import llm_judge, providers
-from esr.config import LlmJudge
-from esr.llm_judge import ModelJudge
-from esr.metrics import summarize, table
+from esr.config.params import LlmJudge
+from esr.judging import llm, providers
+from esr.judging.llm import ModelJudge
+from esr.judging.providers import JudgeError, hide_secrets
 from esr.paths import ROOT, data_dir
-from esr.providers import JudgeError, hide_secrets
+from esr.statistics.metrics import summarize, table
 
 SENTINEL = "sk-sentinel-6c1f0e7d2b"
 RESTARTED = f"{FIRST} {RESTART} {SECOND}"
@@ -34,7 +34,7 @@ def cache(tmp_path, monkeypatch):
     """A store of its own, no keys but the test's, no pauses between retries."""
     from inspect_ai.model._providers.openai_compatible import OpenAICompatibleAPI
 
-    monkeypatch.setattr(llm_judge, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(llm, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(providers, "ROOT", tmp_path)
     monkeypatch.setattr(OpenAICompatibleAPI, "retry_wait", lambda self: wait_none())
     monkeypatch.delenv("SCRIPTED_API_KEY", raising=False)
@@ -214,7 +214,7 @@ sys.path[:0] = ["tests"]
 from pathlib import Path
 from esr import llm_judge, providers
 from test_llm_judge import judge_by, trials_of
-llm_judge.CACHE = Path(sys.argv[1])
+llm.CACHE = Path(sys.argv[1])
 class Server: url = sys.argv[2]
 judge_by(Server, max_connections=1).judge(trials_of(*sys.argv[3:]))
 """
@@ -426,7 +426,7 @@ def test_a_small_model_judges(transformers_server, cache):
     assert [j.trial_id for j in judgements] == [t.id for t in trials]
     assert judgements[2].outcome == "empty"
     assert all(j.outcome in ("scored", "parse_failure", "truncated") for j in judgements if j.trial_id != "t2")
-    replies = [llm_judge.Reply.model_validate_json(path.read_text()) for path in cache.rglob("*.json")]
+    replies = [llm.Reply.model_validate_json(path.read_text()) for path in cache.rglob("*.json")]
     assert len(replies) == 3 and all(r.counted and r.input_tokens > 100 and r.output_tokens > 0 for r in replies)
     stopped = ModelJudge(entry.model_copy(update={"base_url": "http://127.0.0.1:9/v1"}))
     assert stopped.judge(trials) == judgements

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from esr import metrics
-from esr.records import Attempt, Judgement
+from esr.statistics import metrics
+from esr.storage.records import Attempt, Judgement
 
 
 def judgement(

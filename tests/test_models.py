@@ -6,8 +6,9 @@ import yaml
 from conftest import tiny_llama
 from safetensors.torch import load_file
 
-from esr import models, provenance
-from esr.models import compute_dtype, load_model
+from esr.models import loading, provenance
+from esr.models.devices import compute_dtype
+from esr.models.loading import load_model
 from esr.paths import ROOT
 
 ZEN_3 = {"avx2": True, "avx512_f": False, "avx512_bf16": False, "amx_bf16": False}
@@ -66,21 +67,21 @@ def test_weights_are_loaded_in_the_dtype_that_results_are_kept_under(
     processor, monkeypatch, tmp_path, capabilities, name
 ):
     tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path)
-    monkeypatch.setattr(models, "model_folder", lambda _id: tmp_path)
+    monkeypatch.setattr(loading, "model_folder", lambda _id: tmp_path)
     processor(capabilities)
     assert str(load_model("tiny").dtype) == f"torch.{name}"
     assert provenance.environment()["dtype"] == name  # part of a chunk's key: dtypes never share a result
 
 
 def test_a_corpus_is_kept_in_bfloat16_whatever_it_was_computed_in(monkeypatch, tmp_path):
-    from esr import corpus
+    from esr.sae import on_policy
 
     model = tiny_llama()
-    monkeypatch.setattr(corpus, "resident_model", lambda _id: (model, None))
-    monkeypatch.setattr(corpus, "chat_tokens", lambda _tokenizer, request: tuple(request))
-    monkeypatch.setattr(corpus, "stop_tokens", lambda _model: (2,))
+    monkeypatch.setattr(on_policy, "resident_model", lambda _id: (model, None))
+    monkeypatch.setattr(on_policy, "chat_tokens", lambda _tokenizer, request: tuple(request))
+    monkeypatch.setattr(on_policy, "stop_tokens", lambda _model: (2,))
     chunk = {"model": "tiny", "requests": [[1, 5, 7], [1, 9, 4, 6]], "seed": 0, "max_new_tokens": 4, "layers": [1]}
-    (tmp_path / "shard").write_bytes(corpus.write_shard(chunk, lambda finished, new: None))
+    (tmp_path / "shard").write_bytes(on_policy.write_shard(chunk, lambda finished, new: None))
     assert load_file(tmp_path / "shard")["residual.1"].dtype == torch.bfloat16
 
 

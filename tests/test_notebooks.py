@@ -7,9 +7,11 @@ import nbformat
 import pytest
 from papermill import inspect_notebook
 
-from esr import notebooks
-from esr.config import STAGES, ConfigError, stage_parameters
-from esr.notebooks import check_names, normalize, notebook_path, stderr_of
+from esr.config.params import STAGES
+from esr.config.schema import ConfigError
+from esr.config.stages import stage_parameters
+from esr.pipeline import run
+from esr.pipeline.run import check_names, normalize, notebook_path, stderr_of
 
 SOURCES = {stage: notebook_path(stage) for stage in STAGES}
 
@@ -81,7 +83,7 @@ def test_executed_copies_hold_no_times_and_no_random_ids():
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_stage_has_one_notebook(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(run, "NOTEBOOKS", tmp_path)
     for i in range(count):
         (tmp_path / f"0{i}_steer.ipynb").touch()
     with pytest.raises(ConfigError, match=f"{count} notebooks named NN_steer.ipynb"):

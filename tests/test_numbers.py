@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esr import claims, numbers, paths
+from esr import paths
+from esr.reporting import claims, numbers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

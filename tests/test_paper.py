@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from esr import numbers, paper, paths
+from esr import paths
+from esr.reporting import numbers, paper
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40"><rect width="60" height="40" fill="#888"/></svg>'

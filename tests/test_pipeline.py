@@ -34,7 +34,7 @@ def clone(tmp_path_factory):
     subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
     subprocess.run([*git, "commit", "-qm", "clone"], cwd=folder, check=True)
     edit(folder / "params.yaml", "scale: laptop", "scale: smoke")
-    print(run(folder, sys.executable, "-m", "esr.kernels", "dvc", "repro"))  # as `make repro` does
+    print(run(folder, sys.executable, "-m", "esr.pipeline.kernels", "dvc", "repro"))  # as `make repro` does
     return folder
 
 

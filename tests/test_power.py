@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from esr import comparisons, power, statistics, studies
 from esr.paths import ROOT
-from esr.studies import Design
+from esr.statistics import comparisons, intervals, power, simulation
+from esr.statistics.simulation import Design
 
 DESIGNS = [
     Design(latents=32, prompts=10, base_rate=0.15, reduction=0.4, icc=0.1),
@@ -24,7 +24,7 @@ NOTHING = Design(latents=60, prompts=8, base_rate=0.15, reduction=0.0, icc=0.2)
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_formulas_are_within_three_points_of_simulation(design):
-    simulated = studies.simulated_power(design, studies=4000, seed=1)
+    simulated = simulation.simulated_power(design, studies=4000, seed=1)
     assert power.mcnemar_power(design) == pytest.approx(simulated["mcnemar"], abs=0.03)
     assert power.cluster_power(design) == pytest.approx(simulated["cluster"], abs=0.03)
 
@@ -35,7 +35,7 @@ def test_the_designs_are_neither_hopeless_nor_certain():
 
 
 def test_tests_keep_their_size_while_the_condition_does_nothing():
-    simulated = studies.simulated_power(NOTHING, studies=8000)
+    simulated = simulation.simulated_power(NOTHING, studies=8000)
     assert 0.02 < simulated["mcnemar"] <= 0.055 and 0.02 < simulated["cluster"] <= 0.055
 
 
@@ -43,46 +43,46 @@ def test_mcnemar_is_at_or_under_its_size_without_clusters_at_any_rate():
     for rate in (0.02, 0.1, 0.3):
         design = NOTHING.model_copy(update={"base_rate": rate, "icc": 0.0})
         assert power.mcnemar_power(design) <= 0.05
-        assert studies.mcnemar_rejects(studies.simulate(design, 8000)).mean() <= 0.055
+        assert simulation.mcnemar_rejects(simulation.simulate(design, 8000)).mean() <= 0.055
 
 
 def test_mcnemar_loses_its_size_where_latents_change_on_their_own_and_the_cluster_comparison_does_not():
     design = NOTHING.model_copy(update={"shared": 0.0})
-    simulated = studies.simulated_power(design, studies=4000)
+    simulated = simulation.simulated_power(design, studies=4000)
     assert simulated["mcnemar"] > 0.15 and simulated["cluster"] < 0.06
 
 
 def test_simulated_studies_are_as_designed():
     design = Design(latents=300, prompts=20, base_rate=0.2, reduction=0.3, icc=0.15, pairing=0.4, shared=0.6)
-    counts = studies.simulate(design, studies=200)
+    counts = simulation.simulate(design, studies=200)
     assert counts.shape == (200, 300, 4) and (counts.sum(axis=-1) == 20).all()
     both, only_baseline, only_condition, _ = counts.sum(axis=(0, 1)) / counts.sum()
     assert both + only_baseline == pytest.approx(0.2, rel=0.02)
     assert both + only_condition == pytest.approx(0.14, rel=0.02)
-    pairs = studies.discordance(design)
+    pairs = simulation.discordance(design)
     assert (pairs.only_baseline, pairs.only_condition) == pytest.approx((only_baseline, only_condition), rel=0.02)
     events = np.concatenate([np.arange(20) < n for n in counts[0, :, :2].sum(axis=-1)])
-    assert statistics.intraclass_correlation(events, np.repeat(np.arange(300), 20)) == pytest.approx(0.15, abs=0.04)
+    assert intervals.intraclass_correlation(events, np.repeat(np.arange(300), 20)) == pytest.approx(0.15, abs=0.04)
     means = (counts[..., 2] - counts[..., 1]).mean(axis=1) / 20
-    assert studies.design_effect(design) == pytest.approx(means.var() / (pairs.variance / 6000), rel=0.25)
+    assert simulation.design_effect(design) == pytest.approx(means.var() / (pairs.variance / 6000), rel=0.25)
 
 
 def test_an_increase_is_a_reduction_with_the_conditions_changed_over():
     design = Design(latents=200, prompts=20, base_rate=0.05, reduction=-2.0, icc=0.1)
-    counts = studies.simulate(design, studies=50)
+    counts = simulation.simulate(design, studies=50)
     shares = counts.sum(axis=(0, 1)) / counts.sum()
     assert shares[0] + shares[1] == pytest.approx(0.05, rel=0.03) and shares[0] + shares[2] == pytest.approx(
         0.15, rel=0.03
     )
-    pairs = studies.discordance(design)
+    pairs = simulation.discordance(design)
     assert pairs.only_condition - pairs.only_baseline == pytest.approx(0.1)
 
 
 def test_the_simulated_comparison_is_the_one_of_the_paper():
     """The vectorised test and the interval of esr.comparisons, on the same studies."""
     latents, same = np.repeat(np.arange(32), 10), 0
-    drawn = studies.simulate(DESIGNS[0], studies=100, seed=5)
-    for counts, rejects in zip(drawn, studies.cluster_rejects(drawn), strict=True):
+    drawn = simulation.simulate(DESIGNS[0], studies=100, seed=5)
+    for counts, rejects in zip(drawn, simulation.cluster_rejects(drawn), strict=True):
         a = np.concatenate([np.repeat([True, True, False, False], row) for row in counts])
         b = np.concatenate([np.repeat([True, False, True, False], row) for row in counts])
         interval = comparisons.paired_difference(a, b, latents)
@@ -95,7 +95,7 @@ def test_the_sample_that_is_needed_reaches_the_power_and_one_latent_less_does_no
     design = Design(latents=trials // 10, prompts=10, base_rate=0.15, reduction=0.4, icc=0.1, pairing=0.5)
     assert trials % 10 == 0 and power.cluster_power(design) >= 0.8
     assert power.cluster_power(design.model_copy(update={"latents": design.latents - 1})) < 0.8
-    assert studies.simulated_power(design, 4000)["cluster"] == pytest.approx(0.8, abs=0.03)
+    assert simulation.simulated_power(design, 4000)["cluster"] == pytest.approx(0.8, abs=0.03)
 
 
 def test_more_is_needed_for_less():
@@ -108,11 +108,11 @@ def test_more_is_needed_for_less():
 
 def test_minimum_detectable_reduction_is_found_with_the_power_asked_for():
     design = Design(latents=60, prompts=20, base_rate=0.15, reduction=0.2, icc=0.1)
-    total, effect = studies.discordance(design).total, studies.design_effect(design)
+    total, effect = simulation.discordance(design).total, simulation.design_effect(design)
     smallest = power.minimum_detectable_reduction(1200, 0.15, total, effect)
-    assert studies.simulated_power(design.model_copy(update={"reduction": smallest}), 4000)["mcnemar"] == pytest.approx(
-        0.8, abs=0.04
-    )
+    assert simulation.simulated_power(design.model_copy(update={"reduction": smallest}), 4000)[
+        "mcnemar"
+    ] == pytest.approx(0.8, abs=0.04)
     assert power.minimum_detectable_reduction(1200, 0.15, total, 4 * effect) > 1.8 * smallest
     assert power.minimum_detectable_reduction(20, 0.01, 0.02) is None
     with pytest.raises(ValueError, match="base rate 1.5"):

@@ -5,11 +5,12 @@ import pytest
 import torch
 from test_interventions import readout
 
-from esr import readings
-from esr.generation import Row, generate
-from esr.interventions import AddVector, Capture, CaptureLatents, Readout, ZeroAblate
-from esr.readings import Document, edits_of, latent_activity, max_activations, residuals, token_activations
-from esr.records import Trial
+from esr.engine.activations import Document, residuals
+from esr.engine.generation import Row, generate
+from esr.engine.interventions import AddVector, Capture, CaptureLatents, Readout, ZeroAblate
+from esr.steering import activations
+from esr.steering.activations import edits_of, latent_activity, max_activations, token_activations
+from esr.storage.records import Trial
 
 ROWS = [Row((5, 6, 7, 8), 1, 6), Row((9, 10), 2, 11), Row((11, 12, 13), 3, 2), Row((5, 6), 4, 8)]
 SAMPLING = {"batch_size": 3, "temperature": 0.8, "repetition_penalty": 1.1, "stop_tokens": []}
@@ -117,6 +118,6 @@ def test_trials_are_read_under_their_own_steering_and_ablation():
 
 
 def test_documents_hold_the_instruction_and_the_prefill(monkeypatch):
-    monkeypatch.setattr(readings, "chat_tokens", lambda _tokenizer, text, prefill: (len(text), *prefill))
+    monkeypatch.setattr(activations, "chat_tokens", lambda _tokenizer, text, prefill: (len(text), *prefill))
     told = trial(3, 0.5).model_copy(update={"prompt": "ab", "instruction": "cde", "prefill": [9], "tokens": [1, 2]})
-    assert readings.documents_of([told], None) == [Document((7, 9), (1, 2))]
+    assert activations.documents_of([told], None) == [Document((7, 9), (1, 2))]

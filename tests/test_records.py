@@ -4,8 +4,11 @@ import json
 
 import pytest
 
-from esr import records
-from esr.records import Prompt, Query, digest, read_prompts, read_rows, write_rows
+from esr.storage import records
+from esr.storage.digests import digest
+from esr.storage.files import read_rows, write_rows
+from esr.storage.prompts import read_prompts
+from esr.storage.records import Prompt, Query
 
 
 def test_round_trip(tmp_path):

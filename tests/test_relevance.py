@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from esr.pairs import KINDS, hold_out, subject_of, training_pairs
-from esr.relevance import FEATURES, Scorer, evaluate, features, fit, on_topic, score_pairs
-from esr.texts import CLASS_NAMES, content_stems, split_pieces, words_of
+from esr.judging.mixtures import KINDS, hold_out, subject_of, training_pairs
+from esr.judging.relevance import FEATURES, Scorer, evaluate, features, fit, on_topic, score_pairs
+from esr.judging.texts import CLASS_NAMES, content_stems, split_pieces, words_of
 
 FORMS = ["Explain {} to a child.", "Write a poem about {}."]
 SUBJECTS = {
@@ -102,7 +102,7 @@ def test_fitting_twice_gives_the_same_scorer(scorer):
 def test_exported_trees_predict_what_scikit_learn_predicts():
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    from esr import relevance
+    from esr.judging import relevance
 
     rng = np.random.default_rng(1)
     values = rng.normal(size=(400, len(FEATURES)))

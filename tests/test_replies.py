@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_judge import FIRST, RESTART, SECOND, trial
 
-from esr.replies import SLACK, parse, question, read_reply, rubric_digest
-from esr.restarts import find_restarts
+from esr.judging.replies import SLACK, parse, question, read_reply, rubric_digest
+from esr.judging.restarts import find_restarts
 
 ANSWER = f"{FIRST} {RESTART} {SECOND} Oops, I made a mistake. Let me try again. {SECOND}"
 FIRST_RESTART, SECOND_RESTART = find_restarts(ANSWER)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esr.restarts import find_restarts
+from esr.judging.restarts import find_restarts
 
 BEFORE = "To bake bread, you first gather the horses and brush their manes every day of the week."
 AFTER = "A good way to bake bread is to mix flour, water, salt and yeast and knead the dough."

@@ -7,24 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from esr.sae import (
-    Contexts,
-    batches,
-    dead_fraction,
-    document_residuals,
-    encoded,
-    explained_variance,
-    l0,
-    median_norm,
-    read_contexts,
-    read_corpus,
-    read_texts,
-    save_sae,
-    spliced_cross_entropy,
-    strongest_contexts,
-    write_contexts,
-    write_texts,
-)
+from esr.sae.contexts import Contexts, read_contexts, strongest_contexts, write_contexts
+from esr.sae.corpus import batches, read_corpus, read_texts, write_texts
+from esr.sae.encoding import encoded, median_norm
+from esr.sae.loading import save_sae
+from esr.sae.quality import dead_fraction, document_residuals, explained_variance, l0, spliced_cross_entropy
 
 D_MODEL, PREFIX = 16, 3
 
@@ -80,14 +67,14 @@ def residuals():
 
 
 def recipe(**changes):
-    from esr.sae_training import Recipe
+    from esr.sae.training import Recipe
 
     small = dict(d_sae=24, k=3, tokens=30_000, batch_size=200, lr=5e-3, dead_after=2000, aux_tokens=64)
     return Recipe(**small | changes)
 
 
 def train(residuals, folder=None, every=120.0, **changes):
-    from esr.sae_training import train_sae
+    from esr.sae.training import train_sae
 
     return train_sae(residuals, recipe(**changes), model_name="tiny", layer=1, checkpoints=folder, every=every)
 
@@ -151,7 +138,7 @@ def test_the_sparse_pass_has_the_loss_and_gradients_of_the_stock_class():
     from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
     from sae_lens.saes.sae import TrainStepInput
 
-    from esr.sae_training import SparseBatchTopK
+    from esr.sae.training import SparseBatchTopK
 
     torch.manual_seed(0)
     config = BatchTopKTrainingSAEConfig(d_in=D_MODEL, d_sae=48, k=4, aux_loss_coefficient=0.5)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from esr.sampling import penalize, sample
+from esr.engine.sampling import penalize, sample
 
 
 @pytest.mark.parametrize("vocab", [5, 64, 130, 1000])

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from esr import steering
-from esr.generation import Row, generate
-from esr.guard import Guard, SteeringError, watched
-from esr.interventions import AddVector, Readout, ZeroAblate
-from esr.records import Prompt
-from esr.steering import build_edits, plan_condition, trial_seed, write_answers
-from esr.workers import Workers
+from esr.engine.generation import Row, generate
+from esr.engine.guard import Guard, SteeringError, watched
+from esr.engine.interventions import AddVector, Readout, ZeroAblate
+from esr.engine.workers import Workers
+from esr.steering import trials
+from esr.steering.trials import build_edits, plan_condition, write_answers
+from esr.storage.digests import trial_seed
+from esr.storage.records import Prompt
 
 PROMPTS = [Prompt(id=f"evaluation-{i:02d}", text=f"Explain how to do {i}.") for i in range(10)]
 DRAW = {"n_prompts": 4, "n_seeds": 2, "seed": 1}
@@ -142,11 +143,11 @@ def test_every_plan_gets_its_own_layer_vector_and_ablation():
 
 
 def test_a_latent_that_does_not_exist_is_refused_before_a_model_loads(monkeypatch):
-    monkeypatch.setattr(steering, "engine_provenance", lambda _model: pytest.fail("went on"))
-    settings = steering.Settings("smollm2-135m", 0.6, 8, 16, 187.0)
+    monkeypatch.setattr(trials, "engine_provenance", lambda _model: pytest.fail("went on"))
+    settings = trials.Settings("smollm2-135m", 0.6, 8, 16, 187.0)
     plans = plan_condition("steered", {4608: 0.4}, {4608: ""}, PROMPTS, **DRAW)
     with pytest.raises(ValueError, match="Latent 4608 of smollm2-135m does not exist"):
-        steering.write_answers(plans, settings, workers=None, what="test")
+        trials.write_answers(plans, settings, workers=None, what="test")
 
 
 class Letters:
@@ -163,18 +164,18 @@ class Letters:
 
 
 def test_answers_are_the_same_bits_whatever_order_chunks_ran_in_and_in_a_run_that_resumes(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(steering, "resident_model", lambda _model, _adapter: (model.bfloat16(), Letters()))
-    monkeypatch.setattr(steering, "load_directions", lambda _model, latents: vectors()[[x % 2 for x in latents]])
-    monkeypatch.setattr(steering, "engine_provenance", lambda _model, _adapter: {})
+    monkeypatch.setattr(trials, "resident_model", lambda _model, _adapter: (model.bfloat16(), Letters()))
+    monkeypatch.setattr(trials, "load_directions", lambda _model, latents: vectors()[[x % 2 for x in latents]])
+    monkeypatch.setattr(trials, "engine_provenance", lambda _model, _adapter: {})
     monkeypatch.setattr(
-        steering, "model_entry", lambda _id: SimpleNamespace(steer_layer=1, sae_layer=1, repetition_penalty=1.1)
+        trials, "model_entry", lambda _id: SimpleNamespace(steer_layer=1, sae_layer=1, repetition_penalty=1.1)
     )
     model.generation_config.eos_token_id = 2
     plans = plan_condition("steered", {3: 0.4, 8: 0.6}, {3: "", 8: ""}, PROMPTS, n_prompts=8, n_seeds=1, seed=1)
-    settings = steering.Settings("smollm2-135m", 0.8, 4, 9, 3.0)
+    settings = trials.Settings("smollm2-135m", 0.8, 4, 9, 3.0)
     answers = []
     for name, order in (("first", 1), ("backwards", -1), ("resumed", 1)):
-        monkeypatch.setattr("esr.workers.CACHE", tmp_path / name)
+        monkeypatch.setattr("esr.engine.workers.CACHE", tmp_path / name)
         workers = Workers(0)
         run = workers.map
 
@@ -195,7 +196,7 @@ def test_answers_are_the_same_bits_whatever_order_chunks_ran_in_and_in_a_run_tha
 
 def test_chunks_are_as_full_as_they_may_be_and_hold_the_trials_of_a_pair_together(monkeypatch):
     """Eight levels of four answers each, at most 10 a chunk: four chunks of eight, not sixteen of two."""
-    monkeypatch.setattr(steering, "engine_provenance", lambda _model, _adapter: {})
+    monkeypatch.setattr(trials, "engine_provenance", lambda _model, _adapter: {})
     seen = []
 
     class Planned(Exception):
@@ -212,7 +213,7 @@ def test_chunks_are_as_full_as_they_may_be_and_hold_the_trials_of_a_pair_togethe
         for plan in plan_condition(f"{level}", {3: level / 10, 8: level / 10}, {3: "", 8: ""}, PROMPTS, **draw)
     ]
     with pytest.raises(Planned):
-        settings = steering.Settings("smollm2-135m", 0.6, 10, 16, 187.0)
+        settings = trials.Settings("smollm2-135m", 0.6, 10, 16, 187.0)
         write_answers(plans, settings, SimpleNamespace(map=keep), "test")
     assert [len(chunk) for chunk in seen] == [8, 8, 8, 8]
     assert all(len({plan[:2] for plan in chunk}) == 1 and len({plan[2] for plan in chunk}) == 8 for chunk in seen)

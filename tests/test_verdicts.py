@@ -1,6 +1,6 @@
 import pytest
 
-from esr import verdicts
+from esr.statistics import verdicts
 
 
 def interval(low, high):

@@ -5,7 +5,7 @@ from html import unescape
 
 import pytest
 
-from esr.viewer import show_answer
+from esr.reporting.viewer import show_answer
 
 
 def spans(shown):

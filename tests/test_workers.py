@@ -10,8 +10,8 @@ import time
 import pytest
 import torch
 
-from esr import workers
-from esr.workers import Workers, split
+from esr.engine import workers
+from esr.engine.workers import Workers, split
 
 
 @pytest.fixture(autouse=True)
@@ -94,11 +94,11 @@ def test_an_error_ends_the_run_and_keeps_what_finished(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from esr.workers import Workers
-import esr.workers, pathlib
+from esr.engine.workers import Workers
+import esr.engine.workers, pathlib
 sys.path.insert(0, {tests!r})
 import test_workers
-esr.workers.CACHE = pathlib.Path({cache!r})
+esr.engine.workers.CACHE = pathlib.Path({cache!r})
 def report_then_die(chunk, report):
     if chunk["n"] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -133,11 +133,11 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path):
     pids = tmp_path / "pids"
     script = (
         f"import sys, pathlib; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
-        "import esr.workers, test_workers\n"
-        f"esr.workers.CACHE = pathlib.Path({str(tmp_path)!r})\n"
+        "import esr.engine.workers, test_workers\n"
+        f"esr.engine.workers.CACHE = pathlib.Path({str(tmp_path)!r})\n"
         "if __name__ == '__main__':\n"
         f"    chunks = [{{'n': n, 'pids': {str(pids)!r}}} for n in (1, 2)]\n"
-        "    esr.workers.Workers(2).map(test_workers.sleep_long, chunks, what='t', items=[1, 1], item='x')\n"
+        "    esr.engine.workers.Workers(2).map(test_workers.sleep_long, chunks, what='t', items=[1, 1], item='x')\n"
     )
     here = os.pathsep.join([os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))])
     file = tmp_path / "parent.py"

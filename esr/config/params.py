@@ -1,0 +1,274 @@
+"""The sections of params.yaml, one class a stage, and the table of stages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from esr.config.schema import Positive, Section, Share
+
+
+class Shared(Section):
+    """Parameters every stage may ask for."""
+
+    model: str = "smollm2-135m"
+    seed: int
+
+
+class Generation(Section):
+    temperature: float = Field(ge=0, le=2)
+    batch_size: Positive
+    max_new_tokens: Positive
+
+
+class Fetch(Section):
+    model: str
+
+
+class TrainSae(Shared):
+    documents: Positive
+    document_tokens: Positive
+    held_out: Positive
+    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    comparison_tokens: Positive
+    tokens: Positive
+    d_sae: Positive
+    k: Positive
+
+
+class Sae(Shared):
+    documents: Positive
+    show: Positive
+
+
+class Relevance(Shared):
+    documents: Positive
+    pairs: Positive
+
+
+class Latents(Shared):
+    n: Positive
+    min_concreteness: Share
+    min_density: Share
+    max_density: Share
+
+
+class Calibrate(Shared, Generation):
+    target: float = Field(gt=0, lt=100)
+    max_sd: float = Field(gt=0)
+    tolerance: float = Field(gt=0, le=100)
+    queries: Positive
+    prompts_per_query: Positive
+
+
+class Steer(Shared, Generation):
+    n_prompts: Positive
+    n_seeds: Positive
+
+
+class LlmJudge(Section):
+    """A language model as a judge, under a `name` of its own; `model` as inspect-ai names it, provider first.
+
+    An OpenAI-compatible server is `openai-api/<service>/<model>` at `base_url`, its key <SERVICE>_API_KEY.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    model: str = Field(pattern=r"^[^/\s]+/\S+$")
+    base_url: str | None = None
+    temperature: float | None = Field(default=0.0, ge=0, le=2)  # null for models that take none
+    structured: bool = True  # ask for the reply's schema; false for servers that refuse such requests
+    max_connections: Positive = 8  # requests at the same time
+    max_retries: int = Field(default=5, ge=0)  # of a request that failed, with growing pauses
+    timeout_s: Positive = 120  # of one request
+    max_tokens: Positive = 1024  # of one reply
+    max_cost: float | None = Field(default=None, gt=0)  # USD a run
+    usd_per_million_input: float | None = Field(default=None, ge=0)
+    usd_per_million_output: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _cost_is_known(self):
+        if self.max_cost is not None and None in (self.usd_per_million_input, self.usd_per_million_output):
+            raise ValueError("max_cost needs usd_per_million_input and usd_per_million_output")
+        return self
+
+
+class Judge(Section):
+    """The judge whose numbers are the study's, and those that judge beside it."""
+
+    model: str
+    name: Literal["offline"]
+    judges: list[LlmJudge] = []
+
+    @model_validator(mode="after")
+    def _names_differ(self):
+        names = [self.name, *(judge.name for judge in self.judges)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each judge needs a name of its own, these are {', '.join(names)}")
+        return self
+
+
+class Measure(Section):
+    models: list[str] = Field(min_length=1)
+    bases: list[str] = Field(min_length=1)
+    seed: int
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
+class Finetune(Shared, Generation):
+    ratios: list[Share] = Field(min_length=1)
+    chosen: Share
+    examples: Positive
+    corpus_answers: Positive
+    openings_per_prompt: Positive
+    opening_tokens: Positive
+    min_boost: float = Field(gt=0)
+    max_boost: float = Field(gt=0)
+    max_opening_score: float = Field(ge=0, le=100)
+    min_answer_score: float = Field(ge=0, le=100)
+    answer_tokens: Positive
+    restarted_tokens: Positive
+    n_development: Positive
+    n_training: Positive
+    min_training: Share
+    min_concreteness: Share
+    first_layer: Positive
+    rank: Positive
+    alpha: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    learning_rate: float = Field(gt=0)
+    warm_up: int = Field(ge=0)
+    epochs: Positive
+    training_batch: Positive
+    decision_weight: float = Field(gt=0)
+    n_prompts: Positive
+    n_unsteered: Positive
+    n_beginnings: Positive
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+    @model_validator(mode="after")
+    def _chosen_is_trained(self):
+        if self.chosen not in self.ratios:
+            raise ValueError(f"chosen is {self.chosen}, which is none of the ratios {self.ratios}: choose one of them")
+        return self
+
+
+class BoostSweep(Shared, Generation):
+    levels: list[float] = Field(min_length=2)
+    n_prompts: Positive
+    base_n_prompts: Positive
+    n_seeds: Positive
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
+class MetaPrompts(Shared, Generation):
+    n_prompts: Positive
+    base_n_prompts: Positive
+    n_seeds: Positive
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
+class Detectors(Shared):
+    rule: Literal["strict", "auc", "cohens_d"]
+    n: Positive
+    min_active: Share
+    rounds: Positive
+    n_random: int = Field(ge=3)
+    n_steered: Positive
+
+
+class Ablate(Shared, Generation):
+    n_prompts: Positive
+    base_n_prompts: Positive
+    n_seeds: Positive
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
+class Activations(Shared):
+    n_baselines: Positive
+    n_never_restarted: Positive
+    bins: int = Field(ge=2)
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
+class Controls(Shared, Generation):
+    n: Positive
+    base_n: Positive
+    least: Positive
+    most: Positive
+    off_topic: float = Field(ge=0, le=100)
+    on_topic: float = Field(ge=0, le=100)
+    n_random: int = Field(ge=0)
+    min_after: Positive
+    opening: Positive
+    windows: list[list[Annotated[int, Field(ge=0)]]] = Field(min_length=1)
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+    @model_validator(mode="after")
+    def _ranges_are_not_empty(self):
+        if self.most < self.least:
+            raise ValueError(f"most is {self.most}, least is {self.least}: give at least as many tokens as least")
+        for window in self.windows:
+            if len(window) != 2 or window[0] >= window[1]:
+                raise ValueError(f"windows has {window}: give [first, last + 1] of tokens, as [0, 32]")
+        return self
+
+
+class Power(Section):
+    models: list[str] = Field(min_length=1)
+    max_new_tokens: Positive
+    power: float = Field(gt=0, lt=1)
+    icc: float = Field(ge=0, lt=1)
+    trials: list[Positive] = Field(min_length=2)
+    tokens_per_second: float = Field(gt=0)
+    usd_per_trial: float = Field(ge=0)
+
+
+class CrossJudge(Section):
+    models: list[str] = Field(min_length=1)
+    bases: list[str] = Field(min_length=1)
+    seed: int
+    judges: list[LlmJudge] = []
+    confidence: float = Field(gt=0, lt=1)
+    resamples: Positive
+
+
+class Claims(Section):
+    models: list[str] = Field(min_length=1)
+
+
+class Figures(Section):
+    models: list[str] = Field(min_length=1)
+
+
+# The stages, in the order of their notebooks. Sections of params.yaml a stage reads besides its own (of `measure`, the
+# level and resamples of intervals):
+STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
+    "fetch": (Fetch, ()),
+    "train_sae": (TrainSae, ()),
+    "sae": (Sae, ()),
+    "relevance": (Relevance, ()),
+    "latents": (Latents, ()),
+    "calibrate": (Calibrate, ("generation",)),
+    "steer": (Steer, ("generation",)),
+    "judge": (Judge, ()),
+    "measure": (Measure, ()),
+    "figures": (Figures, ()),
+    "finetune": (Finetune, ("generation", "measure")),
+    "boost_sweep": (BoostSweep, ("generation", "measure")),
+    "meta_prompts": (MetaPrompts, ("generation", "measure")),
+    "detectors": (Detectors, ()),
+    "ablate": (Ablate, ("generation", "measure")),
+    "activations": (Activations, ("measure",)),
+    "controls": (Controls, ("generation", "measure")),
+    "cross_judge": (CrossJudge, ("judge", "measure")),
+    "power": (Power, ("generation",)),
+    "claims": (Claims, ()),
+}

@@ -1,0 +1,94 @@
+"""data/models.yaml, the registry: everything the study knows about a model, checked before anything heavy begins."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from esr.config.schema import ConfigError, Positive, Section, load_yaml, validate
+from esr.config.sources import AnySource
+from esr.paths import DATA
+
+REGISTRY = DATA / "models.yaml"
+
+
+class SaeSource(Section):
+    """A SAELens SAE: a folder of this repository, or a published release and the id within it."""
+
+    kind: Literal["folder", "release"]
+    path: str | None = None
+    release: str | None = None
+    id: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if self.kind == "folder" and not self.path:
+            raise ValueError("an SAE of kind folder needs `path`")
+        if self.kind == "release" and not (self.release and self.id):
+            raise ValueError("an SAE of kind release needs `release` and `id`")
+        return self
+
+
+class Boost(Section):
+    """Search bounds and Gaussian prior of the calibration, in units of the median residual norm."""
+
+    low: float = Field(ge=0)
+    high: float = Field(gt=0)
+    prior_mean: float = Field(gt=0)
+    prior_sd: float = Field(gt=0)
+
+
+class ModelEntry(Section):
+    source: AnySource
+    license: str
+    n_layers: Positive | None = None
+    sae: SaeSource | None = None
+    steer_layer: int | None = None
+    sae_layer: int | None = None
+    d_sae: Positive | None = None
+    boost: Boost | None = None
+    repetition_penalty: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _layers_exist(self):
+        for name in ("steer_layer", "sae_layer"):
+            layer = getattr(self, name)
+            if layer is not None and not (self.n_layers and 0 <= layer < self.n_layers):
+                raise ValueError(f"{name} is {layer}; n_layers is {self.n_layers}: choose 0 to n_layers - 1")
+        return self
+
+
+def load_registry() -> dict[str, ModelEntry]:
+    """Model id -> entry. Raises ConfigError."""
+    entries = {}
+    for model_id, entry in load_yaml(REGISTRY).items():
+        if "." in model_id:
+            raise ConfigError(f"{REGISTRY}: id {model_id!r} has a dot, which DVC reads as a nested key: use dashes.")
+        entries[model_id] = validate(TypeAdapter(ModelEntry), entry, f"{REGISTRY}: {model_id}")
+    return entries
+
+
+def model_entry(model_id: str) -> ModelEntry:
+    """The registry's entry of `model_id`. Raises ConfigError naming the ids there are."""
+    registry = load_registry()
+    if model_id not in registry:
+        raise ConfigError(f"Unknown model {model_id!r}: {REGISTRY.name} has {', '.join(registry)}.")
+    return registry[model_id]
+
+
+def base_of(model_id: str) -> str:
+    """The model whose SAE, latents and relevance scorer serve `model_id`: itself, or what it was fine-tuned from.
+
+    Adapters sit above the layer that is steered and read, so that the residual stream there is the base's own.
+    """
+    source = model_entry(model_id).source
+    return source.base if source.kind == "adapter" else model_id
+
+
+def check_latents(model_id: str, latents: list[int]) -> None:
+    """Raises ConfigError unless every index names a latent of the model's SAE; loads no weights."""
+    d_sae = model_entry(model_id).d_sae
+    for latent in latents:
+        if d_sae is None or not 0 <= latent < d_sae:
+            raise ConfigError(f"Latent {latent} of {model_id} does not exist: its SAE has latents 0 to {d_sae - 1}.")

@@ -1,0 +1,92 @@
+"""A stage's parameters at the chosen scale, from params.yaml to its notebook, and the check of the whole file.
+
+YAML 1.2 throughout, as DVC reads it (1e-4 is a number, "no" is a word).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from esr.config.params import STAGES, Generation
+from esr.config.registry import REGISTRY, base_of, model_entry
+from esr.config.schema import ConfigError, Section, load_yaml, validate
+from esr.paths import ROOT
+
+PARAMS = ROOT / "params.yaml"
+
+
+def stage_parameters(stage: str, model: str | None = None) -> dict[str, Any]:
+    """What params.yaml says for `stage` at the chosen scale, flat, as its notebook takes it; checked.
+
+    Raises ConfigError for an unknown stage, scale or model, and for a wrong key, type or value anywhere in the file.
+    """
+    if stage not in STAGES:
+        raise ConfigError(f"Unknown stage {stage!r}: there are {', '.join(STAGES)}.")
+    params = load_yaml(PARAMS)
+    _check_file(params)
+    model = model or params["models"][0]
+    model_entry(model)
+    return _assemble(stage, params, model).model_dump()
+
+
+def notebook_parameters(stage: str, names: dict[str, Any]) -> Section:
+    """The parameters cell of a notebook, as a checked object. Call with `globals()`.
+
+    Raises ConfigError naming key, value and what is allowed: papermill's command line passes `false` as the word.
+    """
+    section, _ = STAGES[stage]
+    given = {name: names[name] for name in section.model_fields if name in names}
+    checked = validate(TypeAdapter(section), given, f"notebook {stage}")
+    for model in [given["model"]] if "model" in given else given.get("models", []):
+        model_entry(model)
+    return checked
+
+
+def _assemble(stage: str, params: dict, model: str) -> Section:
+    section, others = STAGES[stage]
+    sizes = params["scales"][params["scale"]]
+    values = {"model": model, "models": params["models"], "bases": params["bases"], "seed": params["seed"]}
+    values = {name: value for name, value in values.items() if name in section.model_fields}
+    for name in others:
+        given = (params.get(name) or {}) | (sizes.get(name) or {})
+        theirs = (STAGES[name][0] if name in STAGES else Generation).model_fields  # what others alone need is left out
+        values |= {key: value for key, value in given.items() if key in section.model_fields or key not in theirs}
+    values |= (params.get(stage) or {}) | (sizes.get(stage) or {})
+    return validate(TypeAdapter(section), values, f"{PARAMS.name}: {stage}")
+
+
+def _check_file(params: dict) -> None:
+    """Every section of the file, not just the stage's: a mistake is better found before the first stage than in it."""
+    known = {"scale", "models", "bases", "seed", "scales", "generation", *STAGES}
+    for key in params:
+        if key not in known:
+            raise ConfigError(f"{PARAMS.name}: unknown key {key!r}; allowed are {', '.join(sorted(known))}.")
+    scales = params.get("scales") or {}
+    if params.get("scale") not in scales:
+        raise ConfigError(f"{PARAMS.name}: scale is {params.get('scale')!r}; allowed are {', '.join(scales)}.")
+    for name, sizes in scales.items():
+        for key in sizes:
+            if key not in {"generation", *STAGES}:
+                raise ConfigError(f"{PARAMS.name}: scales.{name} has the unknown section {key!r}.")
+    for key in ("models", "bases"):
+        _check_models(key, params.get(key))
+    for model in params["models"]:
+        if base_of(model) not in params["bases"]:
+            raise ConfigError(
+                f"{PARAMS.name}: models has {model!r}, whose SAE and latents are those of {base_of(model)!r}: "
+                "add that to bases."
+            )
+    for stage in STAGES:
+        _assemble(stage, params, params["models"][0])
+
+
+def _check_models(key: str, models: Any) -> None:
+    if not isinstance(models, list) or not models:
+        raise ConfigError(f"{PARAMS.name}: {key} is {models!r}; a list of ids of {REGISTRY.name} is expected.")
+    for model in models:
+        if model_entry(model).sae is None:
+            raise ConfigError(f"{PARAMS.name}: {key} has {model!r}, which has no SAE in {REGISTRY.name}.")
+        if key == "bases" and base_of(model) != model:
+            raise ConfigError(f"{PARAMS.name}: bases has {model!r}, which was fine-tuned from {base_of(model)!r}.")

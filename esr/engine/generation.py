@@ -1,0 +1,262 @@
+"""Batched steered generation over a transformers model: one loop for every condition.
+
+A *row* is one answer to write. Rows have their own prompt, seed and length limit; interventions give each row its own
+edit. Finished rows leave the batch and waiting ones take their place. The key-value cache is ragged: row `r` keeps
+token `p` at `[r, :, p]`, so no row is ever padded once its prompt is in, and prompt padding is never attended to.
+
+What is promised: the same list of rows, batch size, dtype, thread count, machine and library versions give the same
+tokens, bit for bit. In float32 a row's tokens do not depend on the rows beside it; in bfloat16 they may, because
+matrix kernels round differently at different batch shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from esr.engine.attention import RAGGED, attention_by
+from esr.engine.cache import Plan, RaggedLayer
+from esr.engine.interventions import Intervention, Step, apply, check_layers, shared_prompt
+from esr.engine.linear import packed
+from esr.engine.sampling import sample
+
+PREFILL = 1024  # prompt tokens run at once: what they need stays in a core's cache, however many rows are admitted
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer to write: `prompt` token ids (chat template and any prefill included), seed and length limit."""
+
+    prompt: tuple[int, ...]
+    seed: int
+    max_new_tokens: int
+
+
+@dataclass
+class Answer:
+    """Token ids written (the stop token left out) and why writing ended: `stop` or `length`."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str = "length"
+
+
+class Generator:
+    """Writes answers for one list of rows. Made, run and thrown away by `generate`."""
+
+    def __init__(self, model, rows, interventions, batch_size: int, temperature, repetition_penalty, stop_tokens):
+        self.model, self.rows, self.interventions = model, rows, interventions
+        self.temperature, self.repetition_penalty = temperature, repetition_penalty
+        self.stop_tokens = set(stop_tokens)
+        self.device = model.device
+        slots = min(batch_size, len(rows))
+        max_length = max(len(r.prompt) + r.max_new_tokens for r in rows)
+        self.plan = Plan(slots)
+        self.cache = Cache(layers=[RaggedLayer(self.plan) for _ in range(model.config.num_hidden_layers)])
+        self.answers = [Answer() for _ in rows]
+        self.waiting = list(range(len(rows)))[::-1]
+        self.trials = torch.full((slots,), -1, device=self.device)  # -1: idle
+        self.lengths = torch.zeros(slots, dtype=torch.long, device=self.device)  # tokens known, last one not yet run
+        self.tokens = torch.zeros(slots, max_length, dtype=torch.long, device=self.device)
+        self.uniforms = torch.zeros(slots, max(r.max_new_tokens for r in rows), device=self.device)
+        self.step = Step(self.trials, self.trials[:, None] >= 0, self.trials[:, None] >= 0)
+
+    def run(self, on_progress: Callable[[int, int], None] | None = None) -> list[Answer]:
+        """Write every answer. `on_progress(new_tokens, finished_rows)` is called after every token step."""
+        while self.waiting or bool((self.trials >= 0).any()):
+            self._admit()
+            self._shrink()
+            written, finished = self._decode()
+            if on_progress:
+                on_progress(written, finished)
+        return self.answers
+
+    def _admit(self) -> None:
+        """Give idle slots to waiting rows and run their prompts, all but the last token, into the cache."""
+        idle = (self.trials < 0).nonzero().flatten().tolist()[: len(self.waiting)]
+        # Joining one at a time costs a small forward pass each: wait until a few slots are free.
+        if not idle or (len(idle) < min(len(self.waiting), max(1, len(self.trials) // 8))):
+            return
+        for slot in idle:
+            trial = self.waiting.pop()
+            row = self.rows[trial]
+            self.trials[slot], self.lengths[slot] = trial, len(row.prompt)
+            self.tokens[slot] = row.prompt[0]  # unused places repeat a seen token: the repetition penalty ignores them
+            self.tokens[slot, : len(row.prompt)] = torch.tensor(row.prompt, device=self.device)
+            own = torch.Generator().manual_seed(row.seed)
+            self.uniforms[slot, : row.max_new_tokens] = torch.rand(row.max_new_tokens, generator=own).to(self.device)
+        self.plan.reserve(int(self.lengths.max()))
+        firsts, copies = self._alike(idle)
+        for group in self._groups(firsts):
+            self._prefill(group)
+        if copies:
+            sources, rows = torch.tensor(list(copies.values())), torch.tensor(list(copies))
+            for layer in self.cache.layers:
+                layer.copy(sources, rows, int(self.lengths[rows].max()) - 1)
+
+    def _prefill(self, group: list[int]) -> None:
+        """Run the prompts of some slots, all but the last token of each, into the cache."""
+        slots = torch.tensor(group, device=self.device)
+        width = int(self.lengths[slots].max()) - 1
+        numbers: dict[tuple[int, ...], int] = {}
+        prompts = [numbers.setdefault(self.rows[int(t)].prompt, len(numbers)) for t in self.trials[slots]]
+        firsts = torch.tensor([prompts.index(n) for n in range(len(numbers))], device=self.device)
+        self.plan.prompts = torch.tensor(prompts, device=self.device)
+        positions = torch.arange(width, device=self.device)[None]
+        self._plan(slots, positions.expand(len(group), width), prefill=True)
+        self.step.real = self.plan.positions < (self.lengths[slots] - 1)[:, None]
+        self.step.answer = torch.zeros_like(self.step.real)
+        causal = torch.ones(width, width, dtype=torch.bool, device=self.device).tril()[None, None]
+        self._run(self.tokens[slots[firsts], :width], positions, causal)
+
+    def _spread(self, _module, _inputs, output):
+        """From each distinct prompt to all rows that have it: a hook before the edits of the first layer that has any.
+
+        Below that layer rows with the same prompt are the same, whatever is added to each later.
+        """
+        if not self.plan.prefill:
+            return None
+        if isinstance(output, tuple):
+            return (output[0][self.plan.prompts], *output[1:])
+        return output[self.plan.prompts]
+
+    def _groups(self, slots: list[int]) -> Iterator[list[int]]:
+        """Slots of prompts of like length, together at most PREFILL tokens; prompts of one token need no prefill."""
+        lengths = dict(zip(slots, (self.lengths[slots] - 1).tolist(), strict=True))
+        group: list[int] = []
+        # The same prompts side by side: a group runs each of its prompts once below the first edit.
+        for slot in sorted(slots, key=lambda s: (lengths[s], self.rows[int(self.trials[s])].prompt)):
+            if group and (len(group) + 1) * lengths[slot] > PREFILL:
+                yield group
+                group = []
+            if lengths[slot]:
+                group.append(slot)
+        if group:
+            yield group
+
+    def _alike(self, slots: list[int]) -> tuple[list[int], dict[int, int]]:
+        """Slots whose prompts must be run; for each other slot, the one with the same prompt under the same edits."""
+        firsts: dict = {}
+        copies: dict[int, int] = {}
+        for slot in slots:
+            trial = int(self.trials[slot])
+            edits = shared_prompt(self.interventions, trial)
+            first = firsts.setdefault(slot if edits is None else (self.rows[trial].prompt, edits), slot)
+            if first != slot:
+                copies[slot] = first
+        return list(firsts.values()), copies
+
+    def _shrink(self) -> None:
+        """Once nothing waits, drop idle slots when they are a quarter of the batch or more."""
+        active = (self.trials >= 0).nonzero().flatten()
+        if self.waiting or len(active) > 0.75 * len(self.trials) or len(active) == 0:
+            return
+        for layer in self.cache.layers:
+            layer.keep(active)
+        for name in ("trials", "lengths", "tokens", "uniforms"):
+            setattr(self, name, getattr(self, name)[active])
+        self.plan.slots = len(active)
+
+    def _decode(self) -> tuple[int, int]:
+        """Run the last known token of every slot, draw the next; returns (tokens written, rows finished)."""
+        active = self.trials >= 0
+        positions = (self.lengths - 1).clamp(min=0)[:, None]
+        length = int(self.lengths.max())
+        self.plan.reserve(length)
+        seen = torch.arange(self.plan.room, device=self.device)[None, :] <= positions
+        slots = torch.arange(len(self.trials), device=self.device)
+        self._plan(slots, positions, prefill=False)
+        self.step.real = self.step.answer = active[:, None]
+        logits = self._run(self.tokens.gather(1, positions), positions, seen[:, None, None, :])
+        prompt_lengths = torch.tensor(
+            [len(self.rows[t].prompt) if t >= 0 else 0 for t in self.trials.tolist()], device=self.device
+        )
+        new = (self.lengths - prompt_lengths).clamp(min=0)
+        uniforms = self.uniforms.gather(1, new[:, None].clamp(max=self.uniforms.shape[1] - 1))[:, 0]
+        chosen = sample(logits, self.tokens[:, :length], uniforms, self.temperature, self.repetition_penalty)
+        finished = 0
+        for slot, (trial, token) in enumerate(zip(self.trials.tolist(), chosen.tolist(), strict=True)):
+            if trial < 0:
+                continue
+            answer, row = self.answers[trial], self.rows[trial]
+            if token in self.stop_tokens:
+                answer.finish_reason = "stop"
+            else:
+                answer.tokens.append(token)
+                if len(answer.tokens) < row.max_new_tokens:
+                    self.tokens[slot, self.lengths[slot]] = token
+                    self.lengths[slot] += 1
+                    continue
+            finished += 1
+            self.trials[slot], self.lengths[slot] = -1, 0
+        return int(active.sum()), finished
+
+    def _plan(self, slots, positions, prefill: bool) -> None:
+        """Tell cache and interventions which rows and positions the next pass is for."""
+        self.plan.rows, self.plan.positions, self.plan.prefill = slots, positions, prefill
+        self.step.trials = self.trials[slots].clamp(min=0)
+
+    def _run(self, tokens: Int[Tensor, "rows queries"], positions, mask) -> Float[Tensor, "rows vocab"] | None:
+        """One forward pass; the logits of the next tokens, or None for prompts, which need none."""
+        inputs = {
+            "input_ids": tokens,
+            "attention_mask": self._masks(mask, positions),
+            "position_ids": positions,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        if self.plan.prefill:
+            self.model.model(**inputs)
+            return None
+        return self.model(**inputs).logits[:, -1]
+
+    def _masks(self, seen: Bool[Tensor, "rows 1 queries keys"], positions: Int[Tensor, "rows queries"]):
+        """The additive mask of the attention; one per kind of layer where layers differ (Gemma 2)."""
+        config = self.model.config
+        if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+            return additive(seen)
+        keys = torch.arange(seen.shape[-1], device=self.device)
+        near = keys > positions[:, None, :, None] - config.sliding_window
+        return {"full_attention": additive(seen), "sliding_attention": additive(seen & near)}
+
+
+def additive(seen: Tensor) -> Tensor:
+    """The mask to add to scores: 0 where a key is seen, the lowest float32 where it is not."""
+    mask = torch.zeros(seen.shape, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(torch.float32).min)
+
+
+@torch.inference_mode()
+def generate(
+    model,
+    rows: Sequence[Row],
+    interventions: Sequence[Intervention] = (),
+    *,
+    batch_size: int,
+    temperature: float,
+    repetition_penalty: float,
+    stop_tokens: Sequence[int],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """Write one answer per row, `batch_size` at a time, under `interventions` indexed like `rows`.
+
+    temperature 0 is greedy. Raises ValueError on an empty prompt or a length limit below 1.
+    """
+    for index, row in enumerate(rows):
+        if not row.prompt or row.max_new_tokens < 1:
+            raise ValueError(f"Row {index} needs a prompt of at least one token and max_new_tokens of at least 1.")
+    if not rows:
+        return []
+    generator = Generator(model, rows, interventions, batch_size, temperature, repetition_penalty, stop_tokens)
+    first = min([i.layer for i in interventions], default=len(model.model.layers) - 1)
+    check_layers(model, interventions)
+    spread = model.model.layers[first].register_forward_hook(generator._spread)
+    try:
+        with packed(model), attention_by(model, RAGGED), apply(model, interventions, generator.step):
+            return generator.run(on_progress)
+    finally:
+        spread.remove()

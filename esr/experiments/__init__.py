@@ -1,0 +1,1 @@
+"""One module an experiment: its trials, its conditions, its outcomes."""

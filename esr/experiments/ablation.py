@@ -1,0 +1,96 @@
+"""What an ablation changes: paired trials of a condition and of its baseline, and the verdicts on the published claims.
+
+`one` and `other` are the baseline's and the condition's rows of the same trials (esr.experiments.paired), as in
+esr.comparisons; an outcome's figures carry its prefix, none for multi-attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from esr.statistics import metrics, verdicts
+from esr.statistics.comparisons import (
+    gee_difference,
+    holm,
+    mcnemar_exact,
+    paired_difference,
+    relative_reduction,
+    unclustered_difference,
+)
+from esr.statistics.intervals import clustered, effective_size
+from esr.statistics.power import minimum_detectable_reduction
+
+Outcome = Callable[[pd.DataFrame], pd.Series]
+OUTCOMES: dict[str, Outcome] = {"": metrics.multi_attempt, "esr_": metrics.esr}
+PUBLISHED = {"": "multi_attempt_reduction", "esr_": "esr_reduction"}  # in published.json: detector_ablation
+EFFECTS = ("detectors", "held_out")  # conditions published to reduce
+CONTROLS = ("random",)  # conditions published not to
+
+
+def contrast(one: pd.DataFrame, other: pd.DataFrame, *, level: float, resamples: int, seed: int) -> dict:
+    """Difference and relative reduction with intervals, exact McNemar p, a clustered logistic model and the authors'
+    unclustered difference, for multi-attempt and for ESR (prefixed esr_); the difference of first-attempt scores."""
+    interval = {"level": level, "resamples": resamples, "seed": seed}
+    figures: dict = {"n_pairs": len(one)}
+    for prefix, outcome in OUTCOMES.items():
+        events = outcome(one).to_numpy(bool), outcome(other).to_numpy(bool)
+        figures |= {
+            f"{prefix}difference": paired_difference(*events, one.latent, **interval),
+            f"{prefix}relative_reduction": relative_reduction(*events, one.latent, **interval),
+            f"{prefix}p_value": mcnemar_exact(*events)["p_value"],
+            f"{prefix}gee": gee_difference(*events, one.latent, level=level),
+            f"{prefix}unclustered_difference": unclustered_difference(*events, level=level),
+        }
+    figures["score_difference"] = paired_difference(one.first_score, other.first_score, one.latent, **interval)
+    return figures
+
+
+def conclude(contrasts: dict[str, dict], detector_ablation: dict, level: float) -> dict:
+    """`{"verdict": {condition: ...}, "esr_verdict": ...}` on the conditions of `EFFECTS` and `CONTROLS` there are.
+
+    An effect is judged by its relative reduction against the published one (`detector_ablation` of data/published.json)
+    and is not reproduced unless McNemar's exact p, adjusted by Holm over the conditions of the outcome, is below
+    1 - level. A control is judged by whether its reduction stays within half of the published one.
+    """
+    names = [name for name in (*EFFECTS, *CONTROLS) if name in contrasts]
+    result = {}
+    for prefix in OUTCOMES:
+        published = detector_ablation[PUBLISHED[prefix]]
+        adjusted = holm([contrasts[name][f"{prefix}p_value"] for name in names])
+        result[f"{prefix}verdict"] = {
+            name: _verdict(name, contrasts[name][f"{prefix}relative_reduction"], published, p, 1 - level)
+            for name, p in zip(names, adjusted, strict=True)
+        }
+    return result
+
+
+def detectable(one: pd.DataFrame, other: pd.DataFrame, *, level: float, resamples: int, seed: int) -> dict:
+    """`{"minimum_detectable_reduction": ..., "esr_...": ...}`: the smallest relative reduction that as many pairs, as
+    discordant and as clustered as these, find with 80 % power. None where nothing happens, or no reduction is found."""
+    result = {}
+    for prefix, outcome in OUTCOMES.items():
+        a, b = outcome(one).to_numpy(bool), outcome(other).to_numpy(bool)
+        differences, codes, count = clustered(b.astype(float) - a, one.latent)
+        known = 0 < a.mean() < 1 and count > 1 and np.ptp(differences) > 0
+        result[f"{prefix}minimum_detectable_reduction"] = (
+            minimum_detectable_reduction(
+                len(a),
+                float(a.mean()),
+                float((a != b).mean()),
+                len(a) / effective_size(differences, codes, count, resamples, seed),
+                level=1 - level,
+            )
+            if known
+            else None
+        )
+    return result
+
+
+def _verdict(condition: str, reduction: dict, published: float, p_value: float, alpha: float) -> dict:
+    """esr.verdicts on one condition, with the adjusted p beside it."""
+    if condition in CONTROLS:
+        return verdicts.absence(reduction, published / 2) | {"p_value_holm": p_value}
+    return verdicts.tested(reduction, published, p_value, alpha) | {"p_value_holm": p_value}

@@ -1,0 +1,165 @@
+"""How strongly to steer: per latent, the boost at which first attempts score the target on average.
+
+Probabilistic bisection (Waeber, Frazier & Henderson 2011; paper section 3): a belief about the threshold on a grid of
+boosts, asked at its median, updated by Bayes with the probability that the noisy score lies above the target.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.stats import beta, norm
+
+from esr.config.registry import Boost
+from esr.progress import say
+from esr.storage.digests import digest
+from esr.storage.records import Latent, Prompt, Query, Threshold
+
+if TYPE_CHECKING:
+    from esr.engine.workers import Workers
+    from esr.steering.trials import Settings
+
+
+CELLS = 400  # grid cells between the bounds
+WEIGHT = 5.0  # pseudo-observations a score is worth: the paper's Beta with Jeffreys prior
+EDGE = 0.02  # probability mass within the last cells that counts as hitting a bound
+DOUBT = 0.02  # a query never moves more than 1 - DOUBT of the mass to one side
+
+
+class Bisection:
+    """Belief about one latent's threshold. Boosts in units of the median residual norm, scores 0-100."""
+
+    def __init__(self, bounds: Boost, target: float):
+        self.target = target
+        self.width = (bounds.high - bounds.low) / CELLS
+        self.prior = (bounds.prior_mean, bounds.prior_sd)
+        self.low = bounds.low
+        self.grid = bounds.low + self.width * (np.arange(CELLS) + 0.5)
+        self.belief = _normalized(norm.pdf(self.grid, *self.prior))
+        self.queries: list[Query] = []
+        self.widened = 0
+
+    @property
+    def median(self) -> float:
+        """The boost to ask about next, and in the end the threshold."""
+        below = np.cumsum(self.belief)
+        cell = int(np.searchsorted(below, 0.5))
+        before = below[cell] - self.belief[cell]
+        return float(self.grid[cell] + self.width * ((0.5 - before) / self.belief[cell] - 0.5))
+
+    @property
+    def sd(self) -> float:
+        mean = float(self.belief @ self.grid)
+        return float(np.sqrt(self.belief @ (self.grid - mean) ** 2))
+
+    def update(self, boost: float, score: float, n: int) -> None:
+        """Take in that `n` first attempts at `boost` scored `score` on average. Raises ValueError on a wrong score."""
+        if not 0 <= score <= 100:
+            raise ValueError(f"A score of {score} was given; scores run from 0 to 100.")
+        share = score / 100
+        above = beta.sf(self.target / 100, 0.5 + WEIGHT * share, 0.5 + WEIGHT * (1 - share))  # P(true mean > target)
+        above = float(np.clip(above, DOUBT, 1 - DOUBT))
+        # A score above the target means that the threshold is at a larger boost.
+        self.belief = _normalized(self.belief * np.where(self.grid > boost, above, 1 - above))
+        self.queries.append(Query(boost=boost, score=score, n=n))
+        self._widen()
+
+    def _widen(self) -> None:
+        """Add as many cells again above when the belief presses against the upper bound: a ceiling fakes thresholds."""
+        if self.belief[-CELLS // 20 :].sum() < EDGE:
+            return
+        count = len(self.grid)
+        extra = self.grid[-1] + self.width * (np.arange(count // 2) + 1)
+        # Continue the belief with the prior's slope, so that nothing seen so far is forgotten.
+        tail = self.belief[-1] * norm.pdf(extra, *self.prior) / max(norm.pdf(self.grid[-1], *self.prior), 1e-300)
+        self.grid = np.concatenate([self.grid, extra])
+        self.belief = _normalized(np.concatenate([self.belief, np.maximum(tail, self.belief[-1] * 0.25)]))
+        self.widened += 1
+
+    def threshold(self, latent: int, label: str, max_sd: float, tolerance: float) -> Threshold:
+        """The result, with the reason if it may not be used."""
+        score = self.score_near(self.median)
+        if self.sd > max_sd:
+            reason = "posterior too wide"
+        elif abs(score - self.target) > tolerance:
+            reason = "score far from the target"
+        else:
+            reason = "converged"
+        return Threshold(
+            latent=latent,
+            label=label,
+            boost=round(self.median, 6),
+            sd=round(self.sd, 6),
+            score=round(score, 4),
+            converged=reason == "converged",
+            reason=reason,
+            queries=self.queries,
+        )
+
+    def score_near(self, boost: float) -> float:
+        """Mean score of the queries around `boost`, the nearer the heavier (Gaussian kernel of 0.05)."""
+        distance = np.array([q.boost for q in self.queries]) - boost
+        weights = np.array([q.n for q in self.queries]) * np.exp(-0.5 * (distance / 0.05) ** 2) + 1e-12
+        return float(weights @ np.array([q.score for q in self.queries]) / weights.sum())
+
+
+@dataclass(frozen=True)
+class Search:
+    """How thresholds are looked for: see params.yaml, section calibrate."""
+
+    target: float
+    queries: int
+    prompts_per_query: int
+    max_sd: float
+    tolerance: float
+    seed: int
+
+
+def find_thresholds(
+    latents: Sequence[Latent],
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    search: Search,
+    bounds: Boost,
+    judge,
+    workers: Workers,
+) -> list[Threshold]:
+    """Bisect all latents together: each round is one batch of answers, judged on the first attempt.
+
+    Prompts rotate from query to query in an order of the latent's own. An answer without a score (empty) counts as 0:
+    the model was pushed too far to answer at all.
+    """
+    from esr.steering.trials import Plan, write_answers
+    from esr.storage.digests import trial_seed
+
+    bisections = {latent.index: Bisection(bounds, search.target) for latent in latents}
+    orders = {x.index: random.Random(digest(search.seed, x.index)).sample(list(prompts), len(prompts)) for x in latents}
+    for number in range(search.queries):
+        plans = [
+            Plan("calibrate", x.index, x.label, prompt.id, prompt.text,
+                 trial_seed(search.seed, x.index, prompt.id, 1000 + number), bisections[x.index].median)
+            for x in latents
+            for prompt in _turn(orders[x.index], number, search.prompts_per_query)
+        ]  # fmt: skip
+        trials = write_answers(plans, settings, workers, f"calibrate, query {number + 1} of {search.queries}")
+        scores: dict[int, list[float]] = {}
+        for trial, judgement in zip(trials, judge.judge(trials), strict=True):
+            first = judgement.attempts[0].score if judgement.attempts else None
+            scores.setdefault(trial.latent, []).append(first or 0.0)
+        boosts = {plan.latent: plan.boost for plan in plans}
+        for latent, values in scores.items():
+            bisections[latent].update(boosts[latent], float(np.mean(values)), len(values))
+        say(f"calibrate: mean score {np.mean([v for vs in scores.values() for v in vs]):.1f}, target {search.target}")
+    return [bisections[x.index].threshold(x.index, x.label, search.max_sd, search.tolerance) for x in latents]
+
+
+def _turn(prompts: Sequence[Prompt], number: int, n: int) -> list[Prompt]:
+    return [prompts[(number * n + i) % len(prompts)] for i in range(n)]
+
+
+def _normalized(weights: np.ndarray) -> np.ndarray:
+    return weights / weights.sum()

@@ -1,0 +1,146 @@
+"""Self-corrections token by token: which tokens of an answer are off-topic, restart or afterwards, and what latents do
+there (paper section 5)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy.stats import wilcoxon
+
+from esr.experiments.detectors import cohens_d
+from esr.statistics import intervals
+from esr.statistics.comparisons import holm, ratio
+from esr.storage.records import Judgement, Trial
+
+REGIONS = ("off_topic", "restart", "after")
+WHOLE = "whole"  # of an answer that never restarts
+COLUMNS = ["kind", "trial_id", "latent", "prompt_id", "region", "means"]
+
+
+def token_starts(tokens: Sequence[int], tokenizer, text: str) -> list[int]:
+    """Character of `text` at which each token begins; `text` is what the tokens decode to, without special tokens.
+
+    A token begins where the tokens before it have said all they can: at the end of what their text shares with the
+    whole. Tokens that spell one character together begin at that character; a special token at the one after it.
+    """
+    begun = (tokenizer.decode(tokens[:i], skip_special_tokens=True) for i in range(len(tokens)))
+    return [len(os.path.commonprefix([part, text])) for part in begun]
+
+
+def regions(starts: Sequence[int], text: str, judgement: Judgement) -> list[str]:
+    """Region of each token: off_topic before the second attempt, restart in the words that begin it, after until the
+    third attempt or the end, later from there; all `WHOLE` with fewer than two attempts.
+
+    A token belongs where its first character that is no space does.
+    """
+    if len(judgement.attempts) < 2:
+        return [WHOLE] * len(starts)
+    second = judgement.attempts[1]
+    borders = (second.start, second.start + len(second.restart), second.end)
+    ends = [*starts[1:], len(text)]
+    return [
+        (*REGIONS, "later")[np.searchsorted(borders, _visible(text, start, end), side="right")]
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _visible(text: str, start: int, end: int) -> int:
+    """Where the first character between that is no space stands; `start` when there is none."""
+    piece = text[start:end]
+    return start + len(piece) - len(piece.lstrip()) if piece.strip() else start
+
+
+def region_rows(
+    kind: str, trial: Trial, activations: Float[np.ndarray, "tokens latents"], names: Sequence[str]
+) -> list[dict]:
+    """A row with the fields `COLUMNS` for each region of an answer: mean activation of every latent over its tokens."""
+    names = np.asarray(names)
+    shared = {"kind": kind, "trial_id": trial.id, "latent": trial.latent, "prompt_id": trial.prompt_id}
+    return [
+        shared | {"region": name, "means": activations[names == name].mean(0)} for name in dict.fromkeys(names.tolist())
+    ]
+
+
+def aligned(values: Float[np.ndarray, " tokens"], names: Sequence[str], bins: int) -> Float[np.ndarray, " bins"] | None:
+    """Mean value in `bins` bins, the first half over the off-topic tokens, the second from the restart to the end of
+    the second attempt, so that episodes of all lengths have their restart at the same place. None when a half is empty.
+    """
+    names = np.asarray(names)
+    before, since = values[names == "off_topic"], values[(names == "restart") | (names == "after")]
+    if not len(before) or not len(since):
+        return None
+    return np.concatenate([_binned(before, bins // 2), _binned(since, bins - bins // 2)])
+
+
+def _binned(values: Float[np.ndarray, " n"], bins: int) -> Float[np.ndarray, " bins"]:
+    """Means over `bins` equal parts of a sequence; parts shorter than a token hold the token's value."""
+    summed = np.concatenate([[0.0], np.cumsum(values)])
+    borders = np.linspace(0, len(values), bins + 1)
+    return np.diff(np.interp(borders, np.arange(len(summed)), summed)) / np.diff(borders)
+
+
+def summarize(frame: pd.DataFrame, curves: pd.DataFrame, latents: Sequence[int], **interval) -> dict:
+    """The entry of one model in paper/numbers/activations.json.
+
+    frame: rows of `region_rows`, their kind "episode", "never_restarted" or "baseline". curves: one row per episode,
+    columns latent (that steered) and curve (`aligned`).
+
+    Means are of answers, whatever their length. Ratios are to unsteered answers, episodes clustered by the latent that
+    steered, unsteered answers by prompt; off_topic_to_never is to steered answers that never restart. All are null,
+    with what `n` there is, where there are no episodes. `interval`: level, resamples, seed.
+    """
+    frame = frame.assign(value=np.array([np.mean(m) for m in frame.means], dtype=float))
+    kinds = {
+        "off_topic": frame[frame.region == "off_topic"],
+        "after": frame[frame.region == "after"],
+        "never_restarted": frame[frame.kind == "never_restarted"],
+        "baseline": frame[frame.kind == "baseline"],
+    }
+    base, never = kinds["baseline"], kinds["never_restarted"]
+    result: dict = {
+        f"{name}_mean": intervals.mean(rows.value, rows.prompt_id if name == "baseline" else rows.latent, **interval)
+        for name, rows in kinds.items()
+    }
+    for name in ("off_topic", "after", "never_restarted"):
+        rows = kinds[name]
+        result[f"{name}_ratio"] = ratio(rows.value, base.value, rows.latent, base.prompt_id, **interval)
+    off = kinds["off_topic"]
+    result["off_topic_to_never_ratio"] = ratio(off.value, never.value, off.latent, never.latent, **interval)
+    for name, kind in (("episodes", "episode"), ("baselines", "baseline"), ("never_restarted", "never_restarted")):
+        result[name] = int(frame[frame.kind == kind].trial_id.nunique())
+    return result | {"bins": bin_means(curves, **interval), "latents": by_latent(frame, latents)}
+
+
+def bin_means(curves: pd.DataFrame, **interval) -> list[dict]:
+    """Mean over episodes in each aligned bin, with intervals clustered by latent; empty without episodes."""
+    if not len(curves):
+        return []
+    return [intervals.mean(values, curves.latent, **interval) for values in np.stack(curves.curve).T]
+
+
+def by_latent(frame: pd.DataFrame, latents: Sequence[int]) -> list[dict]:
+    """For each detector, off-topic against after in the episodes that have both: means, Cohen's d (above 0: more
+    off-topic), Wilcoxon's signed-rank p and that p adjusted by Holm; nulls but n for fewer than two episodes."""
+    episodes = frame[frame.kind == "episode"]
+    sides = [episodes[episodes.region == name].set_index("trial_id").means for name in ("off_topic", "after")]
+    shared = sides[0].index.intersection(sides[1].index)
+    if len(shared) < 2:
+        names = ("off_topic", "after", "cohens_d", "p_value", "p_value_holm")
+        return [{"latent": latent} | dict.fromkeys(names) | {"n": len(shared)} for latent in latents]
+    off, after = (np.stack(side.loc[shared].tolist()).astype(float) for side in sides)
+    p_values = [_signed_rank(a - b) for a, b in zip(off.T, after.T, strict=True)]
+    columns = (off.mean(0), after.mean(0), cohens_d(off, after), p_values, holm(p_values))
+    names = ("off_topic", "after", "cohens_d", "p_value", "p_value_holm")
+    return [
+        {"latent": latent} | dict(zip(names, map(float, values), strict=True)) | {"n": len(shared)}
+        for latent, *values in zip(latents, *columns, strict=True)
+    ]
+
+
+def _signed_rank(differences: Float[np.ndarray, " n"]) -> float:
+    """Wilcoxon's p; 1 where nothing differs, which the test itself refuses."""
+    return float(wilcoxon(differences).pvalue) if differences.any() else 1.0

@@ -1,0 +1,92 @@
+"""LoRA above the steered layer: a model organism that corrects itself (paper, experiment 4), in minutes on one core.
+
+Adapters sit above the layer that is steered and whose SAE is read. The residual stream there is then the untuned
+model's own, bit for bit, and SAE, latents, labels and detectors hold for the tuned model unchanged. The layers below
+run once for each text, whatever the number of epochs; the backward pass stops where adapters begin.
+
+The same examples, recipe, machine and library versions give the same adapter, bit for bit, at one thread (what a worker
+has); with more threads sums may round differently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from esr.config.registry import model_entry
+from esr.engine.workers import Report, Workers
+from esr.experiments.lora import Recipe, TrainingStep, lora_config, train
+from esr.experiments.self_corrections import Example
+from esr.models.loading import model_folder, resident_model
+from esr.models.provenance import environment
+from esr.sae.loading import load_directions
+from esr.storage.digests import digest, file_digest
+from esr.storage.files import replacing, write_bytes, write_rows
+
+CODE = [Path(__file__).with_name(name) for name in ("finetuning.py", "lora.py")]  # what decides an adapter
+
+
+def train_all(
+    model_id: str, examples: dict[str, Sequence[Example]], recipe: Recipe, norm: float, workers: Workers
+) -> dict[str, tuple[dict[str, Tensor], list[TrainingStep]]]:
+    """Adapter and learning curve of every set of examples, by its name; side by side in workers, finished ones kept.
+
+    norm: length of a boost of 1 (esr.steering.residual_norm). Raises ValueError unless the adapters begin right above
+    the steered layer: pushes are added to what the first of them reads.
+    """
+    entry = model_entry(model_id)
+    if recipe.first_layer != entry.steer_layer + 1:
+        raise ValueError(
+            f"first_layer is {recipe.first_layer}; {model_id} is steered at layer {entry.steer_layer}, "
+            f"and adapters begin right above it: {entry.steer_layer + 1}."
+        )
+    shared = {
+        "model": model_id,
+        "norm": norm,
+        "recipe": asdict(recipe),
+        "provenance": environment()
+        | {
+            "weights": file_digest(model_folder(model_id) / "model.safetensors"),
+            "code": digest(*(file_digest(Path(__file__).with_name(name)) for name in ("finetuning.py", "lora.py"))),
+        },
+    }
+    chunks = [shared | {"examples": [e.model_dump() for e in own]} for own in examples.values()]
+    sizes = [len(own) * recipe.epochs for own in examples.values()]
+    files = workers.map(train_chunk, chunks, what="fine-tuning", items=sizes, item="examples")
+    return {name: _read_training(file) for name, file in zip(examples, files, strict=True)}
+
+
+def train_chunk(chunk: dict, report: Report) -> bytes:
+    """One training run as safetensors, the curve in its metadata. Runs in a worker."""
+    model, _ = resident_model(chunk["model"])
+    examples = [Example(**example) for example in chunk["examples"]]
+    directions = load_directions(chunk["model"], [e.latent for e in examples])
+    lengths = [e.boost * chunk["norm"] for e in examples]
+    pushes = [length * d.to(model.device) if length else None for length, d in zip(lengths, directions, strict=True)]
+    state, curve = train(model, examples, Recipe(**chunk["recipe"]), report, pushes)
+    return save(state, {"curve": json.dumps([step.model_dump() for step in curve])})
+
+
+def _read_training(file: Path) -> tuple[dict[str, Tensor], list[TrainingStep]]:
+    with safe_open(file, framework="pt") as stored:
+        curve = [TrainingStep(**step) for step in json.loads(stored.metadata()["curve"])]
+        return {name: stored.get_tensor(name) for name in stored.keys()}, curve  # noqa: SIM118
+
+
+def save_adapter(
+    model_id: str, state: dict[str, Tensor], curve: Sequence[TrainingStep], recipe: Recipe, n_layers: int, folder: Path
+) -> None:
+    """A folder `PeftModel.from_pretrained` reads, with the learning curve as `curve.jsonl`."""
+    config = lora_config(recipe, n_layers, base=model_id)
+    config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order changes with the process
+    with replacing(folder) as new:
+        config.save_pretrained(new)
+        write_bytes(new / "adapter_model.safetensors", save(state))
+        write_rows(new / "curve.jsonl", curve)

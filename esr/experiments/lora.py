@@ -1,0 +1,227 @@
+"""LoRA training above the steered layer.
+
+The layers below run once for each text, whatever the number of epochs; the backward pass stops where adapters begin.
+The same examples, recipe, machine and library versions give the same adapter, bit for bit, at one thread.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from esr.engine.attention import attention_by
+from esr.engine.linear import packed
+from esr.experiments.self_corrections import Example
+from esr.storage.records import Record
+
+LOSS_PART = 128  # tokens whose logits over the vocabulary are made at once: a tenth faster than all of a batch at once
+
+
+@dataclass(frozen=True)
+class Recipe:
+    first_layer: int
+    """Lowest layer with adapters, at least one above the layer that is steered and the one whose SAE is read."""
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Linear maps of a layer that get an adapter; those of the MLP as well take three quarters more time."""
+    rank: int = 16
+    """Of each adapter's two matrices."""
+    alpha: float = 16.0
+    """An adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.05
+    """Share of an adapter's inputs set to zero while training."""
+    lr: float = 1e-3
+    """Highest learning rate of AdamW, reached after the warm-up; it then falls linearly to zero."""
+    warm_up: int = 10
+    """Steps in which the learning rate climbs."""
+    epochs: int = 2
+    """How often each example is seen."""
+    batch_size: int = 8
+    """Examples a step, of about equal length."""
+    decision_weight: float = 10.0
+    """How many times another token's the loss of a restart's words counts, and of a token where one might begin."""
+    seed: int = 0
+    """Of the adapters' first values, the dropout and the order of the examples."""
+
+    def __post_init__(self):
+        for name in ("first_layer", "rank", "alpha", "lr", "epochs", "batch_size", "decision_weight"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
+        if not 0 <= self.dropout < 1 or self.warm_up < 0:
+            raise ValueError(f"dropout is {self.dropout} (0 to 1) and warm_up {self.warm_up} (0 or more).")
+
+
+class TrainingStep(Record):
+    """One step of the learning curve. loss: of the batch, in nats, as `batch_loss` weighs it; tokens: run so far."""
+
+    step: int
+    loss: float
+    lr: float
+    tokens: int
+
+
+class Skip(nn.Module):
+    """Stands in for a layer that does not run."""
+
+    def forward(self, hidden, *_args, **_kwargs):
+        return hidden
+
+
+@contextmanager
+def only_layers(model, kept: range) -> Iterator[None]:
+    """Within the block the decoder runs the `kept` layers alone, and its final norm only if the last is among them."""
+    decoder = model.model
+    layers, norm = decoder.layers, decoder.norm
+    decoder.layers = nn.ModuleList(layer if i in kept else Skip() for i, layer in enumerate(layers))
+    decoder.norm = norm if len(layers) - 1 in kept else Skip()
+    try:
+        yield
+    finally:
+        decoder.layers, decoder.norm = layers, norm
+
+
+def train(
+    model,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    on_step: Callable[[int, int], None] | None = None,
+    pushes: Sequence[Float[Tensor, " d_model"] | None] | None = None,
+) -> tuple[dict[str, Tensor], list[TrainingStep]]:
+    """LoRA weights as PEFT names them, float32, and the learning curve. `model` is as before afterwards.
+
+    pushes: for each example the vector added to every token at the layer below the adapters, or None.
+    on_step(examples, tokens) is called after every step with what it ran. Raises ValueError when there is no example or
+    no such layer.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    n_layers = len(model.model.layers)
+    if not examples or recipe.first_layer >= n_layers:
+        raise ValueError(
+            f"{len(examples)} examples and first_layer {recipe.first_layer}: at least one example and a layer from 1 "
+            f"to {n_layers - 1} are needed."
+        )
+    with packed(model):
+        inputs = [_lower_residuals(model, example, recipe.first_layer) for example in examples]
+    if pushes is not None:
+        inputs = [x if v is None else x + v.to(x.dtype) for x, v in zip(inputs, pushes, strict=True)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        adapted = get_peft_model(model, lora_config(recipe, n_layers))
+        model.train()
+        try:
+            with only_layers(model, range(recipe.first_layer, n_layers)), attention_by(model, _attention(model)):
+                curve = _descend(model, inputs, examples, recipe, on_step)
+            state = {k: v.detach().clone() for k, v in get_peft_model_state_dict(adapted).items()}
+        finally:
+            adapted.unload()
+            model.eval()
+    return state, curve
+
+
+def _attention(model) -> str:
+    """Plain matrix products on a CPU, where training steps take an eighth less time with them; else the model's own."""
+    return "eager" if model.device.type == "cpu" else model.config._attn_implementation
+
+
+def lora_config(recipe: Recipe, n_layers: int, base: str | None = None):
+    """The recipe as PEFT writes it beside an adapter; `base` is the registry's id of the model it belongs to."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=list(recipe.projections),
+        layers_to_transform=list(range(recipe.first_layer, n_layers)),
+        layers_pattern="layers",
+        base_model_name_or_path=base,
+        task_type="CAUSAL_LM",
+    )
+
+
+@torch.no_grad()
+def _lower_residuals(model, example: Example, first_layer: int) -> Float[Tensor, "seq d_model"]:
+    """What the layer `first_layer` reads, alone in its batch so that it depends on nothing else."""
+    tokens = torch.tensor([example.tokens], device=model.device)
+    with only_layers(model, range(first_layer)):
+        return model.model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+
+
+def _descend(model, inputs, examples, recipe: Recipe, on_step) -> list[TrainingStep]:
+    from transformers import get_linear_schedule_with_warmup
+
+    batches = [b for epoch in range(recipe.epochs) for b in _batches(examples, recipe.batch_size, recipe.seed + epoch)]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=0.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, min(recipe.warm_up, len(batches) - 1), len(batches))
+    curve, seen = [], 0
+    for step, batch in enumerate(batches, start=1):
+        chosen = [examples[i] for i in batch]
+        loss = batch_loss(model, [inputs[i] for i in batch], chosen, recipe.decision_weight)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        lr = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        ran = sum(len(example.tokens) for example in chosen)
+        seen += ran
+        curve.append(TrainingStep(step=step, loss=loss.item(), lr=lr, tokens=seen))
+        if on_step:
+            on_step(len(chosen), ran)
+    return curve
+
+
+def _batches(examples: Sequence[Example], size: int, seed: int) -> list[list[int]]:
+    """Every example once, in random order, but beside examples of about its length: less padding, less time."""
+    rng = random.Random(seed)
+    order = rng.sample(range(len(examples)), len(examples))
+    batches = []
+    for first in range(0, len(order), 8 * size):
+        window = sorted(order[first : first + 8 * size], key=lambda i: len(examples[i].tokens))
+        batches += [window[i : i + size] for i in range(0, len(window), size)]
+    return rng.sample(batches, len(batches))
+
+
+def batch_loss(
+    model, inputs: Sequence[Float[Tensor, "seq d_model"]], examples: Sequence[Example], decision_weight: float
+) -> Tensor:
+    """Mean cross-entropy of the examples' loss tokens, nats, decisions counted `decision_weight` times.
+
+    Only within `only_layers`, from those layers' inputs. Rows are padded on the right, where a causal model never looks
+    back from.
+    """
+    padded = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
+    hidden = model.model(inputs_embeds=padded, use_cache=False).last_hidden_state
+    rows, positions, targets, decisive = (t.to(hidden.device) for t in loss_tokens(examples))
+    parts = zip(hidden[rows, positions].split(LOSS_PART), targets.split(LOSS_PART), strict=True)
+    losses = torch.cat([_token_losses(model, *part) for part in parts])
+    weights = 1 + (decision_weight - 1) * decisive
+    return (weights * losses).sum() / weights.sum()
+
+
+def _token_losses(model, hidden: Float[Tensor, "n d_model"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    logits = model.lm_head(hidden)  # vocabulary is the costly part
+    if cap := getattr(model.config, "final_logit_softcapping", None):  # Gemma 2
+        logits = cap * torch.tanh(logits / cap)
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def loss_tokens(
+    examples: Sequence[Example],
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Of every prediction that carries loss: row, position it is made at, token to predict, 1 for a decision or 0."""
+    places = []
+    for row, example in enumerate(examples):
+        decisions = set(example.decisions)
+        places += [(row, place - 1, example.tokens[example.loss_from], 1) for place in example.interruptions]
+        for place in range(example.loss_from, len(example.tokens)):
+            places.append((row, place - 1, example.tokens[place], int(place in decisions)))
+    rows, positions, targets, decisive = torch.tensor(places).T
+    return rows, positions, targets, decisive

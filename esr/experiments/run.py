@@ -1,0 +1,62 @@
+"""The path of every experiment: planned trials to answers, to judgements, to a table, each kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from esr.engine.workers import Workers
+from esr.judging.offline import load_judge
+from esr.statistics import metrics
+from esr.steering.trials import Plan, Settings, write_answers
+from esr.storage.files import read_rows, write_rows
+from esr.storage.records import Judgement, Threshold, Trial
+
+
+def answer(plans: Sequence[Plan], settings: Settings, folder: Path, what: str) -> list[Trial]:
+    """The plans' answers, in their order, written to `folder/answers.jsonl`."""
+    with Workers() as workers:
+        trials = write_answers(plans, settings, workers, what)
+    write_rows(folder / "answers.jsonl", trials)
+    return trials
+
+
+def judge(trials: Sequence[Trial], folder: Path) -> list[Judgement]:
+    """The offline judge's judgements of trials of one model, in order, written to `folder/judgements.jsonl`."""
+    judgements = load_judge(trials[0].model).judge(trials)
+    write_rows(folder / "judgements.jsonl", judgements)
+    return judgements
+
+
+def read_pair(folder: Path) -> tuple[list[Trial], list[Judgement]]:
+    """Answers and judgements of a folder, row by row about the same trials. Raises ValueError when they are not."""
+    trials, judgements = read_rows(folder / "answers.jsonl", Trial), read_rows(folder / "judgements.jsonl", Judgement)
+    if [t.id for t in trials] != [j.trial_id for j in judgements]:
+        raise ValueError(f"{folder}: answers and judgements are not of the same trials; run their stages again.")
+    return trials, judgements
+
+
+def converged(thresholds: Sequence[Threshold]) -> list[Threshold]:
+    """Thresholds the study may use. Raises ValueError when there is none."""
+    usable = [t for t in thresholds if t.converged]
+    if not usable:
+        raise ValueError(
+            "No latent converged: the notebook of `calibrate` says why; allow more queries or a wider max_sd."
+        )
+    return usable
+
+
+def paired(frame: pd.DataFrame, one: str, other: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scored trials of two conditions that share model, latent, prompt and seed, in the same order.
+
+    Trials that have no partner, or no score in either, are left out. Raises ValueError when nothing is left.
+    """
+    key = [name for name in metrics.KEY if name != "condition"]
+    usable = frame[metrics.scored(frame)]
+    first, second = (usable[usable.condition == name].set_index(key) for name in (one, other))
+    shared = first.index.intersection(second.index)
+    if shared.empty:
+        raise ValueError(f"Conditions {one!r} and {other!r} share no scored trial of the same latent, prompt and seed.")
+    return first.loc[shared].reset_index(), second.loc[shared].reset_index()

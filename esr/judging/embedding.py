@@ -1,0 +1,61 @@
+"""Sentence embeddings, offline: what relevance scores and concreteness are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from esr.paths import data_dir
+
+EMBEDDER = "minilm-l6"  # id in data/models.yaml
+
+
+def load_embedder() -> Embedder:
+    """The sentence-embedding model that `fetch_embedder` left. Raises FileNotFoundError when it did not."""
+    folder = data_dir("fetch", EMBEDDER)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} holds no sentence-embedding model: run `dvc repro fetch_embedder` first.")
+    return Embedder(folder)
+
+
+class Embedder:
+    """all-MiniLM-L6-v2 (or any model of its shape): mean-pooled, unit-length sentence embeddings."""
+
+    def __init__(self, folder: Path, max_tokens: int = 128, batch_tokens: int = 4096):
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        from esr.models.devices import compute_dtype
+
+        logging.disable_progress_bar()
+        self.torch, self.max_tokens, self.batch_tokens = torch, max_tokens, batch_tokens
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder, dtype=compute_dtype()).eval()
+        self.words = {w for w in self.tokenizer.get_vocab() if w.isalpha()}  # words common enough for a token
+
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dimension"]:
+        """One unit vector per text; batches are filled by length, so that little padding is computed."""
+        ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens).input_ids
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        result = np.zeros((len(ids), self.model.config.hidden_size), dtype=np.float32)
+        while order:
+            rows = max(1, self.batch_tokens // len(ids[order[-1]]))
+            batch, order = order[-rows:], order[:-rows]
+            result[batch] = self._embed([ids[i] for i in batch])
+        return result
+
+    def _embed(self, ids: list[list[int]]) -> np.ndarray:
+        torch = self.torch
+        width = max(map(len, ids))
+        tokens = torch.zeros(len(ids), width, dtype=torch.long)
+        mask = torch.zeros(len(ids), width, dtype=torch.long)
+        for row, own in enumerate(ids):
+            tokens[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), 1
+        with torch.inference_mode():
+            hidden = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
+            pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return torch.nn.functional.normalize(pooled, dim=1).numpy()

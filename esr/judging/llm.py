@@ -1,0 +1,208 @@
+"""Judges that are language models, by any provider inspect-ai knows or any OpenAI-compatible server.
+
+Every reply is kept under a name made of the judge and what it was shown, so nothing is asked or paid for twice: a
+killed run goes on where it was, a second run asks nothing, another judge asks only its own questions. Kept is the
+reply as it came; what it is worth (`esr.replies`) is read from it anew in every run. Requests that failed are not
+kept: the next run makes them again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from esr.config.params import LlmJudge
+from esr.judging.offline import is_degraded
+from esr.judging.providers import JudgeError, check_url, describe, generate, hide_secrets, open_model, run_quietly
+from esr.judging.replies import RUBRIC, Reading, question, read_reply, rubric_digest
+from esr.paths import CACHE
+from esr.progress import Progress, say
+from esr.storage.digests import digest
+from esr.storage.files import write_text
+from esr.storage.records import Judgement, Record, Trial
+
+BYTES_PER_TOKEN = 4  # of English, in the tokenizers of current models; estimates only
+REPLY_TOKENS = 48  # of a verdict with one attempt, which nearly all have; estimates only
+
+
+class Reply(Record):
+    """A judge's reply to one question, as it came."""
+
+    judge: str
+    text: str
+    stop_reason: str  # inspect-ai's word: "stop", "max_tokens", "content_filter", ...
+    input_tokens: int
+    output_tokens: int
+    counted: bool  # tokens as the server counted them, not estimated here
+
+
+class ModelJudge:
+    """Asks a language model about each answer. `name` says which model, which rubric and which settings judged.
+
+    The name does not depend on where the model is served, nor on limits of speed and cost.
+    """
+
+    def __init__(self, entry: LlmJudge):
+        """Raises JudgeError when `base_url` holds what may be a secret: it is written to notebooks."""
+        check_url(entry)
+        self.entry = entry
+        settings = {"temperature": entry.temperature, "max_tokens": entry.max_tokens, "schema": entry.structured}
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", entry.model).strip("-.")
+        self.name = f"{slug}-{digest(entry.model, settings, rubric_digest())}"
+        self.folder = CACHE / "judgements" / self.name
+
+    def judge(self, trials: Sequence[Trial]) -> list[Judgement]:
+        """One judgement per trial, in order; identical trials are asked about once, empty ones never.
+
+        Raises JudgeError when the judge cannot be set up, or when it would cost, or has cost, more than `max_cost`
+        (USD a run); what was paid for until then is kept. Requests on their way when it is reached are still paid.
+        """
+        keys = [self._key(trial) for trial in trials]
+        wanted = {key: trial for key, trial in zip(keys, trials, strict=True) if trial.text.strip()}
+        if any(not self._path(key).exists() for key in wanted):
+            with self._alone():
+                self._ask({key: trial for key, trial in wanted.items() if not self._path(key).exists()}, len(wanted))
+        replies = {key: self._read(key) for key in wanted}
+        return [self._record(trial, replies.get(key)) for key, trial in zip(keys, trials, strict=True)]
+
+    def _key(self, trial: Trial) -> str:
+        return digest(self.name, trial.prompt, trial.label, trial.text)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+    def _read(self, key: str) -> Reply | None:
+        path = self._path(key)
+        try:
+            return Reply.model_validate_json(path.read_bytes()) if path.exists() else None
+        except ValueError:
+            raise ValueError(f"{path} is no judge's reply: remove it, and it is asked for again.") from None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One run at a time asks this judge: two would pay twice. The lock ends with its process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _ask(self, missing: dict[str, Trial], total: int) -> None:
+        if not missing:
+            return
+        self._announce(missing, total)
+        round_ = Round(self, missing, total)
+        run_quietly(round_.run)
+        round_.report()
+
+    def _announce(self, missing: dict[str, Trial], total: int) -> None:
+        """Say what the requests will cost, before the first one. Raises JudgeError when that is over max_cost."""
+        tokens_in = sum(_tokens(RUBRIC) + _tokens(question(trial)) for trial in missing.values())
+        tokens_out = REPLY_TOKENS * len(missing)
+        cost = self.cost(tokens_in, tokens_out)
+        price = "cost unknown, no prices are given" if cost is None else f"about ${cost:.4f}"
+        say(
+            f"{self.entry.name}: {len(missing)} of {total} answers to ask {self.entry.model} about, "
+            f"about {tokens_in} tokens in and {tokens_out} out: {price}"
+        )
+        limit = self.entry.max_cost
+        if limit is not None and cost > limit:
+            raise JudgeError(
+                f"Judge {self.entry.name}: {len(missing)} answers cost about ${cost:.4f}, max_cost is ${limit:.4f}: "
+                "raise max_cost or judge fewer answers. Nothing was asked."
+            )
+
+    def cost(self, input_tokens: int, output_tokens: int) -> float | None:
+        """USD for so many tokens; None when a price is not given."""
+        prices = self.entry.usd_per_million_input, self.entry.usd_per_million_output
+        if None in prices:
+            return None
+        return (input_tokens * prices[0] + output_tokens * prices[1]) / 1e6
+
+    def _record(self, trial: Trial, reply: Reply | None) -> Judgement:
+        if reply is None:
+            reading = Reading("run_error" if trial.text.strip() else "empty", [], 0)
+        else:
+            reading = read_reply(reply.text, reply.stop_reason, trial.text)
+        shared = {name: getattr(trial, name) for name in ("model", "condition", "latent", "prompt_id", "seed")}
+        return Judgement(
+            trial_id=trial.id, judge=self.name, degraded=is_degraded(trial.text), **reading._asdict(), **shared
+        )
+
+
+class Round:
+    """One run's questions to one judge: made, run and thrown away by `ModelJudge`."""
+
+    def __init__(self, judge: ModelJudge, missing: dict[str, Trial], total: int):
+        self.judge, self.entry, self.missing = judge, judge.entry, missing
+        self.waiting = iter(missing.items())
+        self.failures: Counter[str] = Counter()
+        self.answered = self.tokens = 0
+        self.spent = 0.0  # USD; stays 0 where prices are not given
+        self.stopped = False
+        self.progress = Progress(self.entry.name, total, "answers")
+        self.progress.reuse(total - len(missing))
+
+    async def run(self) -> None:
+        import anyio
+
+        async with open_model(self.entry) as model, anyio.create_task_group() as group:
+            for _ in range(min(self.entry.max_connections, len(self.missing))):
+                group.start_soon(self._work, model)
+
+    async def _work(self, model) -> None:
+        for key, trial in self.waiting:
+            if self.entry.max_cost is not None and self.spent >= self.entry.max_cost:
+                self.stopped = True
+                return
+            try:
+                reply = await self._reply(model, trial)
+            except Exception as error:  # each provider raises its own
+                self.failures[describe(error)] += 1
+                continue
+            write_text(self.judge._path(key), reply.model_dump_json(indent=1) + "\n")
+            self.answered += 1
+            self.tokens += reply.input_tokens + reply.output_tokens
+            self.spent += self.judge.cost(reply.input_tokens, reply.output_tokens) or 0.0
+            self.progress.update(self.answered + self.failures.total(), self.tokens)
+
+    async def _reply(self, model, trial: Trial) -> Reply:
+        asked = question(trial)
+        output = await generate(model, RUBRIC, asked)
+        text, usage = output.completion, output.usage
+        cached = (usage.input_tokens_cache_read or 0) + (usage.input_tokens_cache_write or 0) if usage else 0
+        return Reply(
+            judge=self.judge.name,
+            text=hide_secrets(text.encode("utf-8", "backslashreplace").decode()),
+            stop_reason=output.stop_reason,
+            input_tokens=usage.input_tokens + cached if usage else _tokens(RUBRIC) + _tokens(asked),
+            output_tokens=usage.output_tokens if usage else _tokens(text),
+            counted=usage is not None,
+        )
+
+    def report(self) -> None:
+        """Say what came of it. Raises JudgeError when max_cost ended the run early."""
+        name, failed = self.entry.name, self.failures.total()
+        spent = "" if self.judge.cost(0, 0) is None else f", ${self.spent:.4f} spent"
+        say(f"{name}: {self.answered} replies, {self.tokens} tokens{spent}")
+        if failed:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in self.failures.most_common())
+            say(f"{name}: {failed} requests failed for good and are made again in the next run: {reasons}")
+        if self.stopped:
+            left = len(self.missing) - self.answered - failed
+            raise JudgeError(
+                f"Judge {name}: ${self.spent:.4f} spent, max_cost is ${self.entry.max_cost:.4f}: stopped with {left} "
+                f"answers not asked about. The {self.answered} replies are kept: raise max_cost or run again."
+            )
+
+
+def _tokens(text: str) -> int:
+    return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)

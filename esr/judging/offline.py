@@ -1,0 +1,77 @@
+"""The offline judge: attempts of an answer, each scored 0-100 (paper section 3). Needs no model under test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from esr.config.registry import base_of
+from esr.judging.embedding import load_embedder
+from esr.judging.relevance import Scorer
+from esr.judging.restarts import BLOCKS, CONTENT_WORDS, LEXICON, MOST_WAITING, SUFFICIENT, find_restarts
+from esr.paths import data_dir
+from esr.storage.digests import digest
+from esr.storage.records import Attempt, Judgement, Trial
+
+SAME_WORD = re.compile(r"\b(\w+)(?:\W+\1\b){4}", re.IGNORECASE)
+
+
+def is_degraded(text: str) -> bool:
+    """The same word five times in a row, whatever its case and the punctuation between (paper section 3)."""
+    return SAME_WORD.search(text) is not None
+
+
+def load_judge(model_id: str) -> OfflineJudge:
+    """The offline judge with the scorer that the stage `relevance` fitted on answers of `model_id`, or of its base.
+
+    Raises FileNotFoundError naming the file and the stage that writes it.
+    """
+    return OfflineJudge(Scorer.load(data_dir("relevance", base_of(model_id)) / "scorer.json", load_embedder()))
+
+
+class OfflineJudge:
+    """Splits answers at restarts and scores what follows each. `name` says which lexicon and which scorer judged."""
+
+    def __init__(self, scorer: Scorer):
+        self.scorer = scorer
+        together = {kind: sorted(others) for kind, others in SUFFICIENT.items()}
+        lexicon = digest(BLOCKS, LEXICON, together, MOST_WAITING, CONTENT_WORDS)
+        self.name = f"offline-{digest(lexicon, scorer.fingerprint)}"
+
+    def judge(self, trials: Sequence[Trial]) -> list[Judgement]:
+        """One judgement per trial, in order; an answer without any character but spaces has the outcome "empty"."""
+        spans = [split_attempts(trial.text) for trial in trials]
+        bodies = [(t.prompt, body, t.label) for t, own in zip(trials, spans, strict=True) for *_, body in own]
+        prompts, texts, labels = zip(*bodies, strict=True) if bodies else ((), (), ())
+        scores = iter(self.scorer.score(prompts, texts, labels))
+        return [self._record(trial, own, scores) for trial, own in zip(trials, spans, strict=True)]
+
+    def _record(self, trial: Trial, spans, scores) -> Judgement:
+        attempts = [
+            Attempt(start=start, end=end, restart=phrase, score=round(float(next(scores)), 4))
+            for start, end, phrase, _ in spans
+        ]
+        shared = {name: getattr(trial, name) for name in ("model", "condition", "latent", "prompt_id", "seed")}
+        return Judgement(
+            trial_id=trial.id,
+            judge=self.name,
+            outcome="scored" if attempts else "empty",
+            attempts=attempts,
+            degraded=is_degraded(trial.text),
+            **shared,
+        )
+
+
+def split_attempts(text: str) -> list[tuple[int, int, str, str]]:
+    """(start, end, restart phrase, body) of each attempt: spans cover `text`; a body leaves out the restart phrase,
+    which says nothing about the prompt. Empty for an empty answer."""
+    if not text.strip():
+        return []
+    restarts = find_restarts(text)
+    starts = [0, *(restart.start for restart in restarts)]
+    phrases = ["", *(restart.phrase for restart in restarts)]
+    ends = [*starts[1:], len(text)]
+    return [
+        (start, end, phrase, text[start + len(phrase) : end])
+        for start, end, phrase in zip(starts, ends, phrases, strict=True)
+    ]

@@ -1,0 +1,112 @@
+"""The way to a judge's model through inspect-ai: client, key, limits, and errors that tell no secret.
+
+Keys come from the environment or from `.env` in the repository's root. What servers say in errors is never repeated:
+they are known to quote keys. inspect-ai is imported only when a model is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from esr.config.params import LlmJudge
+from esr.judging.replies import Verdict
+from esr.paths import ROOT
+
+LOCAL = {"localhost", "127.0.0.1", "::1"}
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD")  # in the name of an environment variable
+
+
+class JudgeError(RuntimeError):
+    """Why a judge cannot be asked, or asked no further, in one sentence."""
+
+
+class NoReply(Exception):
+    """The server answered, but without any reply."""
+
+
+def check_url(entry: LlmJudge) -> None:
+    """Raises JudgeError when `base_url` holds what may be a secret: it is written to notebooks."""
+    url = urlsplit(entry.base_url or "")
+    if url.username or url.password or url.query:
+        raise JudgeError(f"Judge {entry.name}: base_url holds a user, password or query: keys belong in .env.")
+
+
+def run_quietly(work: Callable[[], Awaitable[None]]) -> None:
+    """Run asynchronous `work` to its end, also in a notebook, and show nothing there.
+
+    It gets a thread of its own, because an event loop is already running in a notebook's. What it displays is thrown
+    away: inspect-ai renders tracebacks, which hold what servers say. An interrupt cancels it.
+    """
+    from anyio.from_thread import start_blocking_portal
+    from IPython.utils.capture import capture_output
+
+    with capture_output(stdout=False, stderr=False, display=True), start_blocking_portal() as portal:
+        portal.call(work)
+
+
+def open_model(entry: LlmJudge):
+    """The model behind a judge, an asynchronous context that closes its connections. Raises JudgeError."""
+    try:
+        from dotenv import load_dotenv
+        from inspect_ai.model import GenerateConfig, ResponseSchema, get_model
+        from inspect_ai.util import json_schema
+    except ImportError:
+        raise JudgeError("LLM judges need the packages of the extra `judges`: pip install -e '.[judges]'.") from None
+    load_dotenv(ROOT / ".env")
+    schema = ResponseSchema(name="verdict", json_schema=json_schema(Verdict), strict=True) if entry.structured else None
+    config = GenerateConfig(
+        temperature=entry.temperature,
+        max_tokens=entry.max_tokens,
+        response_schema=schema,
+        max_connections=entry.max_connections,
+        max_retries=entry.max_retries,
+        attempt_timeout=entry.timeout_s,
+        timeout=entry.timeout_s * (entry.max_retries + 1),
+    )
+    try:
+        return get_model(entry.model, config=config, base_url=entry.base_url, memoize=False, **_client(entry))
+    except Exception as error:  # what is missing, in the words of inspect-ai: a variable, a package, a provider
+        reason = re.sub(r"\[/?\w+\]", "", " ".join(hide_secrets(str(error)).split())).rstrip(".")
+        raise JudgeError(
+            f"Judge {entry.name}: {entry.model} cannot be set up: {reason}. Keys belong in the environment or in "
+            f"{ROOT / '.env'}."
+        ) from None
+
+
+async def generate(model, instruction: str, message: str):
+    """The model's output, with a reply in it. Raises NoReply, or whatever the provider's client raises."""
+    from inspect_ai.model import ChatMessageSystem, ChatMessageUser
+
+    output = await model.generate([ChatMessageSystem(content=instruction), ChatMessageUser(content=message)])
+    if output.error or not output.choices:
+        raise NoReply
+    return output
+
+
+def _client(entry: LlmJudge) -> dict:
+    """Arguments of the client: OpenAI's would retry by itself, without our limit; a local server needs no key."""
+    provider, *rest = entry.model.split("/")
+    if provider != "openai-api":
+        return {}
+    variable = f"{rest[0].upper().replace('-', '_')}_API_KEY"
+    local = entry.base_url and urlsplit(entry.base_url).hostname in LOCAL
+    return {"max_retries": 0} | ({"api_key": "none"} if local and not os.environ.get(variable) else {})
+
+
+def describe(error: BaseException) -> str:
+    """The kind of an error and its HTTP status: its message may quote the key, or the answer, and is left out."""
+    while error.__cause__ is not None and type(error).__name__ in ("RetryError", "ModelGenerateError"):
+        error = error.__cause__
+    status = getattr(error, "status_code", None)
+    return f"{type(error).__name__} {status}" if isinstance(status, int) else type(error).__name__
+
+
+def hide_secrets(text: str) -> str:
+    """`text` without the values of environment variables that are named like a secret."""
+    for name, value in os.environ.items():
+        if SECRET.search(name.upper()) and len(value) >= 8:
+            text = text.replace(value, f"[{name}]")
+    return text

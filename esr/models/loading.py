@@ -1,0 +1,64 @@
+"""Load models and tokenizers of the registry from the folders that the stage `fetch` wrote."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from esr.config.registry import model_entry
+from esr.config.schema import ConfigError
+from esr.models.devices import compute_dtype, device
+from esr.paths import ROOT, data_dir
+
+
+def model_folder(model_id: str) -> Path:
+    model_entry(model_id)
+    folder = data_dir("fetch", model_id)
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"{folder} holds no model: run `dvc repro fetch` first.")
+    return folder
+
+
+def load_model(model_id: str, dtype: torch.dtype | None = None, adapter: Path | None = None):
+    """The causal language model, in evaluation mode, on `device()`; with `adapter`, LoRA weights merged into it.
+
+    dtype: `compute_dtype()` where none is given. Merged weights are added up in float32 and rounded once; layers
+    without an adapter keep their bits. Raises FileNotFoundError when `adapter` holds none.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    dtype = dtype or compute_dtype()
+    loaded = torch.float32 if adapter else dtype
+    model = AutoModelForCausalLM.from_pretrained(model_folder(model_id), dtype=loaded)
+    if adapter:
+        from peft import PeftModel
+
+        if not (adapter / "adapter_model.safetensors").exists():
+            raise FileNotFoundError(f"{adapter} holds no adapter: run the stage that trains it (dvc repro finetune).")
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload().to(dtype)
+    return model.eval().to(device())
+
+
+def load_tokenizer(model_id: str):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_folder(model_id))
+
+
+@lru_cache(maxsize=1)
+def resident_model(model_id: str, adapter: str = ""):
+    """Model and tokenizer, loaded once in a process: what a worker keeps between chunks.
+
+    adapter: folder of LoRA weights, relative to the repository's root; "" for none.
+    """
+    return load_model(model_id, adapter=ROOT / adapter if adapter else None), load_tokenizer(model_id)
+
+
+def stop_tokens(model) -> list[int]:
+    """Tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    return list(ends) if isinstance(ends, list) else [ends]

@@ -1,0 +1,61 @@
+"""What a result was made with: recorded beside it, and part of the key under which finished chunks are kept.
+
+A changed engine, model, SAE or library version must never find another's chunks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from esr.config.registry import model_entry
+from esr.paths import ROOT, data_dir
+from esr.storage.digests import file_digest
+
+# Code that decides the tokens of a response, below esr/
+ENGINE = (
+    "engine/attention",
+    "engine/cache",
+    "engine/generation",
+    "engine/interventions",
+    "engine/linear",
+    "engine/sampling",
+    "models/chat",
+    "models/devices",
+    "models/loading",
+    "sae/loading",
+    "sae/on_policy",
+    "steering/trials",
+)
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware that bit identity depends on: results repeat exactly only where these are equal."""
+    import torch
+
+    from esr.models.devices import compute_dtype, device
+
+    return {
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "device": torch.cuda.get_device_name() if device().type == "cuda" else platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": "1",
+        "dtype": str(compute_dtype()).removeprefix("torch."),
+    }
+
+
+def engine_provenance(model_id: str, adapter: str = "") -> dict[str, str]:
+    """The environment, the engine's code, the weights of model, adapter and SAE, each as a digest."""
+    here = Path(__file__).parent.parent
+    code = "".join(file_digest(here / f"{name}.py") for name in ENGINE)
+    source = model_entry(model_id).sae
+    weights = ROOT / source.path / "sae_weights.safetensors" if source and source.kind == "folder" else None
+    return environment() | {
+        "code": hashlib.sha256(code.encode()).hexdigest()[:16],
+        "model": file_digest(data_dir("fetch", model_id) / "model.safetensors"),
+        "adapter": file_digest(ROOT / adapter / "adapter_model.safetensors") if adapter else "",
+        "sae": file_digest(weights) if weights and weights.exists() else (source.id if source else "") or "",
+    }

@@ -1,0 +1,1 @@
+"""Running a stage's notebook with its parameters, and the kernels it runs on."""

@@ -1,0 +1,171 @@
+"""Run a stage: its notebook, with the parameters of params.yaml, through papermill.
+
+    python -m esr.pipeline.run steer --model smollm2-135m
+
+The executed copy goes to notebooks/executed/, free of times and random ids, so that it changes only when results do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from esr.config.schema import ConfigError
+from esr.config.stages import stage_parameters
+from esr.paths import CACHE, EXECUTED, NOTEBOOKS, ROOT
+from esr.pipeline.kernels import kernel_manager
+from esr.storage.files import write_text
+
+# jsonschema, which nbformat imports, compiles a grammar of IRIs on import: 3 s of every stage for a check nobody needs.
+sys.modules.setdefault("rfc3987_syntax", None)
+
+
+def notebook_path(stage: str) -> Path:
+    """The one notebook `notebooks/NN_<stage>.ipynb`."""
+    found = sorted(NOTEBOOKS.glob(f"[0-9][0-9]_{stage}.ipynb"))
+    if len(found) != 1:
+        raise ConfigError(f"{NOTEBOOKS} holds {len(found)} notebooks named NN_{stage}.ipynb; one is expected.")
+    return found[0]
+
+
+def check_names(path: Path, parameters: dict[str, Any]) -> None:
+    """Raises ConfigError unless the parameters cell declares exactly these names: papermill itself would only warn."""
+    from papermill import inspect_notebook
+
+    declared = set(inspect_notebook(str(path)))
+    for name in sorted(set(parameters) - declared):
+        raise ConfigError(f"{path.name} has no parameter {name!r}; it has {', '.join(sorted(declared))}.")
+    for name in sorted(declared - set(parameters)):
+        raise ConfigError(f"{path.name} declares the parameter {name!r}, which its stage does not have.")
+
+
+def run(stage: str, model: str | None = None) -> Path:
+    """Execute the stage's notebook; returns the executed copy."""
+    source = notebook_path(stage)
+    name = f"{source.stem}-{model}.ipynb" if model else source.name
+    return execute(source, stage_parameters(stage, model), EXECUTED / name)
+
+
+def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:
+    """Execute a notebook and write its copy `executed`, normalized. On an error the failed one is kept under .cache."""
+    import papermill
+
+    check_names(source, parameters)
+    working = CACHE / "running" / executed.name
+    working.parent.mkdir(parents=True, exist_ok=True)
+    working.unlink(missing_ok=True)
+    start = time.monotonic()
+    print(f"{source.stem}: begins ({', '.join(f'{k}={v}' for k, v in parameters.items())})", file=sys.stderr)
+    try:
+        with read_aloud(working.with_suffix(".log")):
+            papermill.execute_notebook(
+                str(source), str(working), parameters=parameters, kernel_name="python3", cwd=str(ROOT),
+                progress_bar=False, log_output=False,
+                kernel_manager_class=kernel_manager(), start_timeout=START,
+            )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        message = f"{source.name} failed: {error.ename}: {error.evalue}"
+        raise SystemExit(f"{message}\nThe notebook so far: {working}") from None
+    notebook = nbformat.read(working, as_version=4)
+    for warning in stderr_of(notebook):
+        print(warning, end="", file=sys.stderr)
+    write_text(executed, nbformat.writes(normalize(notebook)) + "\n")
+    working.unlink()
+    print(f"{source.stem}: done in {time.monotonic() - start:.0f} s -> {executed.relative_to(ROOT)}", file=sys.stderr)
+    return executed
+
+
+def stderr_of(notebook: nbformat.NotebookNode) -> list[str]:
+    """What the notebook's code and its libraries warned of: for the terminal, not for the executed copy."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output.text for output in outputs if output.get("name") == "stderr"]
+
+
+def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Take out what differs between two equal runs: times, the injected cell's id, kernel details, libraries' progress
+    bars (widgets with random ids), names of styled tables, addresses of objects, and stderr, where libraries warn with
+    the paths of the machine."""
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    for number, cell in enumerate(notebook.cells):
+        tags = [tag for tag in cell.metadata.get("tags", [])]
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if "injected-parameters" in tags:
+            cell.id = "injected-parameters"
+        elif not cell.get("id"):
+            cell.id = f"cell-{number:02d}"
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
+        for place, output in enumerate(cell.get("outputs", [])):
+            output.pop("metadata", None)
+            if output.output_type in ("display_data", "execute_result"):
+                output.metadata = {}
+                for kind in ("text/html", "text/plain"):
+                    if kind in output.data:
+                        output.data[kind] = _without_identity(output.data[kind], f"{number:02d}-{place}")
+    return notebook
+
+
+def _without_identity(text: str, place: str) -> str:
+    """`text` of the output at `place` without pandas' random names of styled tables and addresses of objects."""
+    return ADDRESS.sub("at 0x0", STYLED.sub(f"T_{place}", text))
+
+
+START = 600  # seconds a kernel may take: the first fork waits until the libraries are imported
+WIDGET = "application/vnd.jupyter.widget-view+json"
+STYLED = re.compile(r"\bT_[0-9a-f]{5}(?=[_\" ])")
+ADDRESS = re.compile(r"\bat 0x[0-9a-f]+")
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+@contextmanager
+def read_aloud(log: Path) -> Iterator[None]:
+    """Repeat on stderr what the kernel says about its progress (esr.progress) while the block runs."""
+    log.unlink(missing_ok=True)
+    log.touch()
+    done = threading.Event()
+
+    def follow() -> None:
+        with log.open(encoding="utf-8") as lines:
+            while True:
+                last = done.is_set()
+                for line in lines:
+                    print(f"  {line}", end="", file=sys.stderr, flush=True)
+                if last:
+                    return
+                done.wait(0.5)
+
+    reader = threading.Thread(target=follow, daemon=True)
+    os.environ["ESR_PROGRESS"] = str(log)
+    reader.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reader.join()
+        del os.environ["ESR_PROGRESS"]
+        log.unlink(missing_ok=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run the notebook of a stage with the parameters of params.yaml.")
+    parser.add_argument("stage")
+    parser.add_argument("--model", help="id in data/models.yaml; stages over all models take none")
+    arguments = parser.parse_args()
+    try:
+        run(arguments.stage, arguments.model)
+    except (ConfigError, FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The paper's claims, one row each: what was published, what was measured here, and what that says.
+
+    python -m esr.reporting.claims table
+
+prints paper/numbers/claims.json as Markdown. The rule of every claim is one of esr.verdicts, written before the
+measurement; published values come from data/published.json, measured ones from paper/numbers/. What is not there is
+"not measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+from esr import paths
+from esr.config.registry import base_of
+from esr.reporting import numbers
+from esr.reporting.claim_rules import Claim, Subject, claims
+from esr.storage.records import Record
+
+FILES = ("esr", "boost_sweep", "meta_prompts", "finetune", "judge", "detectors", "ablation", "activations", "controls")
+NOT_MEASURED = "not measured"
+NOTHING = {"estimate": None, "low": None, "high": None, "n": 0}  # what a rule is asked where nothing was measured
+
+
+class Row(Record):
+    """One line of the table. `measured` has the shape of every measured number; shares are shown as percent."""
+
+    experiment: str
+    claim: str
+    published: float | None
+    measured: dict | None
+    n: int | None
+    unit: Literal["%", "x", "points", "latents"]
+    model: str
+    subject: Subject
+    verdict: Literal["reproduced", "contradicted", "undecided at this n", "not measured"]
+    rule: str
+
+
+def evaluate(claim: Claim, files: dict, models: Sequence[str]) -> Row:
+    """The claim's row. What is not endogenous is tested in the first fine-tuned model of `models` that the numbers
+    know, where there is one; everything else in its base, or in the first model."""
+    tuned = [m for m in models if base_of(m) != m and m in files.get("esr", {})]
+    base = base_of(tuned[0]) if tuned else models[0]
+    model = tuned[0] if tuned and claim.subject != "endogenous" else base
+    measured = claim.measure(files, model, base)
+    decided = claim.rule(NOTHING if measured is None else measured)
+    return Row(
+        experiment=claim.experiment,
+        claim=claim.text,
+        published=None if claim.published is None else float(claim.published),
+        measured=measured,
+        n=None if measured is None else measured["n"],
+        unit=claim.unit,
+        model=model,
+        subject=claim.subject,
+        verdict=NOT_MEASURED if measured is None else decided["verdict"],
+        rule=decided["rule"],
+    )
+
+
+def read_files() -> dict:
+    """The numbers files there are, by name."""
+    return {name: numbers.read_numbers(name) for name in FILES if (paths.NUMBERS / f"{name}.json").exists()}
+
+
+def rows(models: Sequence[str]) -> list[Row]:
+    """Every claim decided from the files on disk, in the order of the experiments."""
+    published = json.loads((paths.DATA / "published.json").read_text(encoding="utf-8"))
+    files = read_files()
+    decided = [evaluate(claim, files, models) for claim in claims(published)]
+    return sorted(decided, key=lambda row: (int(row.experiment.rstrip("b")), row.experiment))
+
+
+def table(decided: Sequence[dict]) -> str:
+    """paper/numbers/claims.json as a Markdown table."""
+    lines = [["", "claim", "published", "measured", "n", "model", "about", "verdict"], ["---"] * 8]
+    for row in decided:
+        measured, n = row["measured"], "–" if row["n"] is None else str(row["n"])
+        shown = "–" if measured is None else _interval(measured, row["unit"])
+        theirs = "–" if row["published"] is None else _value(row["published"], row["unit"])
+        lines.append([row["experiment"], row["claim"], theirs, shown, n, row["model"], row["subject"], row["verdict"]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _interval(measured: dict, unit: str) -> str:
+    if measured["estimate"] is None:
+        return "–"
+    estimate = _value(measured["estimate"], unit)
+    if measured["low"] == measured["high"]:
+        return estimate
+    low, high = ("–" if measured[end] is None else _number(measured[end], unit) for end in ("low", "high"))
+    return f"{estimate} [{low}, {high}]"
+
+
+def _value(value: float, unit: str) -> str:
+    return _number(value, unit) + {"%": " %", "x": " x"}.get(unit, "")
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.0f}" if unit == "latents" else f"{100 * value if unit == '%' else value:.1f}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m esr.reporting.claims", description="The claims and what was measured."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("table", help="the claims as the README shows them")
+    parser.parse_args(arguments)
+    try:
+        print(table(numbers.read_numbers("claims")))
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

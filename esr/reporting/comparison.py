@@ -1,0 +1,155 @@
+"""Fresh numbers beside the committed ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from esr import paths
+from esr.reporting.numbers import read_numbers
+
+TOLERANCE = 0.05  # relative, for figures without an interval
+SHOWN = 6  # differences named per file
+UNCOMPARED = {"bench", "judge_speed"}  # timings: they never repeat
+UNJUDGED = {"unclustered"}  # the same trials once more, with an interval of width zero when nothing happens
+VERDICTS = ("identical", "within intervals", "different")
+
+
+def compare(fresh: dict | list, committed: dict | list) -> tuple[str, list[str]]:
+    """The verdict on one file and the differences that led to it, "key: committed ..., fresh ...".
+
+    identical: every value is the same. within intervals: every estimate's fresh interval overlaps the committed one
+    (two honest 95 % intervals of the same quantity nearly always do; an estimate that is null for want of trials is
+    not held against the other), and every other number is within 5 % of the committed one, counts (keys that begin
+    with n_) within 5 % of the largest count beside them; rates under `unclustered` are not judged. different: anything
+    else, a key that only one side has included. Lists of one length are compared item by item. Differences are named
+    for the worst verdict only.
+    """
+    found: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    for key, verdict, was, now in _differences(fresh, committed, ""):
+        found[verdict].append(f"{key}: committed {was}, fresh {now}")
+    for verdict in reversed(VERDICTS):
+        if found[verdict]:
+            return verdict, found[verdict]
+    return "identical", []
+
+
+def _differences(fresh, committed, key: str) -> Iterator[tuple[str, str, str, str]]:
+    """Key, verdict, committed and fresh value of everything that is not the same."""
+    if fresh == committed:
+        return
+    if isinstance(fresh, list) and isinstance(committed, list) and len(fresh) == len(committed):
+        for place, (now, was) in enumerate(zip(fresh, committed, strict=True)):
+            yield from _differences(now, was, f"{key}[{place}]")
+    elif not (isinstance(fresh, dict) and isinstance(committed, dict)):
+        yield key, _judge(fresh, committed), _show(committed), _show(fresh)
+    elif _is_estimate(fresh) and _is_estimate(committed):
+        yield key, _judge_estimates(fresh, committed), _show(committed), _show(fresh)
+    else:
+        largest = max(_largest_count(fresh), _largest_count(committed))
+        for name in {**committed, **fresh}:
+            inner = f"{key}.{name}" if key else name
+            if name not in fresh or name not in committed:
+                was, now = (_show(side[name]) if name in side else "missing" for side in (committed, fresh))
+                yield inner, "different", was, now
+            elif name.startswith("n_") and _are_numbers(fresh[name], committed[name]):
+                if abs(fresh[name] - committed[name]) > TOLERANCE * largest:
+                    yield inner, "different", _show(committed[name]), _show(fresh[name])
+                elif fresh[name] != committed[name]:
+                    yield inner, "within intervals", _show(committed[name]), _show(fresh[name])
+            elif name not in UNJUDGED:
+                yield from _differences(fresh[name], committed[name], inner)
+
+
+def _judge(fresh, committed) -> str:
+    close = _are_numbers(fresh, committed) and math.isclose(fresh, committed, rel_tol=TOLERANCE)
+    return "within intervals" if close else "different"
+
+
+def _judge_estimates(fresh: dict, committed: dict) -> str:
+    if None in (fresh["estimate"], committed["estimate"]):
+        return "within intervals"
+    if None in (fresh["low"], fresh["high"], committed["low"], committed["high"]):
+        return _judge(fresh["estimate"], committed["estimate"])
+    overlap = fresh["low"] <= committed["high"] and committed["low"] <= fresh["high"]
+    return "within intervals" if overlap else "different"
+
+
+def _is_estimate(value: dict) -> bool:
+    return {"estimate", "low", "high"} <= set(value)
+
+
+def _are_numbers(*values) -> bool:
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
+def _largest_count(values: dict) -> float:
+    return max((v for name, v in values.items() if name.startswith("n_") and _are_numbers(v)), default=0)
+
+
+def _show(value) -> str:
+    if isinstance(value, dict) and _is_estimate(value):
+        if value["low"] is None:
+            return f"{_show(value['estimate'])} (n {value.get('n')})"
+        return f"{value['estimate']:.4g} [{value['low']:.4g}, {value['high']:.4g}]"
+    if isinstance(value, dict):
+        return f"{len(value)} keys"
+    if isinstance(value, list):
+        return f"{len(value)} values"
+    return f"{value:.6g}" if isinstance(value, float) else "null" if value is None else str(value)
+
+
+def committed_numbers() -> tuple[str, dict[str, dict]]:
+    """Short name of the last commit and its paper/numbers files by name, UNCOMPARED ones left out.
+
+    Raises RuntimeError with one clear sentence when there is no git, no repository or no commit.
+    """
+    try:
+        commit = _git("rev-parse", "--short", "HEAD").strip()
+    except FileNotFoundError:
+        raise RuntimeError("git is not installed: there is nothing to compare the fresh numbers with.") from None
+    except subprocess.CalledProcessError:
+        raise RuntimeError(
+            f"{paths.ROOT} is not a git repository with a commit: there is nothing to compare the fresh numbers with."
+        ) from None
+    listed = _git("ls-tree", "--name-only", "HEAD", "paper/numbers/").splitlines()
+    files = [name for name in listed if name.endswith(".json") and Path(name).stem not in UNCOMPARED]
+    return commit, {name.rsplit("/", 1)[-1]: json.loads(_git("show", f"HEAD:./{name}")) for name in files}
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(paths.ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+
+
+def report() -> tuple[str, str]:
+    """The overall verdict ("nothing to compare" when there is none) and a text of few lines on every file."""
+    try:
+        commit, committed = committed_numbers()
+    except RuntimeError as error:
+        return "nothing to compare", str(error)
+    files = [path for path in sorted(paths.NUMBERS.glob("*.json")) if path.stem not in UNCOMPARED]
+    fresh = {path.name: read_numbers(path.stem) for path in files}
+    if not fresh:
+        return "nothing to compare", "paper/numbers/ holds no numbers yet: run dvc repro first."
+    if not committed:
+        return "nothing to compare", f"No numbers are committed at {commit}: nothing to compare the fresh ones with."
+    lines, worst = [f"Fresh numbers against the committed ones ({commit}):"], "identical"
+    for name in sorted({*fresh, *committed}):
+        if name not in committed:
+            lines.append(f"  {name:<18} not committed yet")
+            continue
+        if name not in fresh:
+            verdict, differences = "different", ["the file is committed, but was not written"]
+        else:
+            verdict, differences = compare(fresh[name], committed[name])
+        worst = max(worst, verdict, key=VERDICTS.index)
+        count = f" ({len(differences)} values moved)" if verdict == "within intervals" else ""
+        lines.append(f"  {name:<18} {verdict}{count}")
+        if verdict == "different":
+            lines += [f"      {difference}" for difference in differences[:SHOWN]]
+            lines += [f"      and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
+    return worst, "\n".join([*lines, f"Overall: {worst}."])

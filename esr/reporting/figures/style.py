@@ -1,0 +1,110 @@
+"""Colours, style and drawing of intervals: shared by all figures.
+
+A saved SVG has the same bytes whenever its data are the same. Colours are Okabe and Ito's, safe for colour-blind eyes.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from esr import paths
+from esr.storage.files import write_bytes
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+INK, GREY, PALE = "#222222", "#767676", "#DDDDDD"
+CONDITIONS = {"unsteered": BLUE, "steered": VERMILION}  # further conditions take further colours
+WIDTH = 6.3  # inches: the text block of an A4 page
+LABELLED = 50  # latents a figure can name one by one
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for every figure of the study; call once, before drawing."""
+    seaborn.set_theme(context="paper", style="ticks", palette=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY])
+    matplotlib.rcParams.update(
+        {
+            "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+            "font.size": 8,
+            "axes.titlesize": 8.5,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.labelsize": 8,
+            "axes.edgecolor": GREY,
+            "axes.labelcolor": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "xtick.labelsize": 7.5,
+            "ytick.labelsize": 7.5,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "legend.fontsize": 7.5,
+            "legend.frameon": False,
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "esr",  # ids in the SVG follow from this instead of from chance
+        }
+    )
+
+
+def save(figure: Figure, name: str) -> Path:
+    """Write paper/figures/NAME.svg, byte-identical for an identical figure, and return its path."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    path = paths.FIGURES / f"{name}.svg"
+    write_bytes(path, buffer.getvalue())
+    return path
+
+
+def condition_colour(condition: str, place: int) -> str:
+    others = [GREEN, PURPLE, ORANGE, SKY, INK]
+    return CONDITIONS.get(condition) or others[place % len(others)]
+
+
+def draw_interval(ax: Axes, result: dict, y: float, colour: str) -> None:
+    """A point with its interval; nothing for a null estimate."""
+    if result["estimate"] is None:
+        return
+    if result["low"] is not None:
+        ax.plot([result["low"], result["high"]], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+    ax.plot(result["estimate"], y, "o", color=colour, markersize=4.5, clip_on=False, zorder=3)
+
+
+def draw_note(ax: Axes, text: str, y: float, alignment: str) -> None:
+    place = ax.get_yaxis_transform()
+    ax.text(1.0, y, text, transform=place, ha="right", va=alignment, fontsize=6.8, color=GREY, style="italic")
+
+
+def shorten(label: str, length: int = 26) -> str:
+    return label if len(label) <= length else label[: length - 1].rstrip() + "\u2026"
+
+
+def short_count(value: float, _place=None) -> str:
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:g}"
+
+
+def legend_below(figure: Figure) -> None:
+    """One legend for all panels, where it hides nothing."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+
+
+def draw_line(ax: Axes, places, results, colour: str, label: str) -> None:
+    """Estimates joined by a line, with their intervals; what could not be estimated is left out."""
+    known = [(x, r) for x, r in zip(places, results, strict=True) if r["estimate"] is not None]
+    if not known:
+        ax.plot([], [], color=colour, marker="o", markersize=3.5, label=label)
+        return
+    x, values = [k[0] for k in known], [k[1]["estimate"] for k in known]
+    ax.plot(x, values, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=label)
+    for place, entry in known:
+        if entry["low"] is not None:
+            ax.plot([place, place], [entry["low"], entry["high"]], color=colour, linewidth=0.9, alpha=0.7)

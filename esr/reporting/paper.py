@@ -1,0 +1,82 @@
+"""paper/paper.typ to paper/paper.pdf, offline and byte-stable.
+
+    python -m esr.reporting.paper
+
+The text takes every measured figure from paper/numbers/*.json and every published one from data/published.json; a key
+that is missing stops the compilation.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import typst
+
+from esr import paths
+from esr.storage.files import write_bytes
+
+TIMESTAMP = 1767225600  # 2026-01-01, seconds since 1970: the same text gives the same bytes on any day
+FONTS = "Libertinus Serif, New Computer Modern or DejaVu Sans Mono"  # typst brings these along
+
+
+class PaperError(RuntimeError):
+    """Why the paper cannot be typeset, and what to do."""
+
+
+def compile_paper(source: Path | None = None) -> Path:
+    """Typeset `source` (default paper/paper.typ) beside itself as PDF, written whole or not at all; returns its path.
+
+    Only typst's own fonts are used, so that every machine sets the same pages. Raises PaperError naming files that are
+    not there yet, a missing number, figure, citation or font.
+    """
+    source = source or paths.ROOT / "paper" / "paper.typ"
+    _require(source)
+    try:
+        content, warnings = typst.compile_with_warnings(
+            str(source), root=str(paths.ROOT), format="pdf", ignore_system_fonts=True, timestamp=TIMESTAMP
+        )
+    except typst.TypstError as error:
+        raise PaperError(
+            f"{source.name} cannot be typeset: {_explain(error)}. When a number or a figure is missing, run dvc repro."
+        ) from None
+    fonts = [warning for warning in warnings if "font" in warning.message]
+    if fonts:
+        raise PaperError(f"{source.name}: {fonts[0].message}: use {FONTS}.")
+    for warning in warnings:
+        print(f"{source.name}: warning: {warning.message}", file=sys.stderr)
+    target = source.with_suffix(".pdf")
+    write_bytes(target, content)
+    return target
+
+
+def _require(source: Path) -> None:
+    """Name every file the paper reads that is not there: one look instead of one error at a time."""
+    if not source.exists():
+        raise PaperError(f"{source} does not exist.")
+    text = source.read_text(encoding="utf-8")
+    named = re.findall(r'\b(?:json|yaml|image|bibliography)\(\s*"([^"]+)"\s*[,)]', text)
+    missing = sorted({name for name in named if not (source.parent / name).resolve().exists()})
+    if missing:
+        raise PaperError(f"{source.name} needs {', '.join(missing)}, not there yet: run dvc repro to make them.")
+
+
+def _explain(error: typst.TypstError) -> str:
+    """The message with file, line and column, which typst gives in a drawing of the source only."""
+    place = re.search(r"┌─ (?:\S*/)?(\S+)", error.diagnostic)
+    return f"{error.message} at {place[1]}" if place else error.message
+
+
+def main() -> int:
+    try:
+        target = compile_paper()
+    except PaperError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{target.relative_to(paths.ROOT)}: {target.stat().st_size / 1000:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The README's tables of measured numbers, and the comparison of fresh numbers with the committed ones.
+
+python -m esr.reporting.tables compare [--strict]
+python -m esr.reporting.tables show
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from esr.reporting.comparison import report
+from esr.reporting.numbers import read_numbers
+
+
+def results_table(esr: dict) -> str:
+    """The README's table of esr.json: one line a model and condition, intervals in brackets."""
+    return _rates_table(esr, "model", str)
+
+
+def finetuning_table(finetune: dict) -> str:
+    """The README's table of finetune.json: one line a share of self-corrections and condition."""
+    return _rates_table(finetune, "self-corrections", lambda ratio: f"{100 * float(ratio):g} %")
+
+
+def _rates_table(entries: dict, first: str, name: Callable[[str], str]) -> str:
+    head = [first, "condition", "n", "multi-attempt", "improved", "ESR", "first attempt (0-100)"]
+    lines = [head, ["---"] * len(head)]
+    for key, conditions in entries.items():
+        for condition, entry in conditions.items():
+            rates = [_cell(entry[f"{rate}_rate"], 100, " %") for rate in ("multi_attempt", "improvement", "esr")]
+            count = str(entry["first_attempt_score"]["n"])
+            lines.append([name(key), condition, count, *rates, _cell(entry["first_attempt_score"], 1, "")])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(result: dict, factor: float, unit: str) -> str:
+    if result["estimate"] is None:
+        return "–"
+    low, high = (f"{factor * result[end]:.1f}" for end in ("low", "high"))
+    return f"{factor * result['estimate']:.1f}{unit} [{low}, {high}]"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m esr.reporting.tables", description="Compare and show the measured numbers."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("compare", help="working tree against the last commit")
+    command.add_argument("--strict", action="store_true", help="exit with 1 when something is different")
+    commands.add_parser("show", help="rates and fine-tuning as the README shows them")
+    options = parser.parse_args(arguments)
+    if options.command == "show":
+        print(results_table(read_numbers("esr")), finetuning_table(read_numbers("finetune")), sep="\n\n")
+        return 0
+    try:
+        verdict, text = report()
+    except ValueError as error:  # a broken file
+        print(error, file=sys.stderr)
+        return 1
+    print(text)
+    return int(options.strict and verdict == "different")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

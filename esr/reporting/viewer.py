@@ -1,0 +1,70 @@
+"""An answer as HTML, its tokens coloured by an activation: static, printable, without scripts."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from esr.storage.records import Judgement, Trial
+
+
+def show_attempts(trial: Trial, judgement: Judgement) -> str:
+    """An answer in full as Markdown, its restarts marked, each attempt's score before it."""
+    texts = [" ".join(trial.text[a.start : a.end].split()) for a in judgement.attempts]
+    parts = " **⟲** ".join(f"[{a.score:.0f}] {text}" for a, text in zip(judgement.attempts, texts, strict=True))
+    return f"**{trial.prompt}** — latent {trial.latent} “{trial.label}”, boost {trial.boost:.2f}\n\n> {parts}"
+
+
+COLOUR = (213, 94, 0)  # vermilion, as steered answers in the figures
+BOX = (
+    "background:#fff;color:#222;border:1px solid #ddd;padding:8px 10px;margin:6px 0;white-space:pre-wrap;"
+    "font:13px/1.7 sans-serif;print-color-adjust:exact;-webkit-print-color-adjust:exact"
+)
+MARK = "border-bottom:2px solid #0072B2;font-weight:bold"
+
+
+def show_answer(
+    text: str,
+    starts: Sequence[int],
+    values: Sequence[float],
+    *,
+    largest: float,
+    restart: tuple[int, int] | None = None,
+    heading: str = "",
+) -> str:
+    """HTML of an answer, each token on a ground the deeper the larger its value; a value shows under the mouse.
+
+    starts: where the tokens begin in `text` (esr.episodes.token_starts); tokens that spell one character together are
+    shown as one, with their largest value. largest: the value of the deepest colour. restart: first character and end
+    of the restart's words, which are underlined behind a ⟲. Text and heading are escaped.
+    Raises ValueError unless every token has a value.
+    """
+    if len(starts) != len(values):
+        raise ValueError(f"{len(starts)} tokens with {len(values)} values: each token needs its own.")
+    pieces = [
+        _piece(text[start:end], value, largest, mark) for start, end, value, mark in _cut(text, starts, values, restart)
+    ]
+    title = f'<div style="color:#555;font:12px sans-serif">{html.escape(heading)}</div>' if heading else ""
+    return f'{title}<div style="{BOX}">{"".join(pieces)}</div>'
+
+
+def _cut(text: str, starts: Sequence[int], values: Sequence[float], restart):
+    """(start, end, value, mark) of each piece: tokens with any text, cut where the restart begins and ends; mark is
+    "first" for the piece that begins the restart, "more" for the rest of it, else ""."""
+    first, last = restart or (-1, -1)
+    largest: dict[int, float] = {}
+    for start, value in zip(starts, values, strict=True):
+        largest[start] = max(value, largest.get(start, value))
+    borders = sorted({*largest, *(x for x in (first, last) if 0 < x < len(text)), len(text)})
+    value = 0.0
+    for start, end in zip(borders, borders[1:], strict=False):
+        value = largest.get(start, value)
+        mark = "first" if start == first else "more" if first < start < last else ""
+        yield start, end, value, mark
+
+
+def _piece(text: str, value: float, largest: float, mark: str) -> str:
+    depth = min(1.0, max(0.0, value / largest)) if largest > 0 else 0.0
+    style = f"background:rgba({COLOUR[0]},{COLOUR[1]},{COLOUR[2]},{0.75 * depth:.2f})" + (f";{MARK}" if mark else "")
+    sign = "⟲ " if mark == "first" else ""
+    return f'<span style="{style}" title="{value:.3g}">{sign}{html.escape(text)}</span>'

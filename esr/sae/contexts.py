@@ -1,0 +1,90 @@
+"""The contexts in which latents fire most strongly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from esr.progress import Progress
+from esr.sae.corpus import Corpus
+from esr.sae.encoding import encoded, median_norm
+from esr.storage.files import write_bytes
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Where latents fire. Row j of each array holds latent j's strongest tokens, strongest first, one per document.
+
+    activation: 0 where the latent has fewer. document, position: of the token (position from the document's start).
+    density: share of own tokens it fires on. median_norm: of the residuals. tokens: own tokens looked at.
+    """
+
+    activation: Float[Tensor, "d_sae per_latent"]
+    document: Int[Tensor, "d_sae per_latent"]
+    position: Int[Tensor, "d_sae per_latent"]
+    density: Float[Tensor, " d_sae"]
+    median_norm: float
+    tokens: int
+
+
+def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_once: int = 64) -> Contexts:
+    """Each latent's strongest tokens in the corpus, at most one a document, kept in a running list."""
+    d_sae, n_documents = sae.W_dec.shape[0], len(corpus.starts)
+    best = [torch.zeros(0, d_sae), torch.zeros(0, d_sae, dtype=torch.long)]
+    fired = torch.zeros(d_sae)
+    progress = Progress("contexts", n_documents, "documents")
+    owner = corpus.document_of(corpus.where)
+    borders = torch.searchsorted(owner, torch.arange(n_documents + 1))
+    for first in range(0, n_documents, documents_at_once):
+        begin, end = int(borders[first]), int(borders[min(first + documents_at_once, n_documents)])
+        if begin < end:
+            acts = torch.cat([a.float().cpu() for _, a in encoded(sae, corpus.residuals[begin:end])])
+            fired += (acts > 0).sum(0)
+            own = borders[first : first + documents_at_once + 1].diff().tolist()
+            peaks = [piece.max(0) for piece in acts.split([n for n in own if n])]
+            offsets = torch.tensor([0, *[n for n in own if n]]).cumsum(0)[:-1] + begin
+            found = [torch.stack([p.values for p in peaks]), torch.stack([p.indices for p in peaks]) + offsets[:, None]]
+            both = [torch.cat(pair) for pair in zip(best, found, strict=True)]
+            top = both[0].topk(min(per_latent, len(both[0])), dim=0)
+            best = [top.values, both[1].gather(0, top.indices)]
+        done = min(first + documents_at_once, n_documents)
+        progress.update(done, end, force=done == n_documents)
+    activation, place = best[0].T.contiguous(), corpus.where[best[1].T]
+    document = corpus.document_of(place.flatten()).reshape(place.shape)
+    n = len(corpus.residuals)
+    position = place - corpus.starts[document]
+    return Contexts(activation, document, position, fired / n, median_norm(corpus.residuals), n)
+
+
+def write_contexts(contexts: Contexts, path: Path) -> None:
+    """One safetensors file: activations and densities in few bits, what is one number in the file's metadata."""
+    arrays = {
+        "activation": contexts.activation.half(),
+        "document": contexts.document.int(),
+        "position": contexts.position.short(),
+        "density": contexts.density.float(),
+    }
+    facts = {"median_norm": f"{contexts.median_norm:.6g}", "tokens": str(contexts.tokens)}
+    write_bytes(path, save({k: v.contiguous() for k, v in arrays.items()}, metadata=facts))
+
+
+def read_contexts(path: Path) -> Contexts:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: the stage train_sae writes it.")
+    with safe_open(path, framework="pt") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        facts = file.metadata()
+    return Contexts(
+        arrays["activation"].float(),
+        arrays["document"].long(),
+        arrays["position"].long(),
+        arrays["density"],
+        float(facts["median_norm"]),
+        int(facts["tokens"]),
+    )

@@ -1,0 +1,101 @@
+"""On-policy text: the model's own sampled answers to requests on many subjects, with the residual stream they passed.
+
+The SAE is trained on the residuals captured while the text is written, so that no second forward pass is needed.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from esr.engine.generation import Row, generate
+from esr.engine.interventions import Capture
+from esr.engine.workers import Report, Workers
+from esr.models.chat import chat_tokens
+from esr.models.loading import resident_model, stop_tokens
+from esr.models.provenance import engine_provenance
+from esr.sae.corpus import Corpus
+
+SHARD = 384  # documents a shard: the unit of resumption
+BATCH = 192  # written side by side
+# More varied than steered answers (0.6), still the model's own; the penalty keeps a small model out of loops.
+TEMPERATURE, REPETITION_PENALTY = 0.8, 1.1
+
+
+def draw_requests(subjects_file: Path, forms_file: Path, n: int, seed: int) -> list[str]:
+    """`n` distinct requests, every subject about equally often. Raises ValueError when the files allow fewer."""
+    subjects = [s.strip() for line in subjects_file.read_text().splitlines() for s in line.split(",") if s.strip()]
+    forms = [line.strip() for line in forms_file.read_text().splitlines() if line.strip()]
+    if n > len(subjects) * len(forms):
+        raise ValueError(
+            f"{n} requests asked for, but {subjects_file.name} x {forms_file.name} "
+            f"allow {len(subjects) * len(forms)}: add subjects or ask for fewer."
+        )
+    rng = random.Random(seed)
+    orders = [rng.sample(forms, len(forms)) for _ in subjects]
+    rounds = [rng.sample(range(len(subjects)), len(subjects)) for _ in forms]
+    return [orders[s][r].format(subjects[s]) for r, order in enumerate(rounds) for s in order][:n]
+
+
+def requests_and_answers(texts: Corpus, tokenizer, n: int) -> tuple[list[str], list[str]]:
+    """What was asked and what the model wrote in the first `n` documents, as text."""
+    special = set(tokenizer.all_special_ids)
+    requests, answers = [], []
+    for i, begin in enumerate(texts.answers[:n].tolist()):
+        document = texts.document(i)
+        turn = document[texts.prefix : begin]
+        end = next((n for n, token in enumerate(turn) if token in special), len(turn))
+        requests.append(turn[:end])
+        answers.append(document[begin:])
+    return tokenizer.batch_decode(requests), tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
+def write_corpus(model_id: str, requests: list[str], layers: list[int], max_new_tokens: int, workers: Workers):
+    """Shards of the model's answers to `requests` with their residuals at `layers`; returns the files in order."""
+    shared = {"model": model_id, "layers": layers, "max_new_tokens": max_new_tokens}
+    shared |= {"provenance": {k: v for k, v in engine_provenance(model_id).items() if k not in ("sae", "adapter")}}
+    chunks = [shared | {"requests": requests[i : i + SHARD], "seed": i} for i in range(0, len(requests), SHARD)]
+    sizes = [len(chunk["requests"]) for chunk in chunks]
+    limit = max_new_tokens
+    return workers.map(write_shard, chunks, what="corpus", items=sizes, item="documents", units_per_item=limit)
+
+
+def write_shard(chunk: dict, report: Report) -> bytes:
+    """Answer the chunk's requests; returns a safetensors file.
+
+    tokens: ids of request and answer, documents one after the other; `starts`: where each document begins; `answers`:
+    tokens from there to its answer; `residual.{layer}`: output of that layer at each token. A document's first token
+    (BOS, whose norm is huge) and its last (never run) are left out.
+    """
+    model, tokenizer = resident_model(chunk["model"])
+    rows = [
+        Row(chat_tokens(tokenizer, request), chunk["seed"] + i, chunk["max_new_tokens"])
+        for i, request in enumerate(chunk["requests"])
+    ]
+    captures = [Capture(layer, len(rows)) for layer in chunk["layers"]]
+    written = generate(
+        model,
+        rows,
+        captures,
+        batch_size=BATCH,
+        temperature=TEMPERATURE,
+        repetition_penalty=REPETITION_PENALTY,
+        stop_tokens=stop_tokens(model),
+        on_progress=lambda new, finished: report(finished, new),
+    )
+    documents = [list(row.prompt)[1:] + answer.tokens for row, answer in zip(rows, written, strict=True)]
+    residuals = [[capture.residuals(i)[1:] for capture in captures] for i in range(len(rows))]
+    # The last token of an answer cut by the length limit was never run: keep what all residuals cover.
+    lengths = [min(len(d), len(r[0])) for d, r in zip(documents, residuals, strict=True)]
+    tensors = {
+        "tokens": torch.tensor([t for d, n in zip(documents, lengths, strict=True) for t in d[:n]], dtype=torch.int32),
+        "starts": torch.tensor([0, *lengths]).cumsum(0)[:-1],
+        "answers": torch.tensor([len(row.prompt) - 1 for row in rows]),
+    }
+    for place, layer in enumerate(chunk["layers"]):
+        own = torch.cat([r[place][:n] for r, n in zip(residuals, lengths, strict=True)])
+        tensors[f"residual.{layer}"] = own.bfloat16()  # whatever it was computed in: half the disk
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()})

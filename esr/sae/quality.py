@@ -1,0 +1,140 @@
+"""How good an SAE is: explained variance, L0, dead latents, and what splicing it in costs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from esr.engine.interventions import Intervention, Step, apply
+from esr.progress import Progress
+from esr.sae.corpus import Corpus
+from esr.sae.encoding import encoded, non_outlier
+
+
+def explained_variance(sae, residuals: Float[Tensor, "n d_model"]) -> float:
+    """1 - sum |x - reconstruction|^2 / sum |x - mean(x)|^2 over all tokens: the mean is no merit of the SAE."""
+    mean = residuals.float().mean(0)
+    missed = total = 0.0
+    for x, acts in encoded(sae, residuals):
+        missed += float((x - sae.decode(acts).float()).pow(2).sum())
+        total += float((x - mean.to(x.device)).pow(2).sum())
+    return 1 - missed / total
+
+
+def l0(sae, residuals: Float[Tensor, "n d_model"]) -> float:
+    """Active latents per token, on average."""
+    return sum(int((acts > 0).sum()) for _, acts in encoded(sae, residuals)) / len(residuals)
+
+
+def dead_fraction(sae, residuals: Float[Tensor, "n d_model"]) -> float:
+    """Share of latents that fire on none of the tokens. Say how many tokens: rare latents look dead in few."""
+    fires = torch.zeros(sae.W_dec.shape[0], dtype=torch.bool, device=sae.W_dec.device)
+    for _, acts in encoded(sae, residuals):
+        fires |= (acts > 0).any(0)
+    return 1 - float(fires.float().mean())
+
+
+@dataclass
+class Rewrite:
+    """Put `function(residual)` in the place of each real token's residual."""
+
+    layer: int
+    function: Callable[[Float[Tensor, "n d_model"]], Float[Tensor, "n d_model"]]
+
+    def edit(self, hidden, step):
+        edited = hidden.clone()
+        edited[step.real] = self.function(hidden[step.real]).to(hidden.dtype)
+        return edited
+
+
+def spliced_cross_entropy(
+    model, sae, layer: int, documents: list[list[int]], prefix: int, batch_size: int = 16
+) -> dict[str, float]:
+    """What the reconstruction costs the model: mean cross-entropy (nats a token) of the documents' own tokens.
+
+    clean: as the model is; spliced: the SAE's reconstruction instead of the layer's output; zeroed: nothing instead of
+    it; recovered: share of the loss between zeroed and clean that the reconstruction keeps. BOS and the `prefix` tokens
+    all documents share are left alone, as in training. documents: token ids, without BOS.
+    """
+
+    def reconstruct(residuals):
+        with torch.autocast(residuals.device.type, enabled=False):
+            return sae(residuals.float())
+
+    conditions = {
+        "clean": [],
+        "spliced": [Rewrite(layer, reconstruct)],
+        "zeroed": [Rewrite(layer, torch.zeros_like)],
+    }
+    progress = Progress("cross-entropy", len(documents) * len(conditions), "documents")
+    losses = {}
+    done = tokens = 0
+    for name, interventions in conditions.items():
+        total = n = 0
+        for first in range(0, len(documents), batch_size):
+            part = documents[first : first + batch_size]
+            loss, count = _cross_entropy(model, part, prefix, interventions)
+            total, n, done, tokens = total + loss, n + count, done + len(part), tokens + count
+            progress.update(done, tokens, force=done == len(documents) * len(conditions))
+        losses[name] = total / n
+    losses["recovered"] = (losses["zeroed"] - losses["spliced"]) / (losses["zeroed"] - losses["clean"])
+    return losses
+
+
+def _cross_entropy(model, documents, prefix: int, interventions: list[Intervention]) -> tuple[float, int]:
+    """Summed loss and number of the documents' tokens after the first own one; what predicts them is edited."""
+    ids, own = _padded(model, documents, prefix)
+    step = Step(trials=torch.arange(len(ids)), real=own, answer=own)
+    with torch.inference_mode(), apply(model, interventions, step):
+        logits = model(input_ids=ids).logits[:, :-1]
+    counted = own[:, 1:] & own[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits[counted].float(), ids[:, 1:][counted], reduction="sum")
+    return float(loss), int(counted.sum())
+
+
+def _padded(model, documents, prefix: int):
+    """Documents with BOS before and padding behind (unseen by a causal model), and where their own tokens are."""
+    width = 1 + max(map(len, documents))
+    ids = torch.full((len(documents), width), model.config.bos_token_id, device=model.device)
+    own = torch.zeros_like(ids, dtype=torch.bool)
+    for row, document in enumerate(documents):
+        ids[row, 1 : 1 + len(document)] = torch.tensor(document)
+        own[row, 1 + prefix : 1 + len(document)] = True
+    return ids, own
+
+
+def document_residuals(
+    model, layer: int, documents: list[list[int]], prefix: int, batch_size: int = 16
+) -> Float[Tensor, "n d_model"]:
+    """Residuals of the documents' own tokens, in order, as `read_corpus` has them: for when shards are not at hand."""
+    pieces: list[Tensor] = []
+
+    def keep(residuals):
+        pieces.append(residuals.cpu())
+        return residuals
+
+    for first in range(0, len(documents), batch_size):
+        ids, own = _padded(model, documents[first : first + batch_size], prefix)
+        step = Step(trials=torch.arange(len(ids)), real=own, answer=own)
+        with torch.inference_mode(), apply(model, [Rewrite(layer, keep)], step):
+            model.model(input_ids=ids)
+    residuals = torch.cat(pieces)
+    return residuals[non_outlier(residuals)]
+
+
+def quality(sae, model, layer: int, test: Corpus, seen: Float[Tensor, "n d_model"]) -> dict[str, float]:
+    """What is reported of an SAE: on held-out documents `test`, but dead latents on many training residuals `seen`."""
+    losses = spliced_cross_entropy(model, sae, layer, [test.document(i) for i in range(len(test.starts))], test.prefix)
+    return {
+        "explained_variance": explained_variance(sae, test.residuals),
+        "l0": l0(sae, test.residuals),
+        "dead_fraction": dead_fraction(sae, seen),
+        "cross_entropy_clean": losses["clean"],
+        "cross_entropy_spliced": losses["spliced"],
+        "cross_entropy_zeroed": losses["zeroed"],
+        "recovered": losses["recovered"],
+    }

@@ -1,0 +1,277 @@
+"""Two conditions compared: differences, reductions, ratios and tests, for trials that come in clusters.
+
+`a` is the baseline, `b` the condition compared with it. Paired functions take both conditions of the same trials (same
+latent, prompt and seed), in the same order; `clusters` names each pair's latent, or its (latent, prompt) as a tuple.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import t
+from statsmodels.genmod.cov_struct import Exchangeable
+from statsmodels.genmod.families import Binomial
+from statsmodels.genmod.generalized_estimating_equations import GEE
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from esr.statistics.intervals import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    clustered,
+    effective_size,
+    exact,
+    mean,
+    resampled_means,
+    result,
+    tails,
+)
+
+
+def paired_difference(
+    a: Sequence, b: Sequence, clusters: Sequence, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
+) -> dict:
+    """mean(b) - mean(a) over pairs, `{"estimate", "low", "high", "n"}`, `n` the number of pairs.
+
+    Numbers, such as scores: esr.statistics.mean of the differences, its interval null where all are equal.
+
+    Events (booleans): Tango's (1998) score interval for paired proportions in the `effective_size` of the differences,
+    with Student's t: what `rate` does, for pairs. Where all pairs agree there is nothing to resample, and the interval
+    is the exact one around 0: either kind of disagreement can be as frequent as an event that none of as many trials as
+    there are clusters shows. It never has width zero. One cluster says nothing about the next: -1 to 1.
+
+    Simulated with 32 latents x 10 prompts, rates of 15 % against 11 % and intra-class correlations of 0.05 to 0.2, it
+    covers the true difference in 95 to 97 % of studies; with rates of 3 %, where it is meant to be wide, in 97 to 99.6.
+    """
+    a, b = _paired(a, b)
+    if a.dtype != bool:
+        return mean(b - a, clusters, level=level, resamples=resamples, seed=seed)
+    differences, codes, count = clustered(b.astype(float) - a, clusters)
+    n = len(differences)
+    if not n:
+        return result(None, None, None, 0)
+    estimate = differences.mean()
+    if np.ptp(differences) == 0:
+        room = exact(0, count, level)[1] * (1 + abs(estimate))  # a lost 1 counts twice: it may be a -1 instead of a 0
+        return result(estimate, max(-1.0, estimate - room), min(1.0, estimate + room), n)
+    if count == 1:
+        return result(estimate, -1.0, 1.0, n)
+    size = effective_size(differences, codes, count, resamples, seed)
+    interval = _tango((differences > 0).mean(), (differences < 0).mean(), size, t.ppf((1 + level) / 2, count - 1))
+    return result(estimate, *interval, n)
+
+
+def relative_reduction(
+    a: Sequence, b: Sequence, clusters: Sequence, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
+) -> dict:
+    """1 - mean(b) / mean(a) over pairs: 0.25 is a quarter less than the baseline, below 0 is more than it.
+
+    Numbers of 0 or more: the interval of `ratio`, turned round; a low of null is no bound.
+
+    Events (booleans): Nam and Blackwelder's (2002) score interval for the ratio of paired proportions, with Student's
+    t, in the `effective_size` of b - ratio x a; as many trials as clusters where that does not vary (all pairs agree,
+    or `b` has no events). It never has width zero. One cluster: a low of null, a high of 1.
+
+    Everything but `n` is null where `a` has no events: there is nothing to reduce.
+    """
+    a, b = _paired(a, b)
+    if a.dtype != bool or not a.any():
+        kept = ratio(b, a, clusters, level=level, resamples=resamples, seed=seed)
+        estimate, low, high = (None if kept[x] is None else 1 - kept[x] for x in ("estimate", "high", "low"))
+        return result(estimate, low, high, len(a))
+    estimate = b.mean() / a.mean()
+    spread, codes, count = clustered(b - estimate * a, clusters)
+    if count == 1:
+        return result(1 - estimate, None, 1.0, len(a))
+    size = effective_size(spread, codes, count, resamples, seed) if np.ptp(spread) else count
+    shares = [float(x.mean()) for x in (a & b, a & ~b, b & ~a)]
+    low, high = _nam_blackwelder(*shares, size, t.ppf((1 + level) / 2, count - 1))
+    return result(1 - estimate, 1 - high, 1 - low, len(a))
+
+
+def ratio(
+    numerator: Sequence,
+    denominator: Sequence,
+    clusters: Sequence,
+    denominator_clusters: Sequence | None = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> dict:
+    """mean(numerator) / mean(denominator) of values of 0 or more (activations, events), cluster bootstrap percentiles.
+
+    Paired values share `clusters`, which are drawn together, and `n` is the number of pairs. Two sets of their own,
+    each with its clusters (`denominator_clusters` for the second), are drawn apart, and `n` counts both together.
+    A resample whose denominator is 0 has no ratio; it counts as 0 for the low bound and as infinite for the high one,
+    which is null (no bound) where that reaches it. Both are null where nothing varies or one set has one cluster,
+    everything but `n` where the denominator's mean is 0 or there are no values.
+    Raises ValueError on negative or missing values.
+    """
+    paired = denominator_clusters is None
+    over, under = _paired(numerator, denominator) if paired else (np.asarray(numerator), np.asarray(denominator))
+    if not (np.concatenate([over, under]) >= 0).all():
+        raise ValueError("A ratio of means needs values of 0 or more: some are negative or missing.")
+    n = len(over) if paired else len(over) + len(under)
+    if not len(over) or not under.any():
+        return result(None, None, None, n)
+    above, below = clustered(over, clusters), clustered(under, clusters if paired else denominator_clusters)
+    low, high = _ratio_bounds(above, below, level, resamples, (seed, seed if paired else seed + 1))
+    if low == high or min(above[2], below[2]) == 1:
+        low = high = None
+    return result(over.mean() / under.mean(), low, None if high == np.inf else high, n)
+
+
+def unclustered_difference(a: Sequence[bool], b: Sequence[bool], *, level: float = LEVEL) -> dict:
+    """Difference of two rates, b - a, with the authors' z interval: all trials independent, the pairing unused.
+
+    `n` is the number of trials of both conditions. Nulls where one has none; width zero where neither rate varies.
+    """
+    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if not len(a) or not len(b):
+        return result(None, None, None, len(a) + len(b))
+    low, high = confint_proportions_2indep(b.sum(), len(b), a.sum(), len(a), method="wald", alpha=1 - level)
+    return result(b.mean() - a.mean(), low, high, len(a) + len(b))
+
+
+def mcnemar_exact(a: Sequence[bool], b: Sequence[bool]) -> dict:
+    """McNemar's exact test that neither condition has more events, `{"p_value", "only_a", "only_b", "n"}`.
+
+    Counts the pairs with an event in one condition only; p is 1 where there are none. It takes pairs as independent:
+    where an intervention acts on some latents and not on others, `paired_difference` is the judge.
+    """
+    a, b = _paired_events(a, b)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return {
+        "p_value": float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue),
+        "only_a": only_a,
+        "only_b": only_b,
+        "n": len(a),
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number, in the order given, by Holm's (1979) step-down method."""
+    p_values = np.asarray(p_values, dtype=float)
+    if not ((p_values >= 0) & (p_values <= 1)).all():
+        raise ValueError(f"p values lie between 0 and 1, not {p_values.tolist()}: leave out tests that gave none.")
+    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
+
+
+def gee_difference(a: Sequence[bool], b: Sequence[bool], clusters: Sequence, *, level: float = LEVEL) -> dict:
+    """Odds ratio of b to a by a clustered logistic model (GEE): a second opinion on `paired_difference`.
+
+    Exchangeable correlation within clusters, bias-reduced covariance (Mancl and DeRouen 2001), t with clusters - 1
+    degrees of freedom. `{"odds_ratio", "low", "high", "p_value", "n", "reason"}`, `n` pairs; all null but the last two
+    where the model cannot be estimated, and `reason` says why (null otherwise).
+    """
+    a, b = _paired_events(a, b)
+    outcome, codes, count = clustered(np.concatenate([a, b]).astype(float), [*clusters, *clusters])
+    names = ("odds_ratio", "low", "high", "p_value")
+    reason = _not_estimable(a, b, count)
+    if reason is None:
+        design = np.column_stack([np.ones(len(outcome)), np.repeat([0.0, 1.0], len(a))])
+        order = np.argsort(codes, kind="stable")
+        model = GEE(outcome[order], design[order], codes[order], family=Binomial(), cov_struct=Exchangeable())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a failed fit is reported as the reason
+            fit = model.fit(cov_type="bias_reduced")
+            effect, error = fit.params[1], fit.bse[1]
+        if not (fit.converged and np.isfinite(error) and error > 0):
+            reason = "the fit does not converge"
+    if reason is not None:
+        return dict.fromkeys(names) | {"n": len(a), "reason": reason}
+    bounds = effect + np.array([0, -1, 1]) * t.ppf((1 + level) / 2, count - 1) * error
+    values = [*np.exp(bounds), 2 * t.sf(abs(effect / error), count - 1)]
+    return dict(zip(names, map(float, values), strict=True)) | {"n": len(a), "reason": None}
+
+
+def _not_estimable(a: np.ndarray, b: np.ndarray, count: int) -> str | None:
+    """Why no finite odds ratio exists, or None."""
+    if not len(a):
+        return "no trials"
+    if (a == b).all():
+        return "the conditions agree in every trial"
+    if count < 3:
+        return f"{count} clusters: a variance between them needs three"
+    for name, events in (("the baseline", a), ("the condition", b)):
+        if events.all() or not events.any():
+            return f"{'every' if events.all() else 'no'} trial of {name} is an event"
+    return None
+
+
+def _tango(only_b: float, only_a: float, n: float, z: float) -> tuple[float, float]:
+    """Tango's (1998) interval of a paired difference: the values that the score test does not reject.
+
+    `only_b`, `only_a`: shares of pairs with an event in one condition only; `n` pairs, not necessarily whole.
+    """
+    difference = only_b - only_a
+
+    def excess(true: float) -> float:
+        """Squared distance from the difference, less z standard errors at the likeliest shares under `true`."""
+        linear = (2 - difference) * true - only_a - only_b
+        share = (np.sqrt(linear**2 + 8 * only_a * true * (1 - true)) - linear) / 4
+        return n * (difference - true) ** 2 - z**2 * (2 * share + true * (1 - true))
+
+    low = -1.0 if excess(-1.0) <= 0 else brentq(excess, -1.0, difference)
+    high = 1.0 if excess(1.0) <= 0 else brentq(excess, difference, 1.0)
+    return low, high
+
+
+def _nam_blackwelder(both: float, only_a: float, only_b: float, n: float, z: float) -> tuple[float, float]:
+    """Nam and Blackwelder's (2002) interval of the ratio b / a of paired proportions, by the score test.
+
+    `both`, `only_a`, `only_b`: shares of pairs with an event in both conditions or in one; `n` as in `_tango`.
+    """
+    a, b = both + only_a, both + only_b
+
+    def excess(true: float) -> float:
+        root = np.sqrt((b - true**2 * a) ** 2 + 4 * true**2 * only_a * only_b)
+        share_b = (true**2 * (a + 2 * only_b) - b + root) / (2 * true * (true + 1))
+        share_a = true * share_b - (true - 1) * (both + only_a + only_b)
+        return n * (b - true * a) ** 2 - z**2 * true * (share_a + share_b)
+
+    near = 1e-6  # off the estimate itself, where there may be no variance
+    low = brentq(excess, near * b / a, (1 - near) * b / a) if b else 0.0
+    far = max(2 * b / a, 1.0)
+    while excess(far) <= 0:
+        far *= 2
+    return low, brentq(excess, (1 + near) * b / a or near, far)
+
+
+def _ratio_bounds(above: tuple, below: tuple, level: float, resamples: int, seeds: tuple) -> tuple[float, float]:
+    """Percentiles of the ratio of two `clustered` sets' means; equal seeds draw the same clusters for both."""
+    count = min(above[2], below[2])
+    if count == 1:
+        return 0.0, np.inf
+    tops, bottoms = resampled_means(*above, resamples, seeds[0]), resampled_means(*below, resamples, seeds[1])
+    ratios = np.divide(tops, bottoms, out=np.full(resamples, np.nan), where=bottoms > 0)
+    low, high = tails(count, level)
+    return (
+        float(np.quantile(np.nan_to_num(ratios, nan=0.0), low, method="inverted_cdf")),
+        float(np.quantile(np.nan_to_num(ratios, nan=np.inf), high, method="inverted_cdf")),
+    )
+
+
+def _paired(a: Sequence, b: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(a), np.asarray(b)
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} trials of the baseline with {len(b)} of the condition: pair them first.")
+    if len(a) and (a.dtype == bool) != (b.dtype == bool):
+        raise ValueError(
+            f"{a.dtype} in the baseline, {b.dtype} in the condition: give both as events (bool) or numbers."
+        )
+    kind = bool if a.dtype == bool else float
+    return a.astype(kind), b.astype(kind)
+
+
+def _paired_events(a: Sequence, b: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    a, b = _paired(a, b)
+    if len(a) and a.dtype != bool:
+        raise ValueError(f"This test compares events (bool), not {a.dtype}: say first which values are events.")
+    return a.astype(bool), b.astype(bool)

@@ -1,0 +1,177 @@
+"""What is counted: one function per definition of the paper, on a table with one row per judged answer.
+
+A trial without a usable score is in no rate: `scored` says which, `summarize` says how many.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from esr.statistics import intervals
+from esr.storage.records import Judgement, Latent, Threshold
+
+KEY = ["model", "condition", "latent", "prompt_id", "seed"]
+COLUMNS = [*KEY, "outcome", "attempts", "first_score", "last_score", "degraded", "unverified"]
+UNSCORED = ("empty", "run_error", "parse_failure", "truncated")  # outcomes without attempts
+
+
+def table(judgements: Iterable[Judgement]) -> pd.DataFrame:
+    """One row per judgement, columns `COLUMNS`; scores 0-100, NaN where the judge gave none.
+
+    Raises ValueError when a trial is there twice (two judges' rows in one list, say): it would count double.
+    """
+    rows = [
+        {name: getattr(judgement, name) for name in (*KEY, "outcome", "degraded", "unverified")}
+        | {
+            "attempts": len(judgement.attempts),
+            "first_score": judgement.attempts[0].score if judgement.attempts else None,
+            "last_score": judgement.attempts[-1].score if judgement.attempts else None,
+        }
+        for judgement in judgements
+    ]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    kinds = {"attempts": int, "first_score": float, "last_score": float, "degraded": bool, "unverified": int}
+    frame = frame.astype(kinds)
+    twice = frame[frame.duplicated(KEY)]
+    if len(twice):
+        raise ValueError(
+            f"{len(twice)} trials are judged twice, first {dict(twice.iloc[0][KEY])}: keep one judge's rows of each."
+        )
+    return frame
+
+
+def scored(frame: pd.DataFrame) -> pd.Series:
+    """Trials that count: judged without error, not empty, and first and last attempt have a score.
+
+    The one place where a missing score is dealt with. The paper's rates are over all scored trials (section 3).
+    """
+    has_scores = frame.first_score.notna() & frame.last_score.notna()
+    return (frame.outcome == "scored") & (frame.attempts >= 1) & has_scores
+
+
+def multi_attempt(frame: pd.DataFrame) -> pd.Series:
+    """Two attempts or more: the answer restarts explicitly at least once (paper section 3)."""
+    return frame.attempts >= 2
+
+
+def improved(frame: pd.DataFrame) -> pd.Series:
+    """The last attempt scores higher than the first. A tie is no improvement; a single attempt never improves."""
+    return frame.last_score > frame.first_score
+
+
+def esr(frame: pd.DataFrame) -> pd.Series:
+    """Endogenous steering resistance: the answer restarts, and its last attempt beats its first (paper section 3)."""
+    return multi_attempt(frame) & improved(frame)
+
+
+def degraded(frame: pd.DataFrame) -> pd.Series:
+    """The same word five times in a row, as the judge found it: steering broke the text rather than the topic."""
+    return frame.degraded
+
+
+def rates(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
+    """The paper's four figures over scored trials, each `{"estimate", "low", "high", "n"}`.
+
+    multi_attempt_rate = P(multi-attempt); improvement_rate = P(improved | multi-attempt), null with n 0 when nothing
+    restarts; esr_rate = P(multi-attempt and improved); first_attempt_score = mean score of the first attempt, 0-100.
+    `interval`: level, resamples and seed of the intervals (esr.statistics).
+    """
+    frame = frame[scored(frame)]
+    restarted = frame[multi_attempt(frame)]
+    return {
+        "multi_attempt_rate": intervals.rate(multi_attempt(frame), frame[cluster], **interval),
+        "improvement_rate": intervals.rate(improved(restarted), restarted[cluster], **interval),
+        "esr_rate": intervals.rate(esr(frame), frame[cluster], **interval),
+        "first_attempt_score": intervals.mean(frame.first_score, frame[cluster], **interval),
+    }
+
+
+def worst_cases(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
+    """How far missing judgements could move the multi-attempt and ESR rates, each `{"estimate", "low", "high", "n"}`.
+
+    Per rate: `missing_left_out` as in `rates`; `missing_as_no_events` and `missing_as_events`, between which the rate
+    lies whatever the missing trials were. Missing is what the judge should have scored and did not; an empty answer is
+    not missing, it holds no attempt, and is in none of the three. `n_missing` says how many. `interval` as in `rates`.
+    """
+    frame = frame[frame.outcome != "empty"]
+    known = scored(frame)
+    result: dict = {"n_missing": int((~known).sum())}
+    for name, events in (("multi_attempt_rate", multi_attempt(frame)), ("esr_rate", esr(frame))):
+        result[name] = {
+            "missing_left_out": intervals.rate(events[known], frame[cluster][known], **interval),
+            "missing_as_no_events": intervals.rate(events & known, frame[cluster], **interval),
+            "missing_as_events": intervals.rate(events | ~known, frame[cluster], **interval),
+        }
+    return result
+
+
+def degraded_rate(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
+    """Share of scored trials that are degraded."""
+    frame = frame[scored(frame)]
+    return intervals.rate(degraded(frame), frame[cluster], **interval)
+
+
+def summarize(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
+    """The entry of one model and condition in paper/numbers/esr.json.
+
+    The four `rates` and the degraded_rate; n_trials, and n_unscored of them that are in no rate (n_empty answers;
+    n_run_error, n_parse_failure and n_truncated of the judge; the rest without a score); n_unverified_segments, which
+    a judge took for attempts and the answers do not show; the rates again `without_degraded` answers; and
+    `unclustered`, the rates with the authors' interval. `interval` as in `rates`.
+    Raises ValueError unless the rows are of one model and one condition.
+    """
+    conditions = frame[["model", "condition"]].drop_duplicates()
+    if len(conditions) != 1:
+        raise ValueError(f"Rows of {len(conditions)} conditions: summarize one model and condition at a time.")
+    counted = frame[scored(frame)]
+    restarted = counted[multi_attempt(counted)]
+    level = interval.get("level", intervals.LEVEL)
+    return rates(frame, cluster, **interval) | {
+        "degraded_rate": degraded_rate(frame, cluster, **interval),
+        "n_trials": len(frame),
+        "n_unscored": len(frame) - len(counted),
+        **{f"n_{outcome}": int((frame.outcome == outcome).sum()) for outcome in UNSCORED},
+        "n_unverified_segments": int(frame.unverified.sum()),
+        f"n_{cluster}s": frame[cluster].nunique(),
+        "without_degraded": rates(frame[~degraded(frame)], cluster, **interval),
+        "unclustered": {
+            "multi_attempt_rate": intervals.unclustered(multi_attempt(counted), level=level),
+            "improvement_rate": intervals.unclustered(improved(restarted), level=level),
+            "esr_rate": intervals.unclustered(esr(counted), level=level),
+        },
+    }
+
+
+def summaries(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
+    """`{model: {condition: summarize(...)}}` for every model and condition of a table, in order of appearance."""
+    result: dict = {}
+    for (model, condition), rows in frame.groupby(["model", "condition"], sort=False):
+        result.setdefault(model, {})[condition] = summarize(rows, cluster, **interval)
+    return result
+
+
+def latent_counts(drawn: Sequence[Latent]) -> dict:
+    """Entry of one model in paper/numbers/latents.json: latents drawn, kept, and dropped by reason."""
+    reasons = {"fires on a prompt", "label not concrete", "too rare", "too dense"}
+    counts = {"drawn": len(drawn), "kept": sum(x.kept for x in drawn)}
+    return counts | {reason.replace(" ", "_"): sum(x.reason == reason for x in drawn) for reason in sorted(reasons)}
+
+
+def calibration_summary(thresholds: Sequence[Threshold], target: float) -> dict:
+    """Entry of one model in paper/numbers/calibration.json, but for the score that steered answers then had.
+
+    Latents that went in, how many converged and why others did not; quartiles of the thresholds that converged, in
+    median residual norms.
+    """
+    boosts = pd.Series([t.boost for t in thresholds if t.converged], dtype=float)
+    quartiles = {"low_quartile": 0.25, "median": 0.5, "high_quartile": 0.75}
+    return {
+        "n_latents": len(thresholds),
+        "n_converged": len(boosts),
+        "not_converged": dict(Counter(sorted(t.reason for t in thresholds if not t.converged))),
+        "target": target,
+        "boost": {name: float(boosts.quantile(q)) if len(boosts) else None for name, q in quartiles.items()},
+    }

@@ -1,0 +1,273 @@
+"""How many trials a comparison needs, and what they cost, before any is generated.
+
+Formulas for the studies of esr.studies, milliseconds where simulating takes seconds; the tests hold the two together.
+All of it concerns events (restarts, ESR), which are rare: scores need far fewer trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from scipy.optimize import brentq
+from scipy.stats import beta, binom, chi2, norm, t
+from statsmodels.stats.proportion import power_proportions_2indep
+
+from esr.statistics.simulation import LEVEL, Design, design_effect, discordance, rejected_up_to
+
+POWER = 0.8
+OUTCOMES = ("multi_attempt", "esr")
+POINTS = 50  # of each distribution that the formulas average over
+SMALL = 1e-9  # a standard error of none, to divide by
+MOST_ALIKE = 0.99  # of intra-class correlations: with 1, a latent would be asked once
+
+
+def mcnemar_power(design: Design, level: float = LEVEL) -> float:
+    """How often the exact McNemar test rejects: binomial given the number of discordant pairs, averaged over that.
+
+    The test takes pairs as independent. Where they are not (`shared` below 1) it rejects more often than it should,
+    also without any reduction; so does this figure, by spreading the share of pairs that favour the baseline.
+    """
+    pairs, effect = discordance(design), design_effect(design)
+    if not pairs.total:
+        return 0.0
+    counts, chance = _discordant_counts(design), pairs.only_baseline / pairs.total
+    correlation = (effect - 1) / max(effect, design.trials * pairs.total - 1)
+    chances = np.array([chance])
+    if 0 < correlation < 1 and 0 < chance < 1:
+        odds = (1 - correlation) / correlation
+        chances = beta.ppf(_middles(POINTS), chance * odds, (1 - chance) * odds)
+    most = rejected_up_to(counts, level)[:, None]
+    either = binom.cdf(most, counts[:, None], chances) + binom.cdf(most, counts[:, None], 1 - chances)
+    return float(either.mean())
+
+
+def cluster_power(design: Design, level: float = LEVEL) -> float:
+    """How often the interval of esr.comparisons.paired_difference excludes 0.
+
+    Normal given the number of discordant pairs, averaged over that and over the design effect as estimated, which
+    scatters around the true one like chi square / (latents - 1) and is held at what esr.statistics.effective_size
+    lets it fall to. Within 3 points of simulations at base rates of 4 % and more with 30 discordant pairs or more. Too
+    high by some points with fewer, too low by up to 7 at a base rate of 1 %: simulate there.
+    """
+    pairs, free = discordance(design), design.latents - 1
+    if not pairs.total:
+        return 0.0
+    counts = _discordant_counts(design)[:, None].astype(float)
+    chance, effect = pairs.only_baseline / pairs.total, design_effect(design)
+    estimated = effect * chi2.ppf(_middles(POINTS), free) / free
+    least = 1 + (design.prompts - 1) / np.maximum(counts, 1) ** 2
+    needed = t.isf(level / 2, free) * np.sqrt(counts * np.maximum(estimated, least))
+    difference = counts * (2 * chance - 1)
+    error = np.maximum(np.sqrt(4 * counts * chance * (1 - chance) * effect), SMALL)
+    found = norm.sf((needed - difference) / error) + norm.sf((needed + difference) / error)
+    return float(np.where(counts > 0, found, 0.0).mean())
+
+
+def sample_needed(
+    base_rate: float,
+    reduction: float,
+    icc: float,
+    power: float = POWER,
+    *,
+    prompts: int,
+    pairing: float = 0.0,
+    shared: float = 1.0,
+    level: float = LEVEL,
+    most_latents: int = 10**6,
+) -> int | None:
+    """Trials under each condition that find the reduction with this power, in whole latents of `prompts` trials each.
+
+    By `cluster_power`; None where even `most_latents` latents do not. Both conditions together take twice as many.
+    """
+
+    def enough(latents: int) -> bool:
+        return cluster_power(first.model_copy(update={"latents": latents}), level) >= power
+
+    first = Design(
+        latents=2, prompts=prompts, base_rate=base_rate, reduction=reduction, icc=icc, pairing=pairing, shared=shared
+    )
+    high = 2
+    while not enough(high):
+        if high >= most_latents:
+            return None
+        high *= 2
+    low = high // 2  # too few, or the fewest there can be
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high * prompts
+
+
+def minimum_detectable_reduction(
+    n: int,
+    base_rate: float,
+    discordant: float,
+    effect: float = 1.0,
+    *,
+    power: float = POWER,
+    level: float = LEVEL,
+) -> float | None:
+    """Smallest relative reduction that n pairs find with this power, by Connor's (1987) formula for McNemar's test.
+
+    `discordant` is the share of pairs whose conditions differ, as measured; a reduction larger than it raises it.
+    `n` counts as n / `effect` (the design effect) independent pairs. None where not even a reduction to 0 is found.
+    """
+    if not (n > 0 and 0 < base_rate < 1 and 0 <= discordant <= 1 and effect > 0):
+        raise ValueError(
+            f"n {n}, base rate {base_rate}, discordant {discordant}, design effect {effect}: "
+            "the first and the last must be positive, the others shares."
+        )
+
+    def excess(reduction: float) -> float:
+        difference = reduction * base_rate
+        total = max(discordant, difference)
+        found = difference * math.sqrt(n / effect)
+        return found - norm.isf(level / 2) * math.sqrt(total) - norm.ppf(power) * math.sqrt(total - difference**2)
+
+    return float(brentq(excess, 0.0, 1.0)) if excess(1.0) >= 0 > excess(0.0) else None
+
+
+def budget(trials: int, tokens_per_trial: float, tokens_per_second: float, judge_usd_per_trial: float = 0.0) -> dict:
+    """What `trials` answers take: `{"trials", "tokens", "hours", "usd"}`, hours of generation, dollars of judging.
+
+    Both conditions of a comparison count: twice what `sample_needed` says.
+    """
+    if trials < 0 or tokens_per_trial <= 0 or tokens_per_second <= 0 or judge_usd_per_trial < 0:
+        raise ValueError(
+            f"{trials} trials of {tokens_per_trial} tokens at {tokens_per_second} a second and "
+            f"{judge_usd_per_trial} dollars: trials and dollars are 0 or more, tokens and their speed above 0."
+        )
+    tokens = trials * tokens_per_trial
+    return {
+        "trials": trials,
+        "tokens": tokens,
+        "hours": tokens / tokens_per_second / 3600,
+        "usd": trials * judge_usd_per_trial,
+    }
+
+
+def published_table(published: dict, *, icc: float, pairing: float = 0.0, shared: float = 1.0) -> pd.DataFrame:
+    """What the published effects would take on each published model: one row per model, outcome and experiment.
+
+    `published` is data/published.json. Detector ablation and the self-monitoring prompt were measured on one model; the
+    table asks what finding a change of that relative size takes at each model's rate (its upper limit where only that
+    is published). `trials_needed` under each condition, paired; `power` of the paired comparison and `unpaired_power`
+    of the authors' (independent trials, pairing unused) at the published n; `detectable`, the smallest reduction that
+    the paired one finds there (null: none, or the change is an increase).
+    """
+    prompts = published["protocol"]["prompts"]
+    assumed = {"icc": icc, "pairing": pairing, "shared": shared}
+    changes, rows = _changes(published), []
+    for model, entry in published["models"].items():
+        for (experiment, outcome), reduction in changes.items():
+            rate = entry.get(f"{outcome}_rate", entry.get(f"{outcome}_rate_max"))
+            latents = round(entry["n"] / prompts)
+            design = Design(latents=latents, prompts=prompts, base_rate=rate, reduction=reduction, **assumed)
+            unpaired = power_proportions_2indep(design.rate - rate, rate, entry["n"], alpha=LEVEL, return_results=False)
+            rows.append(
+                {
+                    "model": model,
+                    "experiment": experiment,
+                    "outcome": outcome,
+                    "base_rate": rate,
+                    "reduction": reduction,
+                    "n_published": entry["n"],
+                    "trials_needed": sample_needed(rate, reduction, prompts=prompts, **assumed),
+                    "power": cluster_power(design),
+                    "unpaired_power": float(unpaired),
+                    "detectable": _detectable(design) if reduction > 0 else None,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def measured_table(
+    esr: dict, sizes: dict, icc: dict, published: dict, *, assumed_icc: float, power: float = POWER
+) -> pd.DataFrame:
+    """What the published effects take on the models measured here: one row per model, experiment and outcome.
+
+    esr: paper/numbers/esr.json. sizes: `{model: {experiment: trials under each condition}}`, as run. icc: `{model:
+    {outcome: measured intra-class correlation}}`; `assumed_icc` where it is null. A base rate of 0 is replaced by the
+    high end of its interval, and `rate_measured` is false. Columns as in `published_table`, `n` for the present size;
+    an experiment without a published effect (the boost sweep) has `detectable` alone. Null: not to be had at any size,
+    or impossible, such as four times a rate of 30 %.
+    """
+    changes, rows = _changes(published), []
+    for model, experiments in sizes.items():
+        entry = esr[model]["steered"]
+        latents = max(2, entry["n_latents"])
+        for experiment, n in experiments.items():
+            for outcome in OUTCOMES:
+                known = entry[f"{outcome}_rate"]
+                rate = known["estimate"] or known["high"]
+                if rate is None or not 0 < rate < 1:
+                    continue
+                correlation, change = icc[model][outcome], changes.get((experiment, outcome))
+                fields = {"latents": latents, "prompts": max(1, round(n / latents)), "base_rate": rate}
+                fields["icc"] = assumed_icc if correlation is None else min(correlation, MOST_ALIKE)
+                rows.append(
+                    {"model": model, "experiment": experiment, "outcome": outcome, "base_rate": rate}
+                    | {"rate_measured": bool(known["estimate"]), "icc": fields["icc"], "reduction": change, "n": n}
+                    | _requirement(fields, change, power)
+                )
+    return pd.DataFrame(rows)
+
+
+def _requirement(fields: dict, reduction: float | None, power: float) -> dict:
+    """`trials_needed`, `power` and `detectable` of a design given by `fields`, null where there is no such thing."""
+    detectable = _detectable(Design(**fields, reduction=0.0), power) if (reduction or 1.0) > 0 else None
+    if reduction is None or fields["base_rate"] * (1 - reduction) >= 1:
+        return {"trials_needed": None, "power": None, "detectable": detectable}
+    needed = sample_needed(fields["base_rate"], reduction, fields["icc"], power, prompts=fields["prompts"])
+    return {
+        "trials_needed": needed,
+        "power": cluster_power(Design(**fields, reduction=reduction)),
+        "detectable": detectable,
+    }
+
+
+def power_curve(
+    base_rate: float, reduction: float, icc: float, *, prompts: int, trials: Sequence[int]
+) -> Float[np.ndarray, " sizes"]:
+    """`cluster_power` at each number of trials under each condition, in whole latents (two or more)."""
+    latents = [max(2, round(n / prompts)) for n in trials]
+    designs = [Design(latents=x, prompts=prompts, base_rate=base_rate, reduction=reduction, icc=icc) for x in latents]
+    return np.array([cluster_power(design) for design in designs])
+
+
+def nested(table: pd.DataFrame) -> dict:
+    """A table of this module as `{model: {experiment: {outcome: the rest of the row}}}`, missing values null."""
+    result: dict = {}
+    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
+        model, experiment, outcome = (row.pop(name) for name in ("model", "experiment", "outcome"))
+        result.setdefault(model, {}).setdefault(experiment, {})[outcome] = row
+    return result
+
+
+def _changes(published: dict) -> dict[tuple[str, str], float]:
+    """Published relative reductions by experiment and outcome; an increase is below 0."""
+    return {("detector_ablation", name): published["detector_ablation"][f"{name}_reduction"] for name in OUTCOMES} | {
+        ("meta_prompt", name): 1 - published["meta_prompt"][f"{name}_ratio"] for name in OUTCOMES
+    }
+
+
+def _detectable(design: Design, power: float = POWER) -> float | None:
+    size = design.trials, design.base_rate, discordance(design).total, design_effect(design)
+    return minimum_detectable_reduction(*size, power=power)
+
+
+def _middles(points: int) -> Float[np.ndarray, " points"]:
+    """Percentiles in the middle of equal shares: quantiles there stand for a distribution."""
+    return (np.arange(points) + 0.5) / points
+
+
+def _discordant_counts(design: Design) -> Int[np.ndarray, " points"]:
+    """Equally likely numbers of discordant pairs, spread as binomial ones are, times the root of the design effect."""
+    expected = design.trials * discordance(design).total
+    counts = binom.ppf(_middles(POINTS), design.trials, min(1.0, discordance(design).total))
+    spread = expected + (counts - expected) * math.sqrt(design_effect(design))
+    return np.clip(np.rint(spread), 0, design.trials).astype(int)

@@ -1,0 +1,94 @@
+"""Activations of latents on steered and unsteered texts: per token, their maxima, and how often they fire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from esr.config.registry import model_entry
+from esr.engine.activations import Document, residuals
+from esr.engine.interventions import Intervention, Readout
+from esr.models.chat import chat_tokens
+from esr.steering.trials import build_edits, said
+from esr.storage.records import Trial
+
+
+def documents_of(trials: Sequence[Trial], tokenizer) -> list[Document]:
+    """What the model had before it and wrote in each trial."""
+    return [Document(chat_tokens(tokenizer, said(t), t.prefill), tuple(t.tokens)) for t in trials]
+
+
+def edits_of(trials: Sequence[Trial], residual_norm: float, device) -> list[Intervention]:
+    """The edits under which trials of one model were written, indexed like `trials`: steering, then ablation.
+
+    residual_norm: the unit of boosts (esr.steering.residual_norm). Raises ValueError for trials of several models.
+    """
+    kinds = sorted({(t.model, t.answer_only) for t in trials})
+    if len(kinds) > 1:
+        raise ValueError(f"Trials of several models or kinds of steering ({kinds}): read those of one at a time.")
+    if not kinds:
+        return []
+    model, answer_only = kinds[0]
+    shared = {"model": model, "sae_layer": model_entry(model).sae_layer}
+    shared |= {"residual_norm": residual_norm, "answer_only": answer_only}
+    return build_edits(shared, trials, device)[1]
+
+
+@torch.no_grad()
+def max_activations(
+    model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **reading
+) -> Float[np.ndarray, "documents d_sae"]:
+    """Every latent's largest activation over the answer's tokens; 0 for an empty answer. `reading` as in `residuals`.
+
+    The whole SAE is applied, to one document at a time.
+    """
+    maxima = np.zeros((len(documents), sae.W_dec.shape[0]), dtype=np.float32)
+    for i, hidden in residuals(model, documents, layer, edits, **reading):
+        if len(hidden):
+            maxima[i] = sae.encode(hidden.float()).amax(0).cpu().numpy()
+    return maxima
+
+
+@torch.no_grad()
+def latent_activity(
+    model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **reading
+) -> Activity:
+    """How often and how strongly every latent fires on answers' tokens; a running sum. `reading` as in `residuals`."""
+    fired, summed, tokens = 0.0, 0.0, 0
+    for _, hidden in residuals(model, documents, layer, edits, **reading):
+        activations = sae.encode(hidden.float())
+        fired = fired + (activations > 0).sum(0).double()
+        summed = summed + activations.sum(0, dtype=torch.float64)
+        tokens += len(hidden)
+    if not tokens:
+        raise ValueError("There is no answer with a token to read: steer first, or take other answers.")
+    return Activity((fired / tokens).cpu().numpy(), (summed / tokens).cpu().numpy(), tokens)
+
+
+@torch.no_grad()
+def token_activations(
+    model, readout: Readout, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **reading
+) -> Iterator[tuple[int, Float[np.ndarray, "answer_tokens latents"]]]:
+    """Index of each document and the activations of the readout's latents, token by token, as in `residuals`."""
+    for i, hidden in residuals(model, documents, layer, edits, **reading):
+        yield i, readout.activations(hidden).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Activity:
+    """How often a latent fires and how strongly, per token of some answers (tokens where it is silent count as 0)."""
+
+    frequency: Float[np.ndarray, " d_sae"]
+    mean: Float[np.ndarray, " d_sae"]
+    tokens: int
+
+    def logs(self) -> Float[np.ndarray, "d_sae 2"]:
+        """Log frequency and log mean; what was never seen counts as half of the least that could be, or was."""
+        floors = 0.5 / self.tokens, 0.5 * self.mean[self.mean > 0].min(initial=np.inf)
+        floors = [floor if np.isfinite(floor) else 1.0 for floor in floors]
+        columns = zip((self.frequency, self.mean), floors, strict=True)
+        return np.log(np.column_stack([np.maximum(values, floor) for values, floor in columns]))
