@@ -5,7 +5,7 @@ import json
 import pytest
 
 from esr import paths
-from esr.reporting import claims, lookup, numbers
+from esr.reporting import claims, comparison, lookup, numbers
 from esr.reporting.claims import evaluate
 
 PUBLISHED = json.loads((paths.DATA / "published.json").read_text(encoding="utf-8"))
@@ -173,8 +173,8 @@ def test_rows_go_through_the_file_to_the_table(tmp_path, monkeypatch, capsys):
 def test_lists_of_numbers_are_compared_row_by_row():
     one = [{"claim": "a", "measured": interval(0.2, 0.1, 0.3)}, {"claim": "b", "measured": None}]
     near = [{"claim": "a", "measured": interval(0.25, 0.15, 0.35)}, {"claim": "b", "measured": None}]
-    assert numbers.compare(near, one) == (
+    assert comparison.compare(near, one) == (
         "within intervals", ["[0].measured: committed 0.2 [0.1, 0.3], fresh 0.25 [0.15, 0.35]"],
     )  # fmt: skip
-    assert numbers.compare(one[:1], one)[0] == "different"
-    assert numbers.compare([one[0] | {"claim": "c"}, one[1]], one)[0] == "different"
+    assert comparison.compare(one[:1], one)[0] == "different"
+    assert comparison.compare([one[0] | {"claim": "c"}, one[1]], one)[0] == "different"

@@ -51,7 +51,7 @@ def test_every_import_of_the_package_is_a_direct_dependency():
     provided = packages_distributions()
     needed = [*PROJECT["dependencies"], *EXTRAS["judges"]]
     direct = {canonicalize_name(Requirement(line).name) for line in needed}
-    for module in sorted((ROOT / "esr").glob("*.py")):
+    for module in sorted((ROOT / "esr").rglob("*.py")):
         for node in ast.walk(ast.parse(module.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []

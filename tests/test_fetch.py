@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from esr.config import sources
 from esr.config.sources import AnySource, FolderSource, HubSource, WheelSource
 from esr.models import fetch
 from esr.models.fetch import FetchError
@@ -326,7 +327,7 @@ def test_missing_folder_and_missing_shard_are_refused(tmp_path):
 
 
 def test_relative_folder_starts_at_the_root():
-    assert FolderSource(kind="folder", path="models/mine").folder == fetch.ROOT / "models" / "mine"
+    assert FolderSource(kind="folder", path="models/mine").folder == sources.ROOT / "models" / "mine"
 
 
 def test_hub_model_records_its_commit(tmp_path, monkeypatch):

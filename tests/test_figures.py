@@ -149,7 +149,7 @@ def test_saved_bytes_are_stable_and_undated(esr, tmp_path, monkeypatch):
 
 
 def test_nothing_that_measures_or_draws_imports_torch():
-    modules = "esr.statistics.metrics, esr.statistics.intervals, esr.reporting.figures, esr.reporting.tables, esr.reporting.paper"
+    modules = "esr.statistics.metrics, esr.statistics.intervals, esr.reporting.figures, esr.reporting.tables"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 

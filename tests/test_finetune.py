@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 from esr.engine.attention import attention_by
 from esr.engine.workers import Workers
-from esr.experiments import finetuning
+from esr.experiments import finetuning, lora
 from esr.experiments.finetuning import save_adapter
 from esr.experiments.lora import Recipe, batch_loss, loss_tokens, only_layers, train
 from esr.experiments.self_corrections import Example
+from esr.models import merging
 from esr.models.merging import merge
 from esr.storage.files import read_rows
 
@@ -37,12 +38,12 @@ EXAMPLES = [example(i, 9 + i % 5, 3 + i % 4) for i in range(10)]
 
 
 def inputs(model, examples, first_layer=2):
-    return [finetuning._lower_residuals(model, e, first_layer) for e in examples]
+    return [lora._lower_residuals(model, e, first_layer) for e in examples]
 
 
 @pytest.mark.parametrize("part", [7, 1000])
 def test_the_loss_is_the_models_own_over_the_marked_tokens(model, part, monkeypatch):
-    monkeypatch.setattr(finetuning, "LOSS_PART", part)
+    monkeypatch.setattr(lora, "LOSS_PART", part)
     labels = [torch.tensor([-100] * e.loss_from + e.tokens[e.loss_from :]) for e in EXAMPLES]
     losses, counts = [], []
     for e, label in zip(EXAMPLES, labels, strict=True):
@@ -121,9 +122,10 @@ def base(tmp_path, monkeypatch):
     tiny_llama().to(torch.bfloat16).save_pretrained(folder)
     (folder / "LICENSE").write_text("free")
     load = type(tiny_llama()).from_pretrained
-    monkeypatch.setattr(finetuning, "model_folder", lambda model_id: folder)
-    monkeypatch.setattr("esr.models.model_folder", lambda model_id: folder)
-    monkeypatch.setattr(finetuning, "load_tokenizer", lambda model_id: _Tokenizer())
+    for module in (finetuning, merging):
+        monkeypatch.setattr(module, "model_folder", lambda model_id: folder)
+    monkeypatch.setattr("esr.models.loading.model_folder", lambda model_id: folder)
+    monkeypatch.setattr(merging, "load_tokenizer", lambda model_id: _Tokenizer())
     return load(folder, dtype=torch.float32).eval()
 
 
@@ -136,7 +138,7 @@ class _Tokenizer:
 def test_the_merged_model_is_the_adapted_one_and_lower_layers_keep_their_bits(base, tmp_path, monkeypatch, dtype):
     from peft import PeftModel
 
-    monkeypatch.setattr("esr.models.compute_dtype", lambda: dtype)  # of this machine: the file is bfloat16 either way
+    monkeypatch.setattr("esr.models.loading.compute_dtype", lambda: dtype)  # of the machine alone
 
     state, curve = train(base, EXAMPLES, RECIPE)
     save_adapter("tiny", state, curve, RECIPE, 3, tmp_path / "adapter")
@@ -153,7 +155,7 @@ def test_the_merged_model_is_the_adapted_one_and_lower_layers_keep_their_bits(ba
     own, weights = plain.state_dict(), merged.state_dict()
     changed = {name for name in own if not torch.equal(own[name], weights[name])}
     assert changed and all(name.startswith("model.layers.2.") and name.endswith("_proj.weight") for name in changed)
-    assert read_rows(tmp_path / "adapter" / "curve.jsonl", finetuning.TrainingStep) == curve
+    assert read_rows(tmp_path / "adapter" / "curve.jsonl", lora.TrainingStep) == curve
     assert {"LICENSE", "tokenizer.json", "config.json"} <= {p.name for p in (tmp_path / "merged").iterdir()}
 
 

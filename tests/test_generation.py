@@ -122,9 +122,9 @@ def test_rows_with_the_same_prompt_and_edits_share_its_prefill(model):
 
 
 def test_many_prompts_are_run_in_groups_of_bounded_size(model, monkeypatch):
-    monkeypatch.setattr("esr.generation.PREFILL", 12)
+    monkeypatch.setattr("esr.engine.generation.PREFILL", 12)
     whole = generate(model, rows(), batch_size=7, **SAMPLING)
-    monkeypatch.setattr("esr.generation.PREFILL", 10_000)
+    monkeypatch.setattr("esr.engine.generation.PREFILL", 10_000)
     assert generate(model, rows(), batch_size=7, **SAMPLING) == whole
 
 

@@ -146,7 +146,7 @@ def test_a_latent_the_readout_does_not_have_is_refused():
 def test_a_readout_reads_what_saelens_reads(kind, tmp_path, monkeypatch):
     from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
 
-    from esr.models import loading
+    from esr.sae import loading
 
     classes = {"standard": (StandardSAE, StandardSAEConfig), "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig)}
     sae_class, config_class = classes[kind]
@@ -166,7 +166,7 @@ def test_a_readout_reads_what_saelens_reads(kind, tmp_path, monkeypatch):
 
 
 def test_an_sae_whose_latents_depend_on_each_other_is_refused(monkeypatch):
-    from esr.models import loading
+    from esr.sae import loading
 
     monkeypatch.setattr(loading, "_sae_weights", lambda _id: (None, {"architecture": "topk"}))
     with pytest.raises(ValueError, match="is topk with normalize_activations none"):

@@ -91,17 +91,17 @@ def test_attempts_cover_the_answer():
 
 
 def test_a_missing_scorer_names_the_stage_that_writes_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("esr.judge.base_of", lambda model: model)
-    monkeypatch.setattr("esr.embedding.data_dir", lambda stage, model=None: tmp_path / stage)
+    monkeypatch.setattr("esr.judging.offline.base_of", lambda model: model)
+    monkeypatch.setattr("esr.judging.embedding.data_dir", lambda stage, model=None: tmp_path / stage)
     with pytest.raises(FileNotFoundError, match="fetch_embedder"):
         load_judge("m")
-    monkeypatch.setattr("esr.judge.load_embedder", lambda: None)
-    monkeypatch.setattr("esr.judge.data_dir", lambda stage, model=None: tmp_path / stage)
+    monkeypatch.setattr("esr.judging.offline.load_embedder", lambda: None)
+    monkeypatch.setattr("esr.judging.offline.data_dir", lambda stage, model=None: tmp_path / stage)
     with pytest.raises(FileNotFoundError, match="scorer.json"):
         load_judge("m")
 
 
 def test_the_judges_name_changes_with_what_counts_as_a_restart(monkeypatch):
     before = OfflineJudge(WordCount()).name
-    monkeypatch.setattr("esr.judge.MOST_WAITING", 0.5)
+    monkeypatch.setattr("esr.judging.offline.MOST_WAITING", 0.5)
     assert OfflineJudge(WordCount()).name != before

@@ -80,10 +80,10 @@ def corpus(tokenizer):
 
 @pytest.fixture(scope="module")
 def words(corpus, tokenizer):
-    import esr.sae.labels
+    import esr.sae.words
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(esr.latents, "FRAME", 0.2)  # six subjects make "bread" a sixth of all requests
+    patch.setattr(esr.sae.words, "FRAME", 0.2)  # six subjects make "bread" a sixth of all requests
     yield read_words(corpus, tokenizer)
     patch.undo()
 

@@ -52,6 +52,6 @@ def test_float32_is_left_alone(maps):
 
 
 def test_a_processor_without_bfloat16_is_left_alone(maps, monkeypatch):
-    monkeypatch.setattr("esr.linear.compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr("esr.engine.linear.compute_dtype", lambda: torch.float32)
     with packed(maps):
         assert not forwards(maps)

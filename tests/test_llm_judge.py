@@ -212,7 +212,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path[:0] = ["tests"]
 from pathlib import Path
-from esr import llm_judge, providers
+from esr.judging import llm, providers
 from test_llm_judge import judge_by, trials_of
 llm.CACHE = Path(sys.argv[1])
 class Server: url = sys.argv[2]
@@ -317,7 +317,7 @@ def test_a_key_reaches_its_server_and_nothing_else(cache, monkeypatch, capfd):
 CELL = """
 import sys
 sys.path[:0] = ["tests"]
-from esr import llm_judge
+from esr.judging import llm
 from test_llm_judge import judge_by, outcomes, trials_of
 class Server: url = "{url}"
 print(outcomes(judge_by(Server, max_retries=0).judge(trials_of(*{texts}))))
@@ -380,7 +380,7 @@ def test_secrets_are_hidden_by_their_variables_name(monkeypatch):
 
 def test_inspect_is_imported_only_to_ask():
     code = (
-        "import sys; from esr.config import LlmJudge; from esr.llm_judge import ModelJudge;"
+        "import sys; from esr.config.params import LlmJudge; from esr.judging.llm import ModelJudge;"
         "ModelJudge(LlmJudge(name='n', model='openai/m')).judge([]);"
         "sys.exit(sum(name in sys.modules for name in ('inspect_ai', 'openai', 'dotenv', 'torch')))"
     )

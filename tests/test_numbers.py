@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from esr import paths
-from esr.reporting import claims, numbers
+from esr.reporting import claims, comparison, numbers, tables
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -55,7 +55,7 @@ def test_a_section_leaves_the_others_alone_and_order_does_not_matter(root):
 
 WRITER = """
 import sys
-from esr import numbers
+from esr.reporting import numbers
 for value in range(20):
     numbers.write_numbers("sae", {"value": value}, section=sys.argv[1])
 """
@@ -96,12 +96,12 @@ def test_missing_file_says_what_to_do(root):
     ],
 )
 def test_verdicts(fresh, committed, verdict):
-    assert numbers.compare(fresh, committed)[0] == verdict
+    assert comparison.compare(fresh, committed)[0] == verdict
 
 
 def test_different_keys_are_named_with_both_values():
     fresh, committed = {"a": {"steered": estimate(0.5, 0.4, 0.6)}}, {"a": {"steered": estimate(0.1, 0.05, 0.2)}}
-    assert numbers.compare(fresh, committed)[1] == ["a.steered: committed 0.1 [0.05, 0.2], fresh 0.5 [0.4, 0.6]"]
+    assert comparison.compare(fresh, committed)[1] == ["a.steered: committed 0.1 [0.05, 0.2], fresh 0.5 [0.4, 0.6]"]
 
 
 def test_timings_are_not_compared(root):
@@ -109,24 +109,24 @@ def test_timings_are_not_compared(root):
     numbers.write_numbers("bench", {"tokens_per_second": 900.0})
     commit(root)
     numbers.write_numbers("bench", {"tokens_per_second": 1.0})
-    verdict, text = numbers.report()
+    verdict, text = comparison.report()
     assert verdict == "identical" and "bench" not in text
     (root / "paper/numbers/bench.json").unlink()
-    assert numbers.report()[0] == "identical"
+    assert comparison.report()[0] == "identical"
 
 
 def test_report_against_a_commit(root, capsys):
     numbers.write_numbers("esr", {"r": estimate(0.02, 0.01, 0.05)})
     numbers.write_numbers("sae", {"l0": 32.0})
     commit(root)
-    assert numbers.report()[0] == "identical"
+    assert comparison.report()[0] == "identical"
     numbers.write_numbers("esr", {"r": estimate(0.03, 0.02, 0.06)})
-    assert numbers.report()[0] == "within intervals"
+    assert comparison.report()[0] == "within intervals"
     numbers.write_numbers("sae", {"l0": 64.0})
-    verdict, text = numbers.report()
+    verdict, text = comparison.report()
     assert verdict == "different" and "l0: committed 32, fresh 64" in text
-    assert numbers.main(["compare"]) == 0
-    assert numbers.main(["compare", "--strict"]) == 1
+    assert tables.main(["compare"]) == 0
+    assert tables.main(["compare", "--strict"]) == 1
     assert capsys.readouterr().out.rstrip().endswith("Overall: different.")
 
 
@@ -135,26 +135,26 @@ def test_a_committed_file_that_was_not_written_is_different(root):
     numbers.write_numbers("sae", {"v": 1})
     commit(root)
     (paths.NUMBERS / "sae.json").unlink()
-    assert numbers.report()[0] == "different"
+    assert comparison.report()[0] == "different"
 
 
 def test_nothing_to_compare_with_is_one_sentence_and_no_failure(root, capsys, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(root.parent))
-    assert numbers.main(["compare", "--strict"]) == 0
+    assert tables.main(["compare", "--strict"]) == 0
     assert "is not a git repository with a commit" in capsys.readouterr().out
     (root / "README.md").write_text("x")
     commit(root)
     numbers.write_numbers("esr", {"v": 1})
-    assert numbers.main(["compare", "--strict"]) == 0
+    assert tables.main(["compare", "--strict"]) == 0
     assert "No numbers are committed" in capsys.readouterr().out
     monkeypatch.setenv("PATH", str(root))
-    assert numbers.main(["compare"]) == 0
+    assert tables.main(["compare"]) == 0
     assert "git is not installed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("name", "table"),
-    [("esr", numbers.results_table), ("finetune", numbers.finetuning_table), ("claims", claims.table)],
+    [("esr", tables.results_table), ("finetune", tables.finetuning_table), ("claims", claims.table)],
 )
 def test_the_readme_shows_the_committed_numbers(name, table):
     text = subprocess.run(

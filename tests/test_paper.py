@@ -77,7 +77,9 @@ def root(tmp_path, monkeypatch):
     detection = {name: condition(0.2, 40.0) for name in ("live", "prefilled", "own", "foreign")}
     numbers.write_numbers("controls", {model: {"detection": detection, "sustained": {}}})
     names = ("restart_precision", "restart_recall", "multi_attempt_precision", "multi_attempt_recall", "score_spearman")
-    numbers.write_numbers("judge", {"gold": {"n": 134} | {name: estimate(0.8, 0.7, 0.9) for name in names}})
+    gold = {"n": 134} | {name: estimate(0.8, 0.7, 0.9) for name in names}
+    agreement = {"labelled": {"readers / offline": {"direction_agreement": estimate(0.6, 0.4, 0.8, 36)}}}
+    numbers.write_numbers("judge", {"gold": gold, "agreement": agreement})
     numbers.write_numbers("power", {"assumed": {"power": 0.8}})
     claim = {"experiment": "3b", "claim": "Restarts fall", "unit": "%", "verdict": "reproduced"}
     rows = [

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from esr.storage import records
+from esr.storage import prompts
 from esr.storage.digests import digest
 from esr.storage.files import read_rows, write_rows
 from esr.storage.prompts import read_prompts
@@ -51,7 +51,7 @@ def test_the_prompts_are_two_disjoint_sets_of_38():
 
 @pytest.mark.parametrize(("content", "message"), [("\n  \n", "holds no prompt"), ("a\nb\na\n", "twice: 'a'")])
 def test_a_bad_prompts_file_is_refused(tmp_path, monkeypatch, content, message):
-    monkeypatch.setattr(records, "PROMPTS", tmp_path)
+    monkeypatch.setattr(prompts, "PROMPTS", tmp_path)
     (tmp_path / "evaluation.txt").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_prompts("evaluation")

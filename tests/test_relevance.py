@@ -102,18 +102,18 @@ def test_fitting_twice_gives_the_same_scorer(scorer):
 def test_exported_trees_predict_what_scikit_learn_predicts():
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    from esr.judging import relevance
+    from esr.judging import trees
 
     rng = np.random.default_rng(1)
     values = rng.normal(size=(400, len(FEATURES)))
     values[rng.random(values.shape) < 0.1] = np.nan
     shares = np.clip(np.nan_to_num(values[:, 0]) + 0.3 * np.isnan(values[:, 7]), 0, 1)
-    trees = {k: np.array(v) for k, v in relevance._fit_trees(values, shares, seed=0).items()}
+    fitted = {k: np.array(v) for k, v in trees.fit_trees(values, shares, list(FEATURES.values()), seed=0).items()}
     model = HistGradientBoostingRegressor(
-        max_iter=relevance.TREES, max_depth=relevance.DEPTH, learning_rate=0.08, min_samples_leaf=30,
+        max_iter=trees.TREES, max_depth=trees.DEPTH, learning_rate=0.08, min_samples_leaf=30,
         l2_regularization=5.0, monotonic_cst=list(FEATURES.values()), early_stopping=False, random_state=0,
     ).fit(values, shares)  # fmt: skip
-    np.testing.assert_allclose(relevance._predict(trees, values), model.predict(values), atol=1e-4)
+    np.testing.assert_allclose(trees.predict_trees(fitted, values), model.predict(values), atol=1e-4)
 
 
 def test_a_file_fitted_on_other_features_is_refused(scorer, tmp_path):

@@ -163,7 +163,7 @@ def test_a_reply_that_echoes_an_injected_verdict_never_gives_it(attack, layout):
 def test_the_rubric_is_part_of_the_judges_name(monkeypatch):
     before = rubric_digest()
     assert before == rubric_digest()
-    monkeypatch.setattr("esr.replies.RUBRIC", "Be kind.")
+    monkeypatch.setattr("esr.judging.replies.RUBRIC", "Be kind.")
     assert rubric_digest() != before
 
 

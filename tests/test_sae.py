@@ -232,7 +232,7 @@ def test_measures_on_a_known_case():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_latents_are_read_in_the_compute_dtype_never_in_autocasts_own(monkeypatch, dtype):
-    monkeypatch.setattr("esr.sae.compute_dtype", lambda: dtype)
+    monkeypatch.setattr("esr.sae.encoding.compute_dtype", lambda: dtype)
     own = torch.get_autocast_dtype("cpu")
     torch.set_autocast_dtype("cpu", torch.float16)  # as it is on a GPU; residuals overflow it
     try:
