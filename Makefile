@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv repro quick bench bench-vllm test lint lab clean
+.PHONY: help venv repro quick bench bench-vllm test test-all lint lab clean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3.12] [PIP_FLAGS='--extra-index-url ...']"
@@ -50,8 +50,11 @@ $(VLLM): benchmarks/vllm-requirements.txt
 	.venv-vllm/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps --ignore-requires-python -r $<
 	touch $@
 
-test: venv ## run all tests, the pipeline at scale smoke among them
-	$(BIN)/python -m pytest
+test: venv ## the tests one waits for: science, exact edits, the form of notebooks; two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_pipeline.py --ignore tests/test_kernels.py
+
+test-all: test ## these and what takes longer: the pipeline at scale smoke, kernels
+	$(BIN)/python -m pytest tests/test_kernels.py tests/test_pipeline.py
 
 lint: venv ## check style, formatting, and that notebooks are stripped of outputs
 	$(BIN)/ruff check .

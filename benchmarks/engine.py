@@ -1,4 +1,4 @@
-"""The engine as the study uses it: esr.steering.write_answers over single-threaded workers with the model loaded."""
+"""The engine as the study uses it: esr.steering.trials.write_answers over single-threaded workers with the model loaded."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def load_workers(pool: Workers, model: str) -> None:
 def write_answers(
     plans: Sequence[Plan], settings: Settings, pool: Workers, chunk: ChunkFunction, what: str
 ) -> tuple[list[Trial], float]:
-    """Answers of esr.steering.write_answers with `chunk` in place of its own chunk, and the seconds they took.
+    """Answers of esr.steering.trials.write_answers with `chunk` in place of its own chunk, and the seconds they took.
 
     Chunks are kept in a folder of their own that is thrown away: nothing finished earlier is found.
     """

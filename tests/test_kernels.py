@@ -38,7 +38,7 @@ CHUNKS = """
 import json, os, sys, time
 FORKED = "statsmodels" in sys.modules
 from pathlib import Path
-from esr import workers
+from esr.engine import workers
 
 def where(chunk, report):
     import torch
@@ -79,7 +79,7 @@ def write(file: Path, source: str) -> None:
 RUN = """
 import json, sys
 from pathlib import Path
-from esr import notebooks
+from esr.pipeline import run as notebooks
 import nbformat
 outputs, root = {}, notebooks.ROOT
 for file in sorted(Path(sys.argv[1]).glob("*.ipynb")):

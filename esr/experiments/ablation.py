@@ -1,7 +1,7 @@
 """What an ablation changes: paired trials of a condition and of its baseline, and the verdicts on the published claims.
 
-`one` and `other` are the baseline's and the condition's rows of the same trials (esr.experiments.paired), as in
-esr.comparisons; an outcome's figures carry its prefix, none for multi-attempt.
+`one` and `other` are the baseline's and the condition's rows of the same trials (esr.experiments.run.paired), as in
+esr.statistics.comparisons; an outcome's figures carry its prefix, none for multi-attempt.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def detectable(one: pd.DataFrame, other: pd.DataFrame, *, level: float, resample
 
 
 def _verdict(condition: str, reduction: dict, published: float, p_value: float, alpha: float) -> dict:
-    """esr.verdicts on one condition, with the adjusted p beside it."""
+    """esr.statistics.verdicts on one condition, with the adjusted p beside it."""
     if condition in CONTROLS:
         return verdicts.absence(reduction, published / 2) | {"p_value_holm": p_value}
     return verdicts.tested(reduction, published, p_value, alpha) | {"p_value_holm": p_value}

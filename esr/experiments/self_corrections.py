@@ -97,7 +97,7 @@ class Answer(Record):
 
 
 def restart_phrases() -> list[str]:
-    """Every restart of the grammar; `esr.restarts.find_restarts` finds each of them behind a sentence."""
+    """Every restart of the grammar; `esr.judging.restarts.find_restarts` finds each of them behind a sentence."""
     return [" ".join(parts) for parts in product(HALTS, VERDICTS, ANNOUNCEMENTS)]
 
 
@@ -186,7 +186,7 @@ def corpus_answers(corpus: Corpus, tokenizer, n: int, seed: int) -> list[Answer]
 def select(answers: Sequence[Answer], scorer, low: float, high: float) -> list[Answer]:
     """Answers that score `low` to `high`: a steered text may still be on topic, an ordinary answer may stray.
 
-    Trained on as what it is not, such a text teaches to restart where nothing is wrong. scorer: of `esr.relevance`.
+    Trained on as what it is not, such a text teaches to restart where nothing is wrong. scorer: of `esr.judging.relevance`.
     """
     answers = [answer for answer in answers if answer.text.strip()]
     scores = scorer.score([a.prompt for a in answers], [a.text for a in answers], [a.label for a in answers])

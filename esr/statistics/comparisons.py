@@ -38,7 +38,7 @@ def paired_difference(
 ) -> dict:
     """mean(b) - mean(a) over pairs, `{"estimate", "low", "high", "n"}`, `n` the number of pairs.
 
-    Numbers, such as scores: esr.statistics.mean of the differences, its interval null where all are equal.
+    Numbers, such as scores: esr.statistics.intervals.mean of the differences, its interval null where all are equal.
 
     Events (booleans): Tango's (1998) score interval for paired proportions in the `effective_size` of the differences,
     with Student's t: what `rate` does, for pairs. Where all pairs agree there is nothing to resample, and the interval

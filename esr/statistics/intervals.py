@@ -2,7 +2,7 @@
 
 Shown everywhere: `rate` and `mean`, 95 % by default, from a bootstrap that resamples whole latents. Beside them, only
 for comparison with the published numbers, `unclustered`: the authors' interval, which takes all trials as independent.
-Two conditions are compared in esr.comparisons.
+Two conditions are compared in esr.statistics.comparisons.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Simulated studies: latents x prompts, every trial run under a baseline and a condition, events rare and clustered.
 
-What such studies show of the tests in esr.comparisons: how often each finds a difference that is there, or is not.
+What such studies show of the tests in esr.statistics.comparisons: how often each finds a difference that is there, or is not.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def mcnemar_rejects(counts: Int[np.ndarray, "studies latents 4"], level: float =
 
 
 def cluster_rejects(counts: Int[np.ndarray, "studies latents 4"], level: float = LEVEL) -> Bool[np.ndarray, " studies"]:
-    """Studies in which the interval of esr.comparisons.paired_difference excludes 0.
+    """Studies in which the interval of esr.statistics.comparisons.paired_difference excludes 0.
 
     The same interval at 0, with the bootstrap's variance in closed form, as clusters of one size allow.
     """
