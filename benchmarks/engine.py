@@ -1,4 +1,4 @@
-"""The engine as the study uses it: esr.steering.trials.write_answers over single-threaded workers with the model loaded."""
+"""The engine as the study uses it: esr.steering.trials.write_answers over single-threaded workers."""
 
 from __future__ import annotations
 

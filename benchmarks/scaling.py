@@ -2,10 +2,10 @@
 
     python -m benchmarks.scaling RESULT.json FEW MANY
 
-The path is esr.steering.trials.write_answers with all it does: plans, chunks, guards, worker processes, files, records. Two
-things are made small so that many trials take minutes: answers of a few tokens, and prompts without chat template. Both
-sizes hold the same (prompt, latent) pairs, each equally often, in chunks of equal size. A process of its own, so that
-nothing else's memory is counted.
+The path is esr.steering.trials.write_answers with all it does: plans, chunks, guards, worker processes, files,
+records. Two things are made small so that many trials take minutes: answers of a few tokens, and prompts without chat
+template. Both sizes hold the same (prompt, latent) pairs, each equally often, in chunks of equal size. A process of
+its own, so that nothing else's memory is counted.
 """
 
 from __future__ import annotations

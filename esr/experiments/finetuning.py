@@ -37,8 +37,8 @@ def train_all(
 ) -> dict[str, tuple[dict[str, Tensor], list[TrainingStep]]]:
     """Adapter and learning curve of every set of examples, by its name; side by side in workers, finished ones kept.
 
-    norm: length of a boost of 1 (esr.steering.strength.residual_norm). Raises ValueError unless the adapters begin right above
-    the steered layer: pushes are added to what the first of them reads.
+    norm: length of a boost of 1 (esr.steering.strength.residual_norm). Raises ValueError unless the adapters begin
+    right above the steered layer: pushes are added to what the first of them reads.
     """
     entry = model_entry(model_id)
     if recipe.first_layer != entry.steer_layer + 1:

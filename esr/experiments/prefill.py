@@ -1,9 +1,9 @@
 """Detection control (experiment 11): does the text that went wrong suffice to make the model begin again?
 
 A *beginning* is a steered answer up to the end of a sentence, off topic and without a restart. Put in as the beginning
-of a new answer (esr.steering.trials.Plan.prefill, the very tokens that were written), it shows the model the failed text
-without the push that made it. What comes after is compared, trial by trial, with what the steered answer itself did
-from there on ("live"), with a beginning that belongs to another prompt ("foreign"), with the model's own good one
+of a new answer (esr.steering.trials.Plan.prefill, the very tokens that were written), it shows the model the failed
+text without the push that made it. What comes after is compared, trial by trial, with what the steered answer itself
+did from there on ("live"), with a beginning that belongs to another prompt ("foreign"), with the model's own good one
 ("own"), and with latents ablated.
 """
 
@@ -90,8 +90,8 @@ def find_beginnings(
 ) -> list[Beginning]:
     """At most `n` beginnings, drawn by seed from the steered trials that have one; fewer are the first of more.
 
-    scorer: esr.judging.relevance.Scorer. The foreign beginning is drawn for each trial among all other prompts' unsteered
-    answers. A trial without one of the three beginnings is left out of every condition.
+    scorer: esr.judging.relevance.Scorer. The foreign beginning is drawn for each trial among all other prompts'
+    unsteered answers. A trial without one of the three beginnings is left out of every condition.
     """
     good = {_key(t): (t, usable_cut(t, tokenizer, rules)) for t in unsteered}
     wrong = [(t, cut) for t in steered if (cut := usable_cut(t, tokenizer, rules))]

@@ -186,7 +186,8 @@ def corpus_answers(corpus: Corpus, tokenizer, n: int, seed: int) -> list[Answer]
 def select(answers: Sequence[Answer], scorer, low: float, high: float) -> list[Answer]:
     """Answers that score `low` to `high`: a steered text may still be on topic, an ordinary answer may stray.
 
-    Trained on as what it is not, such a text teaches to restart where nothing is wrong. scorer: of `esr.judging.relevance`.
+    Trained on as what it is not, such a text teaches to restart where nothing is wrong. scorer: of
+    `esr.judging.relevance`.
     """
     answers = [answer for answer in answers if answer.text.strip()]
     scores = scorer.score([a.prompt for a in answers], [a.text for a in answers], [a.label for a in answers])

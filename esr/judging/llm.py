@@ -2,8 +2,8 @@
 
 Every reply is kept under a name made of the judge and what it was shown, so nothing is asked or paid for twice: a
 killed run goes on where it was, a second run asks nothing, another judge asks only its own questions. Kept is the
-reply as it came; what it is worth (`esr.judging.replies`) is read from it anew in every run. Requests that failed are not
-kept: the next run makes them again.
+reply as it came; what it is worth (`esr.judging.replies`) is read from it anew in every run. Requests that failed are
+not kept: the next run makes them again.
 """
 
 from __future__ import annotations

@@ -111,8 +111,8 @@ def verify(graded: Sequence[Graded], answer: str) -> tuple[list[Attempt], int]:
     """Attempts found in the answer, and how many claimed ones were not.
 
     An attempt after the first must be quoted verbatim (white space aside) from the words of a restart that follows
-    the attempt before it (`esr.judging.restarts`), or from at most `SLACK` characters ahead of them; it then begins where the
-    restart does. Otherwise its text stays with the attempt before, whose score stands.
+    the attempt before it (`esr.judging.restarts`), or from at most `SLACK` characters ahead of them; it then begins
+    where the restart does. Otherwise its text stays with the attempt before, whose score stands.
     """
     restarts = find_restarts(answer)
     begins, scores, unverified = [Restart(0, "")], [graded[0].score], 0

@@ -2,8 +2,8 @@
 
     python -m esr.reporting.claims table
 
-prints paper/numbers/claims.json as Markdown. The rule of every claim is one of esr.statistics.verdicts, written before the
-measurement; published values come from data/published.json, measured ones from paper/numbers/. What is not there is
+prints paper/numbers/claims.json as Markdown. The rule of every claim is one of esr.statistics.verdicts, written before
+the measurement; published values come from data/published.json, measured ones from paper/numbers/. What is not there is
 "not measured".
 """
 

@@ -34,9 +34,9 @@ def show_answer(
 ) -> str:
     """HTML of an answer, each token on a ground the deeper the larger its value; a value shows under the mouse.
 
-    starts: where the tokens begin in `text` (esr.experiments.episodes.token_starts); tokens that spell one character together are
-    shown as one, with their largest value. largest: the value of the deepest colour. restart: first character and end
-    of the restart's words, which are underlined behind a ⟲. Text and heading are escaped.
+    starts: where the tokens begin in `text` (esr.experiments.episodes.token_starts); tokens that spell one character
+    together are shown as one, with their largest value. largest: the value of the deepest colour. restart: first
+    character and end of the restart's words, which are underlined behind a ⟲. Text and heading are escaped.
     Raises ValueError unless every token has a value.
     """
     if len(starts) != len(values):

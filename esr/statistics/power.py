@@ -1,7 +1,7 @@
 """How many trials a comparison needs, and what they cost, before any is generated.
 
-Formulas for the studies of esr.statistics.simulation, milliseconds where simulating takes seconds; the tests hold the two together.
-All of it concerns events (restarts, ESR), which are rare: scores need far fewer trials.
+Formulas for the studies of esr.statistics.simulation, milliseconds where simulating takes seconds; the tests hold the
+two together. All of it concerns events (restarts, ESR), which are rare: scores need far fewer trials.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ def cluster_power(design: Design, level: float = LEVEL) -> float:
     """How often the interval of esr.statistics.comparisons.paired_difference excludes 0.
 
     Normal given the number of discordant pairs, averaged over that and over the design effect as estimated, which
-    scatters around the true one like chi square / (latents - 1) and is held at what esr.statistics.intervals.effective_size
-    lets it fall to. Within 3 points of simulations at base rates of 4 % and more with 30 discordant pairs or more. Too
-    high by some points with fewer, too low by up to 7 at a base rate of 1 %: simulate there.
+    scatters around the true one like chi square / (latents - 1) and is held at what
+    esr.statistics.intervals.effective_size lets it fall to. Within 3 points of simulations at base rates of 4 % and
+    more with 30 discordant pairs or more. Too high by some points with fewer, too low by up to 7 at a base rate of 1
+    %: simulate there.
     """
     pairs, free = discordance(design), design.latents - 1
     if not pairs.total:

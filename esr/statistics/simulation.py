@@ -1,6 +1,7 @@
 """Simulated studies: latents x prompts, every trial run under a baseline and a condition, events rare and clustered.
 
-What such studies show of the tests in esr.statistics.comparisons: how often each finds a difference that is there, or is not.
+What such studies show of the tests in esr.statistics.comparisons: how often each finds a difference that is there, or
+is not.
 """
 
 from __future__ import annotations

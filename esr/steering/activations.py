@@ -25,7 +25,8 @@ def documents_of(trials: Sequence[Trial], tokenizer) -> list[Document]:
 def edits_of(trials: Sequence[Trial], residual_norm: float, device) -> list[Intervention]:
     """The edits under which trials of one model were written, indexed like `trials`: steering, then ablation.
 
-    residual_norm: the unit of boosts (esr.steering.strength.residual_norm). Raises ValueError for trials of several models.
+    residual_norm: the unit of boosts (esr.steering.strength.residual_norm). Raises ValueError for trials of several
+    models.
     """
     kinds = sorted({(t.model, t.answer_only) for t in trials})
     if len(kinds) > 1:

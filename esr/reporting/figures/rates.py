@@ -71,9 +71,9 @@ def esr_by_model(esr: dict, published: dict) -> Figure:
 def first_attempt_scores(frame: pd.DataFrame, esr: dict, published: dict) -> Figure:
     """Experiment 8: distribution over trials of the first attempt's score, unsteered beside steered, with the means.
 
-    frame: esr.statistics.metrics.table; esr: paper/numbers/esr.json, for means and intervals (the same rows, clustered by latent);
-    published: data/published.json, for the published unsteered range and the range from the published steered mean to
-    the calibration's target. One panel a model; every condition's bars add up to all its scored trials.
+    frame: esr.statistics.metrics.table; esr: paper/numbers/esr.json, for means and intervals (the same rows, clustered
+    by latent); published: data/published.json, for the published unsteered range and the range from the published
+    steered mean to the calibration's target. One panel a model; every condition's bars add up to all its scored trials.
     """
     use_style()
     models = list(esr)
