@@ -109,13 +109,13 @@ def _resistance(published: dict) -> list[Claim]:
         ),
         Claim(
             "4",
-            "Fine-tuned on self-corrections and steered, a model restarts more often than its base (difference)",
+            "Fine-tuned with the largest share of self-corrections and steered, a model restarts more often than its base (difference)",
             lambda files, model, base: gap(lookup.tuned(files, "steered"), entry(files, "esr", base, "steered", RATE)),
             above(0.0),
         ),
         Claim(
             "4",
-            "Fine-tuned, it restarts more often steered than unsteered (difference)",
+            "Fine-tuned with the largest share, it restarts more often steered than unsteered (difference)",
             lambda files, model, base: gap(lookup.tuned(files, "steered"), lookup.tuned(files, "unsteered")),
             above(0.0),
         ),

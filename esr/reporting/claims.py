@@ -2,9 +2,9 @@
 
     python -m esr.reporting.claims table
 
-prints paper/numbers/claims.json as Markdown. The rule of every claim is one of esr.statistics.verdicts, written before
-the measurement; published values come from data/published.json, measured ones from paper/numbers/. What is not there is
-"not measured".
+prints paper/numbers/claims.json as Markdown. The rule of every claim is one of esr.statistics.verdicts; those of
+experiments 1, 2, 4, 5 and 8 were written after first data. Published values come from data/published.json, measured
+ones from paper/numbers/. What is not there is "not measured".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a measured interval says about a published finding, by rules that were written before the measurement.
+"""What a measured interval says about a published finding, by fixed rules.
 
 Each function takes an interval, `{"estimate", "low", "high", "n"}`, and returns `{"verdict", "rule"}`. A null bound is
 no bound, so that an interval nobody could compute decides nothing.
