@@ -109,7 +109,8 @@ def _resistance(published: dict) -> list[Claim]:
         ),
         Claim(
             "4",
-            "Fine-tuned with the largest share of self-corrections and steered, a model restarts more often than its base (difference)",
+            "Fine-tuned with the largest share of self-corrections and steered, a model restarts more often than "
+            "its base (difference)",
             lambda files, model, base: gap(lookup.tuned(files, "steered"), entry(files, "esr", base, "steered", RATE)),
             above(0.0),
         ),
