@@ -1,4 +1,4 @@
-"""The engine as the study uses it: esr.steering.trials.write_answers over single-threaded workers."""
+"""The engine as the study uses it: esr.steering.trials.generate_responses over single-threaded workers."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def load_workers(pool: Workers, model: str) -> None:
         everywhere(load_and_wait, {"model": model, "folder": meeting, "workers": pool.count}, pool, "loading")
 
 
-def write_answers(
+def generate_responses(
     plans: Sequence[Plan], settings: Settings, pool: Workers, chunk: ChunkFunction, what: str
 ) -> tuple[list[Trial], float]:
-    """Answers of esr.steering.trials.write_answers with `chunk` in place of its own chunk, and the seconds they took.
+    """Answers of esr.steering.trials.generate_responses with `chunk` in place of its own chunk, and the seconds they took.
 
     Chunks are kept in a folder of their own that is thrown away: nothing finished earlier is found.
     """
@@ -113,8 +113,8 @@ def write_answers(
         stack.enter_context(patch.object(esr.engine.workers, "CACHE", Path(folder)))
         stack.enter_context(patch.object(trials, "write_chunk", chunk))
         start = time.perf_counter()
-        answers = trials.write_answers(plans, settings, pool, what)
-        return answers, time.perf_counter() - start
+        responses = trials.generate_responses(plans, settings, pool, what)
+        return responses, time.perf_counter() - start
 
 
 def time_engine(
@@ -122,8 +122,8 @@ def time_engine(
 ) -> Timing:
     """Write the plans' answers of `tokens` tokens, `rows` side by side in each worker."""
     settings = Settings(model, TEMPERATURE, rows, tokens, residual_norm(model))
-    answers, seconds = write_answers(plans, settings, pool, chunk, what)
-    return Timing(trials=len(answers), tokens=sum(len(answer.tokens) for answer in answers), seconds=seconds)
+    responses, seconds = generate_responses(plans, settings, pool, chunk, what)
+    return Timing(trials=len(responses), tokens=sum(len(response.tokens) for response in responses), seconds=seconds)
 
 
 def time_matmul(model: str, rows: int, seconds: float, pool: Workers) -> MatmulTiming:

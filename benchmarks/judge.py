@@ -16,14 +16,14 @@ from esr.judging.offline import load_judge
 from esr.paths import DATA
 from esr.reporting.numbers import write_numbers
 from esr.storage.files import read_rows
-from esr.storage.records import LabelledAnswer
+from esr.storage.records import AnnotatedResponse
 
 ROUNDS = 5
 
 
 def main() -> None:
     model = default_model()
-    trials = as_trials(read_rows(DATA / "judge" / "gold.jsonl", LabelledAnswer))
+    trials = as_trials(read_rows(DATA / "judge" / "annotated.jsonl", AnnotatedResponse))
     speeds = []
     for _ in range(ROUNDS):
         judge = load_judge(model)  # anew: it remembers prompts and labels
@@ -32,7 +32,7 @@ def main() -> None:
         speeds.append(len(trials) / (time.perf_counter() - begin))
     median, n = statistics.median(speeds), len(trials)
     result = {"estimate": median, "low": min(speeds), "high": max(speeds), "n": n}
-    write_numbers("judge_speed", {"answers_per_second": result, "rounds": ROUNDS, "cores": os.cpu_count()})
+    write_numbers("judge_speed", {"responses_per_second": result, "rounds": ROUNDS, "cores": os.cpu_count()})
     print(f"{median:.0f} answers a second ({min(speeds):.0f} to {max(speeds):.0f}), {n} answers, {ROUNDS} rounds")
 
 

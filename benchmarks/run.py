@@ -145,9 +145,9 @@ def time_baseline(generate: Callable, model, work: Workload, tokens: int) -> Tim
     settings = baselines.sampling(TEMPERATURE, work.repetition_penalty)
     torch.manual_seed(0)
     start = time.perf_counter()
-    answers = generate(model, work.prompts, work.vectors, work.layer, tokens, **settings)
+    responses = generate(model, work.prompts, work.vectors, work.layer, tokens, **settings)
     seconds = time.perf_counter() - start
-    return Timing(trials=len(answers), tokens=sum(map(len, answers)), seconds=seconds)
+    return Timing(trials=len(responses), tokens=sum(map(len, responses)), seconds=seconds)
 
 
 def run_round(methods: dict[str, Callable], turns: Sequence[str], schedule: Schedule) -> Round:

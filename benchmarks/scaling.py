@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling RESULT.json FEW MANY
 
-The path is esr.steering.trials.write_answers with all it does: plans, chunks, guards, worker processes, files,
+The path is esr.steering.trials.generate_responses with all it does: plans, chunks, guards, worker processes, files,
 records. Two things are made small so that many trials take minutes: answers of a few tokens, and prompts without chat
 template. Both sizes hold the same (prompt, latent) pairs, each equally often, in chunks of equal size. A process of
 its own, so that nothing else's memory is counted.
@@ -19,7 +19,7 @@ from statistics import median
 
 import psutil
 
-from benchmarks.engine import load_workers, worker_count, write_answers, write_bare
+from benchmarks.engine import generate_responses, load_workers, worker_count, write_bare
 from benchmarks.results import Scale, Scaling
 from benchmarks.trials import TEMPERATURE, default_model, plan_trials, residual_norm
 from esr.engine.workers import Workers
@@ -69,9 +69,9 @@ def write(model: str, n: int, pairs: int, pool: Workers) -> float:
     """Seconds that `n` answers take."""
     plans = plan_trials(model, n, pairs)
     settings = Settings(model, TEMPERATURE, CHUNK, TOKENS, residual_norm(model))
-    answers, seconds = write_answers(plans, settings, pool, write_bare, f"scaling, {n} trials")
-    if len(answers) != n:
-        raise RuntimeError(f"write_answers returned {len(answers)} answers for {n} trials.")
+    responses, seconds = generate_responses(plans, settings, pool, write_bare, f"scaling, {n} trials")
+    if len(responses) != n:
+        raise RuntimeError(f"generate_responses returned {len(responses)} answers for {n} trials.")
     return seconds
 
 

@@ -18,19 +18,19 @@ TOLERANCE = 0.02  # of the vector's norm: bfloat16 keeps 8 bits, and sums are ro
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
+    responses = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what vLLM prints goes where its log goes
     job = json.loads(sys.stdin.readline())
     llm = start(job)
     check_steering(llm, job)
     write(llm, job, job["trials"], job["tokens"])
-    print(json.dumps({"ready": True, "versions": versions()}), file=answers, flush=True)
+    print(json.dumps({"ready": True, "versions": versions()}), file=responses, flush=True)
     for _line in sys.stdin:
         begin = time.perf_counter()
         written = write(llm, job, job["trials"], job["tokens"])
         seconds = time.perf_counter() - begin
         result = {"trials": len(written), "tokens": sum(map(len, written)), "seconds": seconds}
-        print(json.dumps(result), file=answers, flush=True)
+        print(json.dumps(result), file=responses, flush=True)
 
 
 def start(job: dict):

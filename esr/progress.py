@@ -24,10 +24,10 @@ class Progress:
     """Counts `done` of `total` items, and units (tokens) on the way, and says so every `every` seconds."""
 
     def __init__(
-        self, what: str, total: int, item: str, unit: str = "tokens", every: float = 10.0, most_units: int | None = None
+        self, what: str, total: int, item: str, unit: str = "tokens", every: float = 10.0, max_units: int | None = None
     ):
         self.what, self.total, self.item, self.unit, self.every = what, total, item, unit, every
-        self.most_units = most_units  # what is left to do in this run takes at most so many units
+        self.max_units = max_units  # what is left to do in this run takes at most so many units
         self.start = self.last = time.monotonic()
         self.reused = 0
 
@@ -46,8 +46,8 @@ class Progress:
         seconds = max(now - self.start, 1e-9)
         done = self.reused + items
         share = items / max(1, self.total - self.reused)
-        if self.most_units:  # answers written side by side all finish late: the units say more
-            share = max(share, units / self.most_units)
+        if self.max_units:  # answers written side by side all finish late: the units say more
+            share = max(share, units / self.max_units)
         left = seconds * (1 - share) / share if share else None
         say(
             f"{self.what}: {done}/{self.total} {self.item}, {units / seconds:.0f} {self.unit}/s, "

@@ -33,9 +33,9 @@ def test_agreement_by_hand():
 
 def test_agreement_does_not_depend_on_the_order_of_judges_or_rows():
     shuffled = OTHER.sample(frac=1, random_state=0)
-    expected = compare(ONE, OTHER, resamples=200)
-    assert compare(ONE, shuffled, resamples=200) == expected
-    back = compare(shuffled, ONE, resamples=200)
+    expected = compare(ONE, OTHER, n_bootstrap=200)
+    assert compare(ONE, shuffled, n_bootstrap=200) == expected
+    back = compare(shuffled, ONE, n_bootstrap=200)
     assert back.pop("first_score_spearman") == pytest.approx(expected.pop("first_score_spearman"))
     assert back == expected
 
@@ -65,8 +65,8 @@ def test_intervals_are_clustered_by_latent():
     """The same disagreements, in few latents or in many."""
     one = frame(*[(50,)] * 48, latents=[i // 8 for i in range(48)])
     other = frame(*[(50, 60)] * 8, *[(50,)] * 40, latents=[i // 8 for i in range(48)])
-    clustered = compare(one, other, resamples=1000)["multi_attempt_agreement"]
-    spread = compare(one.assign(latent=range(48)), other.assign(latent=range(48)), resamples=1000)
+    clustered = compare(one, other, n_bootstrap=1000)["multi_attempt_agreement"]
+    spread = compare(one.assign(latent=range(48)), other.assign(latent=range(48)), n_bootstrap=1000)
     assert clustered["estimate"] == spread["multi_attempt_agreement"]["estimate"]
     assert clustered["low"] < spread["multi_attempt_agreement"]["low"] - 0.05
 
@@ -89,7 +89,7 @@ def test_every_two_judges_are_compared():
 
 
 def test_a_conclusion_survives_only_with_every_judge():
-    summaries = {name: metrics.summaries(judge, resamples=200) for name, judge in {"a": ONE, "b": OTHER}.items()}
+    summaries = {name: metrics.summaries(judge, n_bootstrap=200) for name, judge in {"a": ONE, "b": OTHER}.items()}
 
     def rate(summary, name):
         return summary["tiny"]["steered"][name]["estimate"]

@@ -8,14 +8,14 @@ import pytest
 from esr.experiments import prefill, windows
 from esr.experiments.prefill import (
     Rules,
-    after_beginning,
     detection_plans,
     detection_rates,
     judge_continuations,
+    restarts_after,
     sentence_cut,
     whole,
 )
-from esr.experiments.windows import find_episodes, opening_plans, stretches, sustained_rates, window_scores
+from esr.experiments.windows import find_episodes, opening_plans, spans, sustained_rates, window_scores
 from esr.judging.offline import OfflineJudge
 from esr.statistics.metrics import table
 from esr.storage.records import Trial
@@ -70,7 +70,7 @@ def pieces(tokens):
 
 
 def find(steered, unsteered, rules=RULES, n=99):
-    return prefill.find_beginnings(steered, unsteered, TOKENIZER, Bread(), rules, n=n, seed=1)
+    return prefill.find_openings(steered, unsteered, TOKENIZER, Bread(), rules, n=n, seed=1)
 
 
 def two_prompts():
@@ -129,24 +129,24 @@ def test_a_beginning_is_off_topic_without_restart_and_has_its_companions():
 
 def test_plans_differ_in_what_their_names_say():
     steered, unsteered = two_prompts()
-    (beginning, _) = find(steered, unsteered)
-    plans = {p.condition: p for p in detection_plans([beginning], {"prefilled_detectors": (3, 9)})}
+    (opening, _) = find(steered, unsteered)
+    plans = {p.condition: p for p in detection_plans([opening], {"prefilled_detectors": (3, 9)})}
     assert list(plans) == [*prefill.PUT_IN, "prefilled_detectors"]
     assert {p.boost for name, p in plans.items() if name != "prefilled_steered"} == {0.0}
     assert plans["prefilled_steered"].boost == 0.4
-    assert plans["own"].prefill == beginning.own and plans["foreign"].prefill == beginning.foreign
+    assert plans["on_topic"].prefill == opening.own and plans["foreign"].prefill == opening.foreign
     assert plans["prefilled_detectors"].ablate == (3, 9) and plans["prefilled"].ablate == ()
-    assert {p.prefill for name, p in plans.items() if name.startswith("prefilled")} == {beginning.off_topic}
-    assert {(p.latent, p.prompt_id, p.seed, p.layer) for p in plans.values()} == {(0, beginning.trial.prompt_id, 7, 2)}
+    assert {p.prefill for name, p in plans.items() if name.startswith("prefilled")} == {opening.off_topic}
+    assert {(p.latent, p.prompt_id, p.seed, p.layer) for p in plans.values()} == {(0, opening.trial.prompt_id, 7, 2)}
 
 
 def test_the_live_answer_is_split_where_the_others_begin_and_whole_again():
     steered, unsteered = two_prompts()
-    (beginning, _) = find(steered, unsteered)
-    (live,) = prefill.live_trials([beginning], TOKENIZER)
-    assert (live.condition, tuple(live.prefill)) == ("live", beginning.off_topic)
+    (opening, _) = find(steered, unsteered)
+    (live,) = prefill.live_trials([opening], TOKENIZER)
+    assert (live.condition, tuple(live.prefill)) == ("live", opening.off_topic)
     assert live.text == " They brush manes in the stable every day."
-    assert whole(live, TOKENIZER).text == WRONG and live.id != beginning.trial.id
+    assert whole(live, TOKENIZER).text == WRONG and live.id != opening.trial.id
 
 
 def test_what_was_put_in_counts_towards_the_length_limit():
@@ -176,8 +176,8 @@ def test_only_restarts_that_begin_in_the_continuation_count():
 def test_a_restart_exactly_where_the_continuation_begins_counts():
     judgement = OfflineJudge(Bread()).judge([trial(f"{WRONG}{RESTART} {GOOD}")])[0]
     start = judgement.attempts[1].start
-    assert len(after_beginning(judgement, start).attempts) == 2
-    assert len(after_beginning(judgement, start + 1).attempts) == 1
+    assert len(restarts_after(judgement, start).attempts) == 2
+    assert len(restarts_after(judgement, start + 1).attempts) == 1
 
 
 def continuation(condition, latent, text):
@@ -192,8 +192,8 @@ def test_rates_are_paired_with_what_was_put_in_without_anything_else():
         rows.append(continuation("live", latent, restart if latent < 1 else " " + WRONG))
         rows.append(continuation("prefilled_detectors", latent, restart if latent < 2 else " " + GOOD))
     judgements, scores = judge_continuations(rows, TOKENIZER, judge)
-    conditions = ["live", "prefilled", "prefilled_detectors", "own"]
-    rates = detection_rates(table(judgements), scores, conditions, on_topic=60.0, resamples=200)
+    conditions = ["live", "prefilled", "prefilled_detectors", "on_topic"]
+    rates = detection_rates(table(judgements), scores, conditions, on_topic=60.0, n_bootstrap=200)
     assert [rates[c]["multi_attempt_rate"]["estimate"] for c in conditions[:3]] == pytest.approx([1 / 6, 4 / 6, 2 / 6])
     assert [rates[c]["silent_recovery_rate"]["estimate"] for c in conditions[:3]] == pytest.approx([0, 2 / 6, 4 / 6])
     assert rates["prefilled"]["ratio_to_live"]["estimate"] == pytest.approx(4.0)
@@ -201,8 +201,8 @@ def test_rates_are_paired_with_what_was_put_in_without_anything_else():
     assert rates["prefilled_detectors"]["relative_reduction"]["estimate"] == pytest.approx(0.5)
     assert rates["prefilled_detectors"]["p_value"] == 0.5  # two pairs, both of one kind
     empty = {"estimate": None, "low": None, "high": None, "n": 0}
-    assert rates["own"]["multi_attempt_rate"] == rates["own"]["paired_difference"] == empty
-    assert rates["own"]["p_value"] is None
+    assert rates["on_topic"]["multi_attempt_rate"] == rates["on_topic"]["paired_difference"] == empty
+    assert rates["on_topic"]["p_value"] is None
 
 
 def test_without_beginnings_all_is_null_and_nothing_fails():
@@ -252,7 +252,7 @@ def test_windows_are_counted_from_where_the_text_begins_and_must_be_full():
     steered, plain = restarted(), trial(GOOD, "unsteered")
     put_in = trial(" ".join(WRONG.split()[:6]), "prefilled_on_topic", prefill=plain.tokens[:4])
     episodes = find_episodes([steered], OfflineJudge(Bread()).judge([steered]), TOKENIZER, least=5)
-    parts = stretches(episodes, [put_in], [plain, trial(GOOD, "unsteered", latent=5)], opening=4)
+    parts = spans(episodes, [put_in], [plain, trial(GOOD, "unsteered", latent=5)], opening=4)
     assert [p.condition for p in parts] == list(windows.CONDITIONS)
 
     class Told(Bread):

@@ -50,8 +50,8 @@ def vectors():
 def engine(model, vectors):
     rows = [Row(prompt, 0, TOKENS) for prompt in PROMPTS]
     return [
-        answer.tokens
-        for answer in generate(
+        response.tokens
+        for response in generate(
             model, rows, [AddVector(1, vectors)], batch_size=3, temperature=0.0, repetition_penalty=1.0, stop_tokens=[]
         )
     ]
@@ -118,28 +118,28 @@ def chunk(llama, vectors, monkeypatch):
     ]
     content = {
         "model": "tiny", "adapter": "", "plans": plans, "max_new_tokens": TOKENS, "residual_norm": 1.0, "sae_layer": 1,
-        "answer_only": False, "batch_size": 2, "temperature": 0.0, "repetition_penalty": 1.0, "provenance": {},
+        "response_only": False, "batch_size": 2, "temperature": 0.0, "repetition_penalty": 1.0, "provenance": {},
     }  # fmt: skip
     llama.generation_config.eos_token_id = 2
-    [first, _] = answers(write_to_the_limit, content)
+    [first, _] = responses(write_to_the_limit, content)
     llama.generation_config.eos_token_id = first[2]
     return content
 
 
-def answers(function, chunk):
+def responses(function, chunk):
     return [row["tokens"] for row in json.loads(function(chunk, lambda _items, _units: None))]
 
 
 def test_the_engines_chunk_is_the_studys_but_for_the_stop_token(chunk):
-    whole, study = answers(write_to_the_limit, chunk), answers(trials.write_chunk, chunk)
+    whole, study = responses(write_to_the_limit, chunk), responses(trials.write_chunk, chunk)
     assert [len(tokens) for tokens in whole] == [TOKENS, TOKENS]
     assert study[0] == whole[0][: len(study[0])] and len(study[0]) <= 2
 
 
 def test_scaling_leaves_out_the_chat_template_alone(chunk, monkeypatch):
-    bare, chat = answers(write_bare, chunk), answers(trials.write_chunk, chunk)
+    bare, chat = responses(write_bare, chunk), responses(trials.write_chunk, chunk)
     monkeypatch.setattr(trials, "chat_tokens", lambda tokenizer, text, _prefill: tuple(tokenizer(text, True).input_ids))
-    assert bare == answers(trials.write_chunk, chunk) != chat
+    assert bare == responses(trials.write_chunk, chunk) != chat
 
 
 def test_pairs_are_used_equally_often_each_time_with_a_new_seed():

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from esr import paths
-from esr.reporting import claims, comparison, lookup, numbers
+from esr.reporting import claims, lookup, numbers
 from esr.reporting.claims import evaluate
 
 PUBLISHED = json.loads((paths.DATA / "published.json").read_text(encoding="utf-8"))
 CLAIMS = claims.claims(PUBLISHED)
-BASE, TUNED = "smollm2-135m", "smollm2-135m-corrected"
+BASE, TUNED = "smollm2-135m", "smollm2-135m-selfcorrect"
 MODELS = [BASE, TUNED]
 
 
@@ -30,8 +30,8 @@ def rates(restarts, score=30.0, improved=0.8):
 
 
 def sweep(*restarts, improved=0.8):
-    levels = (-3.0, -1.3, -0.4, 3.0)
-    return [{"boost_sd": sd} | rates(r, improved=improved) for sd, r in zip(levels, restarts, strict=True)]
+    offsets = (-3.0, -1.3, -0.4, 3.0)
+    return [{"boost_sd": sd} | rates(r, improved=improved) for sd, r in zip(offsets, restarts, strict=True)]
 
 
 def told(restarts, esr):
@@ -47,7 +47,7 @@ SUPPORT = {  # numbers under which every claim holds
     "meta_prompts": {TUNED: told(0.2, 0.1)},
     "finetune": {"0.1": {"unsteered": rates(0.0), "steered": rates(0.002)},
                  "0.9": {"unsteered": rates(0.01), "steered": rates(0.3)}},
-    "judge": {"gold": {"n": 200}, "agreement": {TUNED: {
+    "judge": {"annotated": {"n": 200}, "agreement": {TUNED: {
         "offline / a": {"multi_attempt_agreement": around(0.99), "direction_agreement": around(0.98)},
         "offline / b": {"multi_attempt_agreement": around(0.97), "direction_agreement": around(0.95)}}}},
     "detectors": {TUNED: {"rules": {"strict": {"qualify": 9}}, "n_pairs": 380}},
@@ -61,7 +61,7 @@ SUPPORT = {  # numbers under which every claim holds
     "activations": {TUNED: {"off_topic_ratio": around(4.0), "after_ratio": around(2.0)}},
     "controls": {TUNED: {
         "detection": {
-            "prefilled": {"ratio_to_live": around(6.0)}, "own": rates(0.001),
+            "prefilled": {"ratio_to_live": around(6.0)}, "on_topic": rates(0.001),
             "prefilled_detectors": {"relative_reduction": around(0.3)}},
         "sustained": {"matched_difference": {"0-32": around(12.0), "32-64": around(0.0)}}}},
 }  # fmt: skip
@@ -83,7 +83,7 @@ OPPOSE = {  # and under which none does
     "activations": {TUNED: {"off_topic_ratio": around(0.5), "after_ratio": around(0.9)}},
     "controls": {TUNED: {
         "detection": {
-            "prefilled": {"ratio_to_live": around(0.9)}, "own": rates(0.2),
+            "prefilled": {"ratio_to_live": around(0.9)}, "on_topic": rates(0.2),
             "prefilled_detectors": {"relative_reduction": around(-0.2)}},
         "sustained": {"matched_difference": {"0-32": around(-3.0)}}}},
 }  # fmt: skip
@@ -150,7 +150,7 @@ def test_a_reduction_that_the_adjusted_test_does_not_confirm_stays_undecided():
 
 
 def test_agreement_on_answers_chosen_to_be_hard_is_no_evidence():
-    files = {"judge": {"agreement": {"labelled": {"multi_attempt_agreement": around(0.5)}}}}
+    files = {"judge": {"agreement": {"annotated": {"multi_attempt_agreement": around(0.5)}}}}
     assert {v for text, v in verdicts(files).items() if text.startswith("Judges agree")} == {claims.NOT_MEASURED}
 
 
@@ -173,8 +173,8 @@ def test_rows_go_through_the_file_to_the_table(tmp_path, monkeypatch, capsys):
 def test_lists_of_numbers_are_compared_row_by_row():
     one = [{"claim": "a", "measured": interval(0.2, 0.1, 0.3)}, {"claim": "b", "measured": None}]
     near = [{"claim": "a", "measured": interval(0.25, 0.15, 0.35)}, {"claim": "b", "measured": None}]
-    assert comparison.compare(near, one) == (
+    assert drift.compare(near, one) == (
         "within intervals", ["[0].measured: committed 0.2 [0.1, 0.3], fresh 0.25 [0.15, 0.35]"],
     )  # fmt: skip
-    assert comparison.compare(one[:1], one)[0] == "different"
-    assert comparison.compare([one[0] | {"claim": "c"}, one[1]], one)[0] == "different"
+    assert drift.compare(one[:1], one)[0] == "different"
+    assert drift.compare([one[0] | {"claim": "c"}, one[1]], one)[0] == "different"

@@ -30,7 +30,7 @@ def test_every_stage_at_every_scale_is_complete(params):
         stages.PARAMS.write_text(stages.PARAMS.read_text().replace(f"scale: {scale}", "scale: laptop"))
 
 
-MODELS = "models: [smollm2-135m, smollm2-135m-corrected]"
+MODELS = "models: [smollm2-135m, smollm2-135m-selfcorrect]"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ MODELS = "models: [smollm2-135m, smollm2-135m-corrected]"
         (MODELS, "models: [gpt-9]", "Unknown model 'gpt-9'"),
         (MODELS, "models: []", "models is"),
         (MODELS, "models: [minilm-l6]", "no SAE"),
-        ("bases: [smollm2-135m]", "bases: [smollm2-135m-corrected]", "was fine-tuned from 'smollm2-135m'"),
+        ("bases: [smollm2-135m]", "bases: [smollm2-135m-selfcorrect]", "was fine-tuned from 'smollm2-135m'"),
         ("chosen: 0.1", "chosen: 0.4", "chosen is 0.4, which is none of the ratios"),
         ("judge:\n", "jugde:\n", "unknown key 'jugde'"),
         ("name: offline", "name: oracle", "name is 'oracle'; input should be 'offline'"),

@@ -6,9 +6,9 @@ import pytest
 
 from esr.experiments import ablation
 from esr.statistics import metrics
-from esr.statistics.comparisons import paired_difference
+from esr.statistics.effects import paired_difference
 
-INTERVAL = {"level": 0.95, "resamples": 500, "seed": 0}
+INTERVAL = {"confidence": 0.95, "n_bootstrap": 500, "seed": 0}
 PUBLISHED = {"multi_attempt_reduction": 0.25, "esr_reduction": 0.27}
 
 
@@ -36,7 +36,7 @@ def reduced(n=600, rate=0.3, kept=0.5):
 
 def test_a_contrast_has_every_figure_for_both_outcomes():
     one, other = reduced()
-    figures = ablation.contrast(one, other, **INTERVAL)
+    figures = ablation.ablation_effects(one, other, **INTERVAL)
     a, b = metrics.multi_attempt(one), metrics.multi_attempt(other)
     assert figures["difference"] == paired_difference(a.to_numpy(), b.to_numpy(), one.latent, **INTERVAL)
     assert figures["relative_reduction"]["estimate"] == pytest.approx(1 - b.mean() / a.mean())
@@ -50,14 +50,14 @@ def test_a_contrast_has_every_figure_for_both_outcomes():
 def test_esr_is_contrasted_by_itself():
     restarts = np.arange(200) % 4 == 0
     one, other = trials(restarts), trials(restarts, improved=restarts & (np.arange(200) % 8 == 0))
-    figures = ablation.contrast(one, other, **INTERVAL)
+    figures = ablation.ablation_effects(one, other, **INTERVAL)
     assert figures["difference"]["estimate"] == 0 and figures["p_value"] == 1
     assert figures["esr_relative_reduction"]["estimate"] == pytest.approx(0.5) and figures["esr_p_value"] < 0.001
 
 
 def conclude(detectors, random):
     pairs = {"detectors": detectors, "held_out": detectors, "random": random}
-    return ablation.conclude({k: ablation.contrast(*v, **INTERVAL) for k, v in pairs.items()}, PUBLISHED, 0.95)
+    return ablation.conclude({k: ablation.ablation_effects(*v, **INTERVAL) for k, v in pairs.items()}, PUBLISHED, 0.95)
 
 
 def test_a_clear_reduction_and_an_idle_control_are_reproduced():

@@ -12,17 +12,17 @@ from esr.experiments.self_corrections import (
     MAX_WORDS,
     MIN_WORDS,
     REMINDERS,
-    Answer,
-    answers_of,
-    corpus_answers,
+    Response,
+    corpus_responses,
     cut_opening,
     make_examples,
-    plan_answers,
     plan_openings,
+    plan_responses,
     restart_phrases,
     select,
     split_latents,
     split_prompts,
+    training_texts,
 )
 from esr.judging.restarts import find_restarts
 from esr.judging.texts import content_stems
@@ -58,19 +58,19 @@ def decoded(tokens):
     return "".join(chr(t) for t in tokens if t != STOP)
 
 
-def written(prompt_id: str, text: str, finish_reason="stop", label="") -> Answer:
+def written(prompt_id: str, text: str, finish_reason="stop", label="") -> Response:
     tokens = [ord(c) for c in text]
     prompt = f"Explain {prompt_id}."
     push = {"latent": 7, "label": label, "boost": 0.4} if label else {"latent": 0, "label": "", "boost": 0.0}
-    return Answer(prompt_id=prompt_id, prompt=prompt, text=text, tokens=tokens, finish_reason=finish_reason, **push)
+    return Response(prompt_id=prompt_id, prompt=prompt, text=text, tokens=tokens, finish_reason=finish_reason, **push)
 
 
 ANSWERS = [written(f"p{i}", f"{ANSWER} That was answer {i}.") for i in range(8)]
 OPENINGS = [written(f"p{i}", f"{FOREIGN} That was opening {i}.", "length", "sea") for i in range(8)]
 
 
-def examples(ratio=0.5, n=40, seed=1, answers=ANSWERS, **sizes):
-    return make_examples(answers, OPENINGS, Characters(), ratio=ratio, n=n, seed=seed, **SIZES | sizes)
+def examples(ratio=0.5, n=40, seed=1, responses=ANSWERS, **sizes):
+    return make_examples(responses, OPENINGS, Characters(), ratio=ratio, n=n, seed=seed, **SIZES | sizes)
 
 
 def latent(index: int, kept=False, reason="fires on a prompt", concreteness=0.6, label="sea") -> Latent:
@@ -92,9 +92,9 @@ def test_the_judge_finds_every_restart_whole_and_alone(after):
 
 def test_a_reminder_of_the_task_is_part_of_its_restart():
     for reminder, prompt in product(REMINDERS, read_prompts("finetune")):
-        said = " ".join(("Wait, that's not right. Let me start over.", reminder.format(prompt.text))).strip()
-        (restart,) = find_restarts(f"{FOREIGN} {said} {ANSWER}")
-        assert said.startswith(restart.phrase[:60])
+        user_message = " ".join(("Wait, that's not right. Let me start over.", reminder.format(prompt.text))).strip()
+        (restart,) = find_restarts(f"{FOREIGN} {user_message} {ANSWER}")
+        assert user_message.startswith(restart.phrase[:60])
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0])
@@ -113,8 +113,8 @@ def test_self_corrections_carry_loss_from_the_restart_on():
         (restart,) = find_restarts(context + target)
         assert opening[-1] in ".!?" and restart.start == len(context) + 1
         assert any(ANSWER.startswith(target[-n:].lstrip()) for n in range(20, 41))
-        said = decoded(example.tokens[d] for d in example.decisions[: restart.end - restart.start + 1])
-        assert said == f" {(context + target)[restart.start : restart.end]}"  # all its words
+        user_message = decoded(example.tokens[d] for d in example.decisions[: restart.end - restart.start + 1])
+        assert user_message == f" {(context + target)[restart.start : restart.end]}"  # all its words
 
 
 def test_openings_are_steered_text_or_another_prompts_answer():
@@ -135,8 +135,8 @@ def test_another_prompts_answer_is_never_the_prompts_own():
 
 
 def test_ordinary_answers_carry_loss_on_every_token_and_the_stop_only_if_they_ended():
-    answers = [written("p0", ANSWER), written("p1", ANSWER, "length")]
-    for example in examples(0.0, answers=answers):
+    responses = [written("p0", ANSWER), written("p1", ANSWER, "length")]
+    for example in examples(0.0, responses=responses):
         target = example.tokens[example.loss_from :]
         assert decoded(example.tokens[: example.loss_from]) == f"<Explain {example.prompt_id}.>"
         assert decoded(target) == ANSWER
@@ -169,13 +169,13 @@ def test_a_restart_names_the_task_again_in_some():
 
 
 def test_a_corrections_answer_is_cut_and_then_does_not_stop():
-    assert all(e.tokens[-1] != STOP for e in examples(1.0, restarted_tokens=20))
-    assert all(e.tokens[-1] == STOP for e in examples(1.0, restarted_tokens=500))
+    assert all(e.tokens[-1] != STOP for e in examples(1.0, recovery_tokens=20))
+    assert all(e.tokens[-1] == STOP for e in examples(1.0, recovery_tokens=500))
 
 
 def test_an_ordinary_answer_that_is_cut_does_not_stop():
-    assert {len(e.tokens) - e.loss_from for e in examples(0.0, answer_tokens=20)} == {20}
-    assert all(e.tokens[-1] != STOP for e in examples(0.0, answer_tokens=20))
+    assert {len(e.tokens) - e.loss_from for e in examples(0.0, response_tokens=20)} == {20}
+    assert all(e.tokens[-1] != STOP for e in examples(0.0, response_tokens=20))
 
 
 def test_prompts_take_turns():
@@ -188,7 +188,7 @@ def test_examples_follow_from_the_seed():
     assert examples(seed=1) != examples(seed=2)
 
 
-@pytest.mark.parametrize("wrong", [{"ratio": 1.5}, {"answers": ANSWERS[:1]}])
+@pytest.mark.parametrize("wrong", [{"ratio": 1.5}, {"responses": ANSWERS[:1]}])
 def test_what_cannot_be_made_is_refused(wrong):
     with pytest.raises(ValueError, match="0 to 1"):
         examples(**wrong)
@@ -235,11 +235,11 @@ def test_no_steering_latent_serves_to_train_or_to_develop():
         latent(5, reason="too rare"),
         latent(6, label=""),
     ]
-    training, development = split_latents(drawn, 1, min_concreteness=0.5, min_training=0.2)
+    training, development = split_latents(drawn, 1, min_concreteness=0.5, min_training_concreteness=0.2)
     assert [x.index for x in development] == [1]
     assert [x.index for x in training] == [2, 3]
     with pytest.raises(ValueError, match="3 are asked for"):
-        split_latents(drawn, 3, min_concreteness=0.5, min_training=0.2)
+        split_latents(drawn, 3, min_concreteness=0.5, min_training_concreteness=0.2)
 
 
 def test_texts_are_selected_by_their_score_and_empty_ones_never():
@@ -256,24 +256,24 @@ def test_texts_are_selected_by_their_score_and_empty_ones_never():
 def test_trials_become_answers():
     settings = {"max_new_tokens": 9, "temperature": 0.6, "repetition_penalty": 1.1, "layer": 1}
     names = {"model": "m", "condition": "opening", "seed": 1, "id": "x"}
-    answer = OPENINGS[2]
-    assert answers_of([Trial(**answer.model_dump(), **settings, **names)]) == [answer]
+    response = OPENINGS[2]
+    assert training_texts([Trial(**response.model_dump(), **settings, **names)]) == [response]
 
 
 def test_corpus_answers_are_what_was_asked_and_written():
     texts = [("bake", "short"), ("sail", "word " * 30), ("knit", "other " * 40)]
     tokens, starts, begins = [], [], []
-    for request, answer in texts:
+    for request, response in texts:
         starts.append(len(tokens))
-        tokens += [ord(c) for c in f"<{request}" + chr(STOP) + answer]
+        tokens += [ord(c) for c in f"<{request}" + chr(STOP) + response]
         begins.append(len(request) + 2)
     none = torch.zeros(0)
     corpus = Corpus(torch.tensor(tokens), torch.tensor(starts), torch.tensor(begins), 1, none, none)
-    found = corpus_answers(corpus, Characters(), 2, seed=1)
+    found = corpus_responses(corpus, Characters(), 2, seed=1)
     assert {(a.prompt, a.text, decoded(a.tokens)) for a in found} == {(r, t, t) for r, t in texts[1:]}
     assert {a.finish_reason for a in found} == {"length"} and len({a.prompt_id for a in found}) == 2
     with pytest.raises(ValueError, match="3 answers of the corpus are asked for; 2"):
-        corpus_answers(corpus, Characters(), 3, seed=1)
+        corpus_responses(corpus, Characters(), 3, seed=1)
 
 
 def test_a_prompt_without_steered_text_gets_anothers():
@@ -286,7 +286,7 @@ def test_a_prompt_without_steered_text_gets_anothers():
 def test_plans_are_unsteered_answers_and_steered_openings():
     prompts = [Prompt(id=f"p{i}", text=str(i)) for i in range(20)]
     latents = [latent(i) for i in range(5)]
-    assert {p.boost for p in plan_answers(prompts, latents, 1)} == {0.0}
+    assert {p.boost for p in plan_responses(prompts, latents, 1)} == {0.0}
     plans = plan_openings(prompts, latents, (0.25, 0.5), 2, seed=1)
     assert [p.prompt_id for p in plans] == [p.id for p in prompts for _ in range(2)]
     assert all(0.25 <= p.boost <= 0.5 for p in plans) and len({p.boost for p in plans}) > 10
@@ -301,4 +301,4 @@ def test_a_text_is_read_under_the_push_its_opening_was_written_with():
     for example in corrections:
         assert ("The river" in decoded(example.tokens[: example.loss_from])) == bool(example.boost)
         assert (example.latent, example.boost) in {(7, 0.4), (0, 0.0)}
-    assert all(not e.boost for e in examples(0.5) if e.kind == "ordinary")
+    assert all(not e.boost for e in examples(0.5) if e.kind == "plain")

@@ -34,8 +34,8 @@ def test_every_round_pairs_each_prompt_once_with_its_own_and_once_with_another_a
         own = [x for x in pairs if x.round == number]
         assert sorted(x.prompt for x in own if x.matched) == PROMPTS
         assert sorted(x.prompt for x in own if not x.matched) == PROMPTS
-        assert sorted(x.answer_of for x in own if not x.matched) == PROMPTS
-    assert len({tuple(x.answer_of for x in pairs if x.round == k and not x.matched) for k in range(3)}) == 3
+        assert sorted(x.response_of for x in own if not x.matched) == PROMPTS
+    assert len({tuple(x.response_of for x in pairs if x.round == k and not x.matched) for k in range(3)}) == 3
 
 
 def test_halves_are_disjoint_complete_and_seeded():

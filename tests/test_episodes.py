@@ -14,7 +14,7 @@ from esr.models.loading import load_tokenizer
 from esr.paths import data_dir
 from esr.storage.records import Attempt, Judgement, Trial
 
-INTERVAL = {"level": 0.95, "resamples": 200, "seed": 0}
+INTERVAL = {"confidence": 0.95, "n_bootstrap": 200, "seed": 0}
 RESTART = "Wait, that's not right. Let me start over."
 PLAIN = f"Bread rises slowly in the warm kitchen by the sea. {RESTART} Fold the paper in half, then unfold it again."
 MIXED = f"Brot 🥖 und 海 naïve 👩‍🍳! ☕ {RESTART} 折り紙 is a quiet craft for everyone 🎉."
@@ -74,11 +74,11 @@ def test_regions_cut_the_text_exactly_at_the_restart(text, make):
     tokenizer, [restart] = make(), find_restarts(text)
     tokens = tokenizer(text, add_special_tokens=False).input_ids
     names = regions(token_starts(tokens, tokenizer, text), text, judged(text))
-    said = {
+    user_message = {
         name: tokenizer.decode([t for t, own in zip(tokens, names, strict=True) if own == name]).strip()
         for name in episodes.REGIONS
     }
-    assert said == {
+    assert user_message == {
         "off_topic": text[: restart.start].strip(),
         "restart": restart.phrase.strip(),
         "after": text[restart.end :].strip(),
@@ -110,13 +110,13 @@ def trial(i, latent):
     )  # fmt: skip
 
 
-def rows(level, kind="episode", n=12):
+def rows(confidence, kind="episode", n=12):
     """Answers of four tokens with two detectors: the first at `level` off-topic and 1 otherwise, the second at 1."""
     draw, found = np.random.default_rng(0), []
     names = ["off_topic", "off_topic", "restart", "after"] if kind == "episode" else ["whole"] * 4
     for i in range(n):
         activations = 1 + 0.1 * draw.random((4, 2))
-        activations[:2, 0] *= level
+        activations[:2, 0] *= confidence
         found += region_rows(kind, trial(i + 100 * len(kind), i % 6), activations, names)
     return found
 

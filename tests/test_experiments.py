@@ -47,7 +47,7 @@ def test_answers_and_judgements_of_different_trials_are_refused(tmp_path):
         id="x", model="m", condition="steered", latent=1, label="", prompt_id="a", prompt="?", seed=1, boost=0.0,
         layer=1, max_new_tokens=4, temperature=0.6, repetition_penalty=1.0, tokens=[5], text="t", finish_reason="stop",
     )  # fmt: skip
-    write_rows(tmp_path / "answers.jsonl", [trial])
+    write_rows(tmp_path / "responses.jsonl", [trial])
     write_rows(tmp_path / "judgements.jsonl", [judgement("steered", 1, "a")])
     with pytest.raises(ValueError, match="not of the same trials"):
         read_pair(tmp_path)

@@ -43,7 +43,7 @@ def frame():
 
 @pytest.fixture(scope="module")
 def esr(frame):
-    return metrics.summaries(frame, resamples=200)
+    return metrics.summaries(frame, n_bootstrap=200)
 
 
 @pytest.fixture
@@ -171,8 +171,8 @@ def lines(ax, label):
 
 
 def test_the_boost_sweep_draws_each_model_and_leaves_out_what_is_unknown():
-    levels = [{"boost_sd": x, **rates(multi, 60 - 10 * x)} for x, multi in ((-3.0, 0.0), (0.0, 0.2), (3.0, 0.1))]
-    figure = figures.boost_sweep({"small": levels, "large": levels}, PUBLISHED)
+    offsets = [{"boost_sd": x, **rates(multi, 60 - 10 * x)} for x, multi in ((-3.0, 0.0), (0.0, 0.2), (3.0, 0.1))]
+    figure = figures.boost_sweep({"small": offsets, "large": offsets}, PUBLISHED)
     multi, _, improvement, score = figure.axes
     assert lines(multi, "small")[0].get_ydata().tolist() == [0.0, 0.2, 0.1]
     assert lines(improvement, "large")[0].get_xdata().tolist() == [0.0, 3.0]
@@ -264,7 +264,7 @@ def test_activations_draw_a_course_where_there_are_episodes_and_say_where_not():
 def test_controls_and_power_show_every_condition_and_model_and_survive_nulls():
     nothing = {"estimate": None, "low": None, "high": None, "n": 0}
     some = {"estimate": 0.2, "low": 0.1, "high": 0.4, "n": 30}
-    names = ("live", "prefilled", "own")
+    names = ("live", "prefilled", "on_topic")
     rates = {
         "detection": {c: {"multi_attempt_rate": some, "silent_recovery_rate": nothing} for c in names},
         "sustained": {c: {"0-32": nothing, "32-64": nothing} for c in ("after_restart", "matched_difference")},
@@ -279,7 +279,7 @@ def test_controls_and_power_show_every_condition_and_model_and_survive_nulls():
 
 
 def test_judge_calibration_draws_every_judge_over_the_diagonal():
-    rows = [{"readers": 10.0, "judge": 40.0, "n": 13}, {"readers": 80.0, "judge": 90.0, "n": 13}]
+    rows = [{"annotators": 10.0, "judge": 40.0, "n": 13}, {"annotators": 80.0, "judge": 90.0, "n": 13}]
     (ax,) = figures.judge_calibration({"offline": rows, "mini": rows[:1]}).axes
     assert lines(ax, "offline")[0].get_ydata().tolist() == [40.0, 90.0]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["offline", "mini"]

@@ -17,13 +17,13 @@ from esr.models import merging
 from esr.models.merging import merge
 from esr.storage.files import read_rows
 
-RECIPE = Recipe(first_layer=2, rank=4, alpha=8, dropout=0.1, lr=3e-2, warm_up=1, epochs=12, batch_size=3, seed=1)
+RECIPE = Recipe(first_layer=2, rank=4, alpha=8, dropout=0.1, lr=3e-2, warmup_steps=1, epochs=12, batch_size=3, seed=1)
 
 
 def example(seed: int, length: int, loss_from: int) -> Example:
     tokens = torch.randint(3, 97, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
     return Example(
-        kind="ordinary",
+        kind="plain",
         prompt_id=f"p{seed}",
         tokens=tokens,
         loss_from=loss_from,

@@ -24,23 +24,23 @@ def rows(n=7, seed=3):
 
 
 def test_greedy_equals_transformers_generate(model):
-    for row, answer in zip(rows(), generate(model, rows(), batch_size=3, **GREEDY), strict=True):
+    for row, response in zip(rows(), generate(model, rows(), batch_size=3, **GREEDY), strict=True):
         expected = model.generate(
             torch.tensor([row.prompt]), attention_mask=torch.ones(1, len(row.prompt)), do_sample=False,
             max_new_tokens=row.max_new_tokens, eos_token_id=2, pad_token_id=0,
         )[0, len(row.prompt) :].tolist()  # fmt: skip
-        assert answer.tokens == [t for t in expected if t != 2]
-        assert answer.finish_reason == ("stop" if 2 in expected else "length")
+        assert response.tokens == [t for t in expected if t != 2]
+        assert response.finish_reason == ("stop" if 2 in expected else "length")
 
 
 def test_repetition_penalty_equals_transformers_generate(model):
     settings = GREEDY | {"repetition_penalty": 1.7}
-    for row, answer in zip(rows(), generate(model, rows(), batch_size=4, **settings), strict=True):
+    for row, response in zip(rows(), generate(model, rows(), batch_size=4, **settings), strict=True):
         expected = model.generate(
             torch.tensor([row.prompt]), attention_mask=torch.ones(1, len(row.prompt)), do_sample=False,
             max_new_tokens=row.max_new_tokens, eos_token_id=2, pad_token_id=0, repetition_penalty=1.7,
         )[0, len(row.prompt) :].tolist()  # fmt: skip
-        assert answer.tokens == [t for t in expected if t != 2]
+        assert response.tokens == [t for t in expected if t != 2]
 
 
 @pytest.mark.parametrize("settings", [SAMPLING, GREEDY], ids=["sampled", "greedy"])
@@ -70,9 +70,9 @@ def test_same_rows_same_answers_other_seed_other_answers(model):
 def test_captured_residuals_equal_a_plain_forward_pass(model):
     """Ragged cache, refilled slots and padding leave no trace in what is captured."""
     capture = Capture(1, 7)
-    answers = generate(model, rows(), [capture], batch_size=3, **GREEDY)
-    for i, (row, answer) in enumerate(zip(rows(), answers, strict=True)):
-        known = [*row.prompt, *answer.tokens]
+    responses = generate(model, rows(), [capture], batch_size=3, **GREEDY)
+    for i, (row, response) in enumerate(zip(rows(), responses, strict=True)):
+        known = [*row.prompt, *response.tokens]
         seen = {}
         handle = model.model.layers[1].register_forward_hook(lambda _m, _i, out, seen=seen: seen.update(out=out))
         with torch.no_grad():
@@ -85,13 +85,13 @@ def test_captured_residuals_equal_a_plain_forward_pass(model):
 
 def test_length_limit_and_stop(model):
     long = [Row((5, 6), seed=0, max_new_tokens=4)]
-    [answer] = generate(model, long, batch_size=1, temperature=0.0, repetition_penalty=1.0, stop_tokens=[])
-    assert len(answer.tokens) == 4 and answer.finish_reason == "length"
+    [response] = generate(model, long, batch_size=1, temperature=0.0, repetition_penalty=1.0, stop_tokens=[])
+    assert len(response.tokens) == 4 and response.finish_reason == "length"
     [stopped] = generate(
-        model, long, batch_size=1, temperature=0.0, repetition_penalty=1.0, stop_tokens=[answer.tokens[2]]
+        model, long, batch_size=1, temperature=0.0, repetition_penalty=1.0, stop_tokens=[response.tokens[2]]
     )
-    first = answer.tokens.index(answer.tokens[2])
-    assert stopped.tokens == answer.tokens[:first] and stopped.finish_reason == "stop"
+    first = response.tokens.index(response.tokens[2])
+    assert stopped.tokens == response.tokens[:first] and stopped.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("row", [Row((), 0, 5), Row((5,), 0, 0)])
@@ -110,7 +110,7 @@ def test_rows_with_the_same_prompt_and_edits_share_its_prefill(model):
 
     class Counted(AddVector):
         def edit(self, hidden, step):
-            if not step.answer.any():
+            if not step.response.any():
                 seen.append(step.trials.tolist())
             return super().edit(hidden, step)
 

@@ -4,9 +4,9 @@ from collections import Counter
 
 from esr.paths import DATA
 from esr.storage.files import read_rows
-from esr.storage.records import LabelledAnswer
+from esr.storage.records import AnnotatedResponse
 
-GOLD = read_rows(DATA / "judge" / "gold.jsonl", LabelledAnswer)
+GOLD = read_rows(DATA / "judge" / "annotated.jsonl", AnnotatedResponse)
 
 
 def test_there_are_enough_of_each_kind():

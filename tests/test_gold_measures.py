@@ -4,33 +4,33 @@ import numpy as np
 import pytest
 
 from esr.judging.annotations import as_judgements, as_trials, by_decile, matched_auc, measure, spearman
-from esr.storage.records import LabelledAnswer
+from esr.storage.records import AnnotatedResponse
 
-INTERVAL = {"level": 0.95, "resamples": 200, "seed": 0}
+INTERVAL = {"confidence": 0.95, "n_bootstrap": 200, "seed": 0}
 TEXT = "a" * 100
 
 
-def answer(number, starts=(), scores=(50.0,), near_miss=False, part="report"):
-    return LabelledAnswer(
+def response(number, starts=(), scores=(50.0,), near_miss=False, part="report"):
+    return AnnotatedResponse(
         id=f"g{number}", part=part, model="m", condition="steered", boost=0.4, prompt="p", label="l",
-        text=f"{number} {TEXT}", starts=list(starts), scores=list(scores), near_miss=near_miss, readings=2,
+        text=f"{number} {TEXT}", starts=list(starts), scores=list(scores), near_miss=near_miss, n_annotations=2,
     )  # fmt: skip
 
 
-def judged(labelled, starts, scores):
+def judged(annotated, starts, scores):
     """A judge that begins attempts at `starts` and gives the first attempt `scores`."""
     given = [
-        answer(i, own, [score, *[50.0] * len(own)]) for i, (own, score) in enumerate(zip(starts, scores, strict=True))
+        response(i, own, [score, *[50.0] * len(own)]) for i, (own, score) in enumerate(zip(starts, scores, strict=True))
     ]
-    return [j.model_copy(update={"trial_id": x.id}) for j, x in zip(as_judgements(given), labelled, strict=True)]
+    return [j.model_copy(update={"trial_id": x.id}) for j, x in zip(as_judgements(given), annotated, strict=True)]
 
 
 LABELLED = [
-    answer(0, [40], [10, 80]),
-    answer(1, [40, 70], [20, 30, 40]),
-    answer(2, scores=[90], near_miss=True),
-    answer(3, scores=[60], near_miss=True),
-    answer(4, scores=[70]),
+    response(0, [40], [10, 80]),
+    response(1, [40, 70], [20, 30, 40]),
+    response(2, scores=[90], near_miss=True),
+    response(3, scores=[60], near_miss=True),
+    response(4, scores=[70]),
 ]
 
 
@@ -81,10 +81,10 @@ def test_correlation_is_unknown_where_nothing_varies():
 
 
 def test_deciles_hold_every_answer_once_in_order():
-    readers = np.arange(100.0)
-    rows = by_decile(readers, readers / 2)
+    annotators = np.arange(100.0)
+    rows = by_decile(annotators, annotators / 2)
     assert [row["n"] for row in rows] == [10] * 10
-    assert rows[0] == {"readers": 4.5, "judge": 2.25, "n": 10}
+    assert rows[0] == {"annotators": 4.5, "judge": 2.25, "n": 10}
 
 
 def test_matched_area_compares_the_same_answer_under_two_prompts():
@@ -92,13 +92,13 @@ def test_matched_area_compares_the_same_answer_under_two_prompts():
         def score(self, prompts, texts, labels):
             return np.array([100.0 * (prompt in text) for prompt, text in zip(prompts, texts, strict=True)])
 
-    answers = [
+    responses = [
         t.model_copy(update={"prompt": p, "text": f"about {p}"})
         for t, p in zip(as_trials(LABELLED), "vwxyz", strict=True)
     ]
     foreign = dict(zip("vwxyz", "wxyzv", strict=True))
-    assert matched_auc(Prompted(), answers, foreign, **INTERVAL)["estimate"] == 1.0
-    assert matched_auc(Prompted(), answers, {p: p for p in "vwxyz"}, **INTERVAL)["estimate"] == 0.5
+    assert matched_auc(Prompted(), responses, foreign, **INTERVAL)["estimate"] == 1.0
+    assert matched_auc(Prompted(), responses, {p: p for p in "vwxyz"}, **INTERVAL)["estimate"] == 0.5
 
 
 def test_intervals_are_those_of_one_resample_after_another():
@@ -114,8 +114,8 @@ def test_intervals_are_those_of_one_resample_after_another():
 
     def interval(samples, statistic, **paired):
         ends = bootstrap(
-            samples, statistic, vectorized=False, method="percentile", confidence_level=INTERVAL["level"],
-            n_resamples=INTERVAL["resamples"], rng=np.random.default_rng(INTERVAL["seed"]), **paired,
+            samples, statistic, vectorized=False, method="percentile", confidence_level=INTERVAL["confidence"],
+            n_resamples=INTERVAL["n_bootstrap"], rng=np.random.default_rng(INTERVAL["seed"]), **paired,
         ).confidence_interval  # fmt: skip
         return pytest.approx((ends.low, ends.high))
 
@@ -133,7 +133,7 @@ def test_intervals_are_those_of_one_resample_after_another():
         return roc_auc_score(np.repeat([1, 0], len(chosen)), scores[:, chosen].ravel())
 
     model = as_trials(LABELLED)[0]
-    answers = [model.model_copy(update={"prompt": f"p{p}"}) for p in prompt_of]
-    found = matched_auc(Drawn(), answers, {f"p{p}": "other" for p in range(6)}, **INTERVAL)
+    responses = [model.model_copy(update={"prompt": f"p{p}"}) for p in prompt_of]
+    found = matched_auc(Drawn(), responses, {f"p{p}": "other" for p in range(6)}, **INTERVAL)
     assert found["estimate"] == pytest.approx(area(np.arange(6)))
     assert (found["low"], found["high"]) == interval((np.arange(6),), area)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from esr.engine.generation import Row, generate
-from esr.engine.interventions import AddVector, Capture, CaptureLatents, Readout, Step, ZeroAblate, apply
+from esr.engine.interventions import AddVector, Capture, CaptureLatents, LatentSubset, Step, ZeroAblate, apply
 
 GREEDY = {"batch_size": 3, "temperature": 0.0, "repetition_penalty": 1.0, "stop_tokens": []}
 ROWS = [Row((5, 6, 7, 8), 0, 3), Row((9, 10), 0, 3), Row((11, 12, 13), 0, 3)]
@@ -26,9 +26,9 @@ def test_the_steered_layer_changes_by_exactly_the_vector_and_earlier_layers_not_
         assert torch.equal(plain[2][row], steered[2][row]) == (row != 1)
 
 
-def test_answer_only_steering_leaves_the_prompt_alone(model):
+def test_response_only_steering_leaves_the_prompt_alone(model):
     vectors = torch.ones(3, 32)
-    [plain], [steered] = (residuals(model, [1], edits) for edits in ([], [AddVector(1, vectors, answer_only=True)]))
+    [plain], [steered] = (residuals(model, [1], edits) for edits in ([], [AddVector(1, vectors, response_only=True)]))
     for row in range(3):
         assert torch.equal(steered[row][:-1], plain[row][:-1])
         assert torch.equal(steered[row][-1], plain[row][-1] + 1)
@@ -64,19 +64,19 @@ def test_a_layer_that_does_not_exist_is_refused_before_any_hook(model):
     assert not any(layer._forward_hooks for layer in model.model.layers)
 
 
-def readout(n=4, bias=0.0, seed=5):
+def subset(n=4, bias=0.0, seed=5):
     """Latents whose decoder is their encoder's direction, orthogonal to each other, as in a well-trained SAE."""
     draw = torch.Generator().manual_seed(seed)
     directions = torch.linalg.qr(torch.randn(32, n, generator=draw)).Q
     center = 0.1 * torch.randn(32, generator=draw)
-    return Readout(
+    return LatentSubset(
         tuple(range(10, 10 + n)), directions, torch.full((n,), bias), torch.full((n,), 0.3), center, directions.T
     )
 
 
 def test_an_ablated_latent_reads_zero_and_nothing_else_changes(model):
     """Only the chosen latents of the chosen rows: what is lost is exactly their share of the residual stream."""
-    sae = readout(n=8, bias=300.0)  # all latents active, whatever the random model's residuals
+    sae = subset(n=8, bias=300.0)  # all latents active, whatever the random model's residuals
     chosen = sae.rows([(), (10, 12, 13, 15), (11, 14, 16, 17)])
     plain, ablated = residuals(model, [1, 2], []), residuals(model, [1, 2], [ZeroAblate(1, sae, chosen)])
     assert torch.equal(ablated[0][0], plain[0][0]) and torch.equal(ablated[1][0], plain[1][0])
@@ -93,9 +93,9 @@ def test_an_ablated_latent_reads_zero_and_nothing_else_changes(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ablating_a_silent_latent_is_the_steered_run_within_rounding(model, dtype):
     """Where a latent does not fire there is nothing to lose, at the ablated layer and at all layers above."""
-    sae, everything = readout(n=4), [(10, 11, 12, 13)] * 3
+    sae, everything = subset(n=4), [(10, 11, 12, 13)] * 3
     steer = AddVector(1, torch.randn(3, 32, generator=torch.Generator().manual_seed(4)))
-    silent = Readout(sae.latents, sae.encoder, sae.bias, torch.full((4,), 1e6), sae.center, sae.decoder)
+    silent = LatentSubset(sae.latents, sae.encoder, sae.bias, torch.full((4,), 1e6), sae.center, sae.decoder)
     model = model.to(dtype)
     steered = residuals(model, [1, 2], [steer])
     ablated = residuals(model, [1, 2], [steer, ZeroAblate(1, silent, silent.rows(everything))])
@@ -109,7 +109,7 @@ def test_ablating_a_silent_latent_is_the_steered_run_within_rounding(model, dtyp
 
 
 def test_ablation_reads_after_steering_and_undoes_a_steered_latent(model):
-    sae = readout()
+    sae = subset()
     vectors = 500 * sae.decoder[[0, 0, 0]]
     edits = [AddVector(1, vectors), ZeroAblate(1, sae, sae.rows([(10,), (11,), ()]))]
     [edited] = residuals(model, [1], edits)
@@ -118,7 +118,7 @@ def test_ablation_reads_after_steering_and_undoes_a_steered_latent(model):
 
 
 def test_the_steered_layer_and_the_ablated_layer_may_differ_and_rows_may_be_steered_at_different_layers(model):
-    sae = readout()
+    sae = subset()
     first, second = torch.zeros(3, 32), torch.zeros(3, 32)
     first[0], second[1] = 2.0, -3.0
     edits = [AddVector(0, first), AddVector(1, second), ZeroAblate(2, sae, sae.rows([(), (), (10, 11, 12, 13)]))]
@@ -129,7 +129,7 @@ def test_the_steered_layer_and_the_ablated_layer_may_differ_and_rows_may_be_stee
 
 
 def test_captured_latents_are_those_of_the_captured_residuals(model):
-    sae, vectors = readout(), torch.randn(3, 32, generator=torch.Generator().manual_seed(4))
+    sae, vectors = subset(), torch.randn(3, 32, generator=torch.Generator().manual_seed(4))
     latents, whole = CaptureLatents(1, 3, sae), Capture(1, 3)
     generate(model, ROWS, [AddVector(1, vectors), latents, whole], **GREEDY)
     for row in range(3):
@@ -139,7 +139,7 @@ def test_captured_latents_are_those_of_the_captured_residuals(model):
 
 def test_a_latent_the_readout_does_not_have_is_refused():
     with pytest.raises(ValueError, match="Latent 99 is not among the 4"):
-        readout().rows([(10,), (99,)])
+        subset().rows([(10,), (99,)])
 
 
 @pytest.mark.parametrize("kind", ["standard", "jumprelu"])
@@ -162,7 +162,7 @@ def test_a_readout_reads_what_saelens_reads(kind, tmp_path, monkeypatch):
     hidden = torch.randn(3, 5, 32, generator=draw)
     expected = sae.encode(hidden)[..., [7, 3, 40]]
     assert (expected > 0).any() and (expected == 0).any()
-    torch.testing.assert_close(loading.load_readout("smollm2-135m", [7, 3, 40]).activations(hidden), expected)
+    torch.testing.assert_close(loading.load_latent_subset("smollm2-135m", [7, 3, 40]).activations(hidden), expected)
 
 
 def test_an_sae_whose_latents_depend_on_each_other_is_refused(monkeypatch):
@@ -170,4 +170,4 @@ def test_an_sae_whose_latents_depend_on_each_other_is_refused(monkeypatch):
 
     monkeypatch.setattr(loading, "_sae_weights", lambda _id: (None, {"architecture": "topk"}))
     with pytest.raises(ValueError, match="is topk with normalize_activations none"):
-        loading.load_readout("smollm2-135m", [1])
+        loading.load_latent_subset("smollm2-135m", [1])

@@ -18,7 +18,7 @@ from esr.paths import ROOT
 SOURCES = {
     "where": "import json, os, sys\n"
     "own = [name for name in sys.modules if name.startswith('esr.')]\n"
-    "print(json.dumps({'fork': 'torch' in sys.modules, 'folder': os.getcwd(), 'path': sys.path, 'own': own,"
+    "print(json.dumps({'fork': 'torch' in sys.modules, 'folder': os.getcwd(), 'path': sys.path, 'on_topic': own,"
     " 'MINE': os.environ.get('MINE'), 'backend': os.environ['MPLBACKEND']}))",
     "drawn": "%matplotlib inline\nimport numpy, torch\nfrom matplotlib.figure import Figure\n"
     "print(numpy.random.default_rng(1).random(), torch.manual_seed(1).initial_seed(), torch.rand(2).tolist())\n"
@@ -54,7 +54,7 @@ def run(function, **chunk):
     chunks = [{"n": n} | {k: f"{v}{n}" for k, v in chunk.items()} for n in range(3)]
     os.environ["ESR_WORKERS"] = "3"
     with workers.Workers() as pool:
-        files = pool.map(function, chunks, what="test", items=[20] * 3, item="answers")
+        files = pool.map(function, chunks, what="test", items=[20] * 3, item="responses")
     print(json.dumps([json.loads(file.read_bytes()) for file in files]))
 """
 
@@ -111,7 +111,7 @@ def outputs(notebooks):
 def test_a_forked_kernel_has_the_libraries_and_nothing_of_this_project(outputs):
     forked, started = (json.loads(outputs[name]["where"][0]["text"]) for name in ("forked", "started"))
     assert forked.pop("fork") and not started.pop("fork")
-    assert forked["own"] == []  # its modules are read when they are imported, as they are then
+    assert forked["on_topic"] == []  # its modules are read when they are imported, as they are then
     assert forked["MINE"] == "here" and forked["folder"] == str(ROOT)
     assert forked == started
 
@@ -153,8 +153,8 @@ def test_the_command_gets_its_arguments_and_its_status_is_the_result():
         [sys.executable, "-m", "esr.pipeline.kernels", "sh", "-c", 'echo "$0 $ESR_KERNELS"; exit 7', "a b"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
-    said, folder = done.stdout.strip().rsplit(" ", 1)
-    assert (done.returncode, said) == (7, "a b")
+    user_message, folder = done.stdout.strip().rsplit(" ", 1)
+    assert (done.returncode, user_message) == (7, "a b")
     wait_until(lambda: not Path(folder).exists())  # the server left with it
 
 

@@ -66,15 +66,15 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def corpus(tokenizer):
-    tokens, starts, answers = [], [], []
+    tokens, starts, responses = [], [], []
     for form in FORMS:
         for subject, text in SUBJECTS.items():
             request = tokenizer.ids(f"user\n{form.format(subject)}<end>assistant\n")
             starts.append(len(tokens))
-            answers.append(len(request))
+            responses.append(len(request))
             tokens += request + tokenizer.ids(OPENING + text + ".")
     return Corpus(
-        torch.tensor(tokens), torch.tensor(starts), torch.tensor(answers), 1, torch.empty(0, 0), torch.empty(0)
+        torch.tensor(tokens), torch.tensor(starts), torch.tensor(responses), 1, torch.empty(0, 0), torch.empty(0)
     )
 
 
@@ -98,7 +98,7 @@ def contexts(corpus, tokenizer, word, activation=10.0):
     ids = {i for i, text in enumerate(tokenizer.texts) if text.strip() == word}
     found = []
     for d in range(len(corpus.starts)):
-        at = [p for p, t in enumerate(corpus.document(d)) if t in ids and p >= int(corpus.answers[d])]
+        at = [p for p, t in enumerate(corpus.document(d)) if t in ids and p >= int(corpus.responses[d])]
         found += [(activation, d, at[0])] if at else []
     return found
 
@@ -124,7 +124,7 @@ def test_subjects_are_requests_without_the_words_of_form(words):
 
 
 def test_a_window_ends_at_the_token_and_stays_in_its_document(words, corpus):
-    position = int(corpus.answers[3]) + 1
+    position = int(corpus.responses[3]) + 1
     assert [words.spelling[w] for w in words.window(3, position)][-2:] == ["Emily", "finally"]
     assert len(words.window(3, 0)) == 0
     assert len(words.window(3, len(corpus.document(3)) - 1)) == 16
@@ -150,7 +150,7 @@ def test_contexts_on_a_word_of_argument_are_not_concrete(words, concrete, corpus
 
 
 def test_contexts_with_nothing_in_common_have_no_label(words, concrete, corpus):
-    found = label(words, concrete, [(1.0, d, int(corpus.answers[d])) for d in range(6)])
+    found = label(words, concrete, [(1.0, d, int(corpus.responses[d])) for d in range(6)])
     assert found.text == "" and found.concreteness == 0
 
 

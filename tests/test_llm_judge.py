@@ -329,8 +329,8 @@ def test_a_notebook_shows_what_was_judged_and_nothing_a_server_said(tmp_path, mo
     monkeypatch.setenv("SCRIPTED_API_KEY", SENTINEL)
     monkeypatch.setenv("ESR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ESR_PROGRESS", str(tmp_path / "progress"))
-    said = Scripted(json.dumps({"error": {"message": f"Bearer {SENTINEL} is not welcome"}}), status=401)
-    with serve(lambda material, nth: said if material["response"] == SECOND else GOOD) as server:
+    user_message = Scripted(json.dumps({"error": {"message": f"Bearer {SENTINEL} is not welcome"}}), status=401)
+    with serve(lambda material, nth: user_message if material["response"] == SECOND else GOOD) as server:
         cell = nbformat.v4.new_code_cell(CELL.format(url=server.url, texts=[FIRST, SECOND]))
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "source.ipynb")
         papermill.execute_notebook(

@@ -109,7 +109,7 @@ def test_worst_cases_by_hand():
         judgement(3, 1, (10.0, None)),  # restarts, without a score to say whether it improves
         judgement(3, 2, (), outcome="empty"),
     ]
-    result = metrics.worst_cases(metrics.table(rows), resamples=200)
+    result = metrics.worst_cases(metrics.table(rows), n_bootstrap=200)
     assert result["n_missing"] == 2
     shown = {
         rate: [(case["estimate"], case["n"]) for case in result[rate].values()]
@@ -150,7 +150,7 @@ def test_intervals_are_clustered_by_latent():
     restarts = [
         judgement(latent, seed, (10.0, 50.0) if latent < 3 else (10.0,)) for latent in range(24) for seed in range(8)
     ]
-    entry = metrics.summarize(metrics.table(restarts), resamples=1000)
+    entry = metrics.summarize(metrics.table(restarts), n_bootstrap=1000)
     shown, naive = entry["multi_attempt_rate"], entry["unclustered"]["multi_attempt_rate"]
     assert shown["estimate"] == naive["estimate"] == 0.125
     assert shown["high"] - shown["low"] > 2 * (naive["high"] - naive["low"])
@@ -159,8 +159,8 @@ def test_intervals_are_clustered_by_latent():
 def test_interval_options_reach_every_interval():
     frame = metrics.table(BY_HAND)
     narrow, wide = (
-        metrics.summarize(frame, level=0.5, resamples=500),
-        metrics.summarize(frame, level=0.99, resamples=500),
+        metrics.summarize(frame, confidence=0.5, n_bootstrap=500),
+        metrics.summarize(frame, confidence=0.99, n_bootstrap=500),
     )
     for name in ("multi_attempt_rate", "first_attempt_score", "degraded_rate"):
         assert wide[name]["high"] - wide[name]["low"] > narrow[name]["high"] - narrow[name]["low"]

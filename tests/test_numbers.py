@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from esr import paths
-from esr.reporting import claims, comparison, numbers, tables
+from esr.reporting import claims, drift, numbers, tables
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -96,12 +96,12 @@ def test_missing_file_says_what_to_do(root):
     ],
 )
 def test_verdicts(fresh, committed, verdict):
-    assert comparison.compare(fresh, committed)[0] == verdict
+    assert drift.compare(fresh, committed)[0] == verdict
 
 
 def test_different_keys_are_named_with_both_values():
     fresh, committed = {"a": {"steered": estimate(0.5, 0.4, 0.6)}}, {"a": {"steered": estimate(0.1, 0.05, 0.2)}}
-    assert comparison.compare(fresh, committed)[1] == ["a.steered: committed 0.1 [0.05, 0.2], fresh 0.5 [0.4, 0.6]"]
+    assert drift.compare(fresh, committed)[1] == ["a.steered: committed 0.1 [0.05, 0.2], fresh 0.5 [0.4, 0.6]"]
 
 
 def test_timings_are_not_compared(root):
@@ -109,21 +109,21 @@ def test_timings_are_not_compared(root):
     numbers.write_numbers("bench", {"tokens_per_second": 900.0})
     commit(root)
     numbers.write_numbers("bench", {"tokens_per_second": 1.0})
-    verdict, text = comparison.report()
+    verdict, text = drift.report()
     assert verdict == "identical" and "bench" not in text
     (root / "paper/numbers/bench.json").unlink()
-    assert comparison.report()[0] == "identical"
+    assert drift.report()[0] == "identical"
 
 
 def test_report_against_a_commit(root, capsys):
     numbers.write_numbers("esr", {"r": estimate(0.02, 0.01, 0.05)})
     numbers.write_numbers("sae", {"l0": 32.0})
     commit(root)
-    assert comparison.report()[0] == "identical"
+    assert drift.report()[0] == "identical"
     numbers.write_numbers("esr", {"r": estimate(0.03, 0.02, 0.06)})
-    assert comparison.report()[0] == "within intervals"
+    assert drift.report()[0] == "within intervals"
     numbers.write_numbers("sae", {"l0": 64.0})
-    verdict, text = comparison.report()
+    verdict, text = drift.report()
     assert verdict == "different" and "l0: committed 32, fresh 64" in text
     assert tables.main(["compare"]) == 0
     assert tables.main(["compare", "--strict"]) == 1
@@ -135,7 +135,7 @@ def test_a_committed_file_that_was_not_written_is_different(root):
     numbers.write_numbers("sae", {"v": 1})
     commit(root)
     (paths.NUMBERS / "sae.json").unlink()
-    assert comparison.report()[0] == "different"
+    assert drift.report()[0] == "different"
 
 
 def test_nothing_to_compare_with_is_one_sentence_and_no_failure(root, capsys, monkeypatch):

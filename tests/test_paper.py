@@ -53,15 +53,18 @@ def root(tmp_path, monkeypatch):
     numbers.write_numbers("sae", {model: sae | entropies})
     drawn = {"drawn": 120, "kept": 32, "fires_on_a_prompt": 50, "label_not_concrete": 25, "too_rare": 8, "too_dense": 5}
     numbers.write_numbers("latents", {model: drawn})
-    boost = {"median": 0.45, "low_quartile": 0.37, "high_quartile": 0.53}
+    boost = {"median": 0.45, "lower_quartile": 0.37, "upper_quartile": 0.53}
     calibration = {"n_candidates": 40, "n_latents": 32, "n_converged": 28, "target": 30.0, "boost": boost}
     numbers.write_numbers("calibration", {model: calibration | {"first_attempt_score": estimate(31.0, 28.0, 34.0)}})
     relevance = {"spearman": 0.8, "matched_auc": 0.985, "mean_absolute_error": 9.1, "n": 240}
     numbers.write_numbers("relevance", {model: relevance})
     both = {"unsteered": condition(0.0, 88.0), "steered": condition(1 / 12, 31.0)}
     numbers.write_numbers("finetune", {"0.1": both, "0.5": both})
-    levels = [{"boost_sd": level, **condition(multi, 31.0)} for level, multi in ((-3.0, 0.0), (0.5, 0.2), (3.0, 0.1))]
-    numbers.write_numbers("boost_sweep", {model: levels})
+    offsets = [
+        {"boost_sd": confidence, **condition(multi, 31.0)}
+        for confidence, multi in ((-3.0, 0.0), (0.5, 0.2), (3.0, 0.1))
+    ]
+    numbers.write_numbers("boost_sweep", {model: offsets})
     told = condition(1 / 12, 31.0) | {"paired_difference": estimate(-0.02, -0.1, 0.06), "p_value": 0.5}
     numbers.write_numbers("meta_prompts", {model: {"monitor_yourself": told}})
     unknown = estimate(None, None, None, 0)
@@ -74,12 +77,12 @@ def root(tmp_path, monkeypatch):
     numbers.write_numbers("ablation", {model: every | {"minimum_detectable_reduction": 0.45, "verdict": {}}})
     course = {name: estimate(2.0, 1.5, 2.5) for name in ("off_topic_ratio", "after_ratio")}
     numbers.write_numbers("activations", {model: course | {"never_restarted_ratio": unknown, "episodes": 1}})
-    detection = {name: condition(0.2, 40.0) for name in ("live", "prefilled", "own", "foreign")}
+    detection = {name: condition(0.2, 40.0) for name in ("live", "prefilled", "on_topic", "foreign")}
     numbers.write_numbers("controls", {model: {"detection": detection, "sustained": {}}})
     names = ("restart_precision", "restart_recall", "multi_attempt_precision", "multi_attempt_recall", "score_spearman")
-    gold = {"n": 134} | {name: estimate(0.8, 0.7, 0.9) for name in names}
-    agreement = {"labelled": {"readers / offline": {"direction_agreement": estimate(0.6, 0.4, 0.8, 36)}}}
-    numbers.write_numbers("judge", {"gold": gold, "agreement": agreement})
+    annotated = {"n": 134} | {name: estimate(0.8, 0.7, 0.9) for name in names}
+    agreement = {"annotated": {"annotators / offline": {"direction_agreement": estimate(0.6, 0.4, 0.8, 36)}}}
+    numbers.write_numbers("judge", {"annotated": annotated, "agreement": agreement})
     numbers.write_numbers("power", {"assumed": {"power": 0.8}})
     claim = {"experiment": "3b", "claim": "Restarts fall", "unit": "%", "verdict": "reproduced"}
     rows = [
@@ -117,8 +120,8 @@ def test_a_measured_number_moves_the_paper(root):
         ("latents", ("smollm2-135m", "too_rare")),
         ("relevance", ("smollm2-135m", "matched_auc")),
         ("ablation", ("smollm2-135m", "detectors", "relative_reduction")),
-        ("controls", ("smollm2-135m", "detection", "own")),
-        ("judge", ("gold", "restart_recall")),
+        ("controls", ("smollm2-135m", "detection", "on_topic")),
+        ("judge", ("annotated", "restart_recall")),
     ],
 )
 def test_a_missing_number_stops_it_and_keeps_the_old_pdf(root, name, keys):

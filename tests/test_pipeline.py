@@ -84,7 +84,7 @@ def test_it_ends_with_notebooks_numbers_figures_and_a_paper(clone):
 
 
 def test_answers_are_steered_and_paired(clone):
-    rows = [json.loads(line) for line in (clone / "data/steer/smollm2-135m/answers.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (clone / "data/steer/smollm2-135m/responses.jsonl").read_text().splitlines()]
     conditions = {c: {(r["latent"], r["prompt_id"], r["seed"]): r for r in rows if r["condition"] == c}
                   for c in ("unsteered", "steered")}  # fmt: skip
     assert conditions["unsteered"].keys() == conditions["steered"].keys()
@@ -113,7 +113,7 @@ def test_a_changed_parameter_runs_what_depends_on_it_and_no_more(clone):
     }  # fmt: skip
     assert stages_run(run(clone, "dvc", "repro")) == intervals
     edit(clone / "params.yaml", "confidence: 0.9", "confidence: 0.95")
-    assert not {"fetch", "fetch_corrected", "latents", "calibrate", "steer", "judge"} & stages_run(
+    assert not {"fetch", "fetch_selfcorrect", "latents", "calibrate", "steer", "judge"} & stages_run(
         run(clone, "dvc", "repro")
     )
 
@@ -122,10 +122,10 @@ def test_finished_chunks_are_not_generated_again(clone):
     """Outputs gone, chunks there: as after a kill between generating and writing."""
     chunks = sorted((clone / ".cache/esr/chunks").rglob("*"))
     times = {c: c.stat().st_mtime_ns for c in chunks if c.is_file()}
-    answers = clone / "data/steer/smollm2-135m/answers.jsonl"
-    before = answers.read_bytes()
+    responses = clone / "data/steer/smollm2-135m/responses.jsonl"
+    before = responses.read_bytes()
     run(clone, "dvc", "repro", "--force", "--single-item", "steer@smollm2-135m")
-    assert answers.read_bytes() == before
+    assert responses.read_bytes() == before
     assert {c: c.stat().st_mtime_ns for c in times} == times
     assert sorted((clone / ".cache/esr/chunks").rglob("*")) == chunks
 

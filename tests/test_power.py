@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from esr.paths import ROOT
-from esr.statistics import comparisons, intervals, power, simulation
+from esr.statistics import effects, intervals, power, simulation
 from esr.statistics.simulation import Design
 
 DESIGNS = [
@@ -24,7 +24,7 @@ NOTHING = Design(latents=60, prompts=8, base_rate=0.15, reduction=0.0, icc=0.2)
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_formulas_are_within_three_points_of_simulation(design):
-    simulated = simulation.simulated_power(design, studies=4000, seed=1)
+    simulated = simulation.simulated_power(design, n_simulations=4000, seed=1)
     assert power.mcnemar_power(design) == pytest.approx(simulated["mcnemar"], abs=0.03)
     assert power.cluster_power(design) == pytest.approx(simulated["cluster"], abs=0.03)
 
@@ -35,7 +35,7 @@ def test_the_designs_are_neither_hopeless_nor_certain():
 
 
 def test_tests_keep_their_size_while_the_condition_does_nothing():
-    simulated = simulation.simulated_power(NOTHING, studies=8000)
+    simulated = simulation.simulated_power(NOTHING, n_simulations=8000)
     assert 0.02 < simulated["mcnemar"] <= 0.055 and 0.02 < simulated["cluster"] <= 0.055
 
 
@@ -48,13 +48,13 @@ def test_mcnemar_is_at_or_under_its_size_without_clusters_at_any_rate():
 
 def test_mcnemar_loses_its_size_where_latents_change_on_their_own_and_the_cluster_comparison_does_not():
     design = NOTHING.model_copy(update={"shared": 0.0})
-    simulated = simulation.simulated_power(design, studies=4000)
+    simulated = simulation.simulated_power(design, n_simulations=4000)
     assert simulated["mcnemar"] > 0.15 and simulated["cluster"] < 0.06
 
 
 def test_simulated_studies_are_as_designed():
     design = Design(latents=300, prompts=20, base_rate=0.2, reduction=0.3, icc=0.15, pairing=0.4, shared=0.6)
-    counts = simulation.simulate(design, studies=200)
+    counts = simulation.simulate(design, n_simulations=200)
     assert counts.shape == (200, 300, 4) and (counts.sum(axis=-1) == 20).all()
     both, only_baseline, only_condition, _ = counts.sum(axis=(0, 1)) / counts.sum()
     assert both + only_baseline == pytest.approx(0.2, rel=0.02)
@@ -69,7 +69,7 @@ def test_simulated_studies_are_as_designed():
 
 def test_an_increase_is_a_reduction_with_the_conditions_changed_over():
     design = Design(latents=200, prompts=20, base_rate=0.05, reduction=-2.0, icc=0.1)
-    counts = simulation.simulate(design, studies=50)
+    counts = simulation.simulate(design, n_simulations=50)
     shares = counts.sum(axis=(0, 1)) / counts.sum()
     assert shares[0] + shares[1] == pytest.approx(0.05, rel=0.03) and shares[0] + shares[2] == pytest.approx(
         0.15, rel=0.03
@@ -81,11 +81,11 @@ def test_an_increase_is_a_reduction_with_the_conditions_changed_over():
 def test_the_simulated_comparison_is_the_one_of_the_paper():
     """The vectorised test and the interval of esr.comparisons, on the same studies."""
     latents, same = np.repeat(np.arange(32), 10), 0
-    drawn = simulation.simulate(DESIGNS[0], studies=100, seed=5)
+    drawn = simulation.simulate(DESIGNS[0], n_simulations=100, seed=5)
     for counts, rejects in zip(drawn, simulation.cluster_rejects(drawn), strict=True):
         a = np.concatenate([np.repeat([True, True, False, False], row) for row in counts])
         b = np.concatenate([np.repeat([True, False, True, False], row) for row in counts])
-        interval = comparisons.paired_difference(a, b, latents)
+        interval = effects.paired_difference(a, b, latents)
         same += rejects == (interval["high"] < 0 or interval["low"] > 0)
     assert same >= 98  # the bootstrap's own noise may turn a close one
 
@@ -103,7 +103,7 @@ def test_more_is_needed_for_less():
     assert needed == sorted(needed) and needed[2] > 4 * needed[1]
     by_icc = [power.sample_needed(0.074, 0.25, icc, prompts=38, shared=0.5) for icc in (0.0, 0.1, 0.2)]
     assert by_icc == sorted(by_icc) and by_icc[2] > 3 * by_icc[0]
-    assert power.sample_needed(0.074, 0.25, 0.1, prompts=38, most_latents=16) is None
+    assert power.sample_needed(0.074, 0.25, 0.1, prompts=38, max_latents=16) is None
 
 
 def test_minimum_detectable_reduction_is_found_with_the_power_asked_for():

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from test_interventions import readout
+from test_interventions import subset
 
 from esr.engine.activations import Document, residuals
 from esr.engine.generation import Row, generate
-from esr.engine.interventions import AddVector, Capture, CaptureLatents, Readout, ZeroAblate
+from esr.engine.interventions import AddVector, Capture, CaptureLatents, LatentSubset, ZeroAblate
 from esr.steering import activations
 from esr.steering.activations import edits_of, latent_activity, max_activations, token_activations
 from esr.storage.records import Trial
@@ -22,27 +22,27 @@ def vectors(scale=4.0):
 
 def written(model, edits, capture):
     """Documents as generated under `edits`, and what `capture` saw of each answer: all its tokens but the last."""
-    answers = generate(model, ROWS, [*edits, capture], **SAMPLING)
-    documents = [Document(row.prompt, tuple(answer.tokens)) for row, answer in zip(ROWS, answers, strict=True)]
+    responses = generate(model, ROWS, [*edits, capture], **SAMPLING)
+    documents = [Document(row.prompt, tuple(response.tokens)) for row, response in zip(ROWS, responses, strict=True)]
     return documents, [capture.residuals(i)[len(row.prompt) :] for i, row in enumerate(ROWS)]
 
 
-@pytest.mark.parametrize("answer_only", [False, True])
+@pytest.mark.parametrize("response_only", [False, True])
 @pytest.mark.parametrize("layer", [1, 2])
-def test_reading_equals_what_generation_captured_each_under_its_own_vector(model, layer, answer_only):
-    edits = [AddVector(1, vectors(), answer_only)]
+def test_reading_equals_what_generation_captured_each_under_its_own_vector(model, layer, response_only):
+    edits = [AddVector(1, vectors(), response_only)]
     documents, captured = written(model, edits, Capture(layer, len(ROWS)))
     read = dict(residuals(model, documents, layer, edits, batch_size=3))
     assert sorted(read) == [0, 1, 2, 3]
     for i, expected in enumerate(captured):
-        assert read[i].shape == (len(documents[i].answer), 32)
+        assert read[i].shape == (len(documents[i].response), 32)
         assert (read[i][:-1] - expected).abs().max() <= 1e-4 * expected.abs().max()
     plain = dict(residuals(model, documents, layer, batch_size=3))
     assert all((plain[i] - read[i]).abs().max() > 0.5 for i in read)
 
 
 def test_token_activations_equal_captured_latents_steered_and_ablated(model):
-    sae = readout(n=6, bias=2.0)
+    sae = subset(n=6, bias=2.0)
     edits = [AddVector(1, vectors()), ZeroAblate(1, sae, sae.rows([(10, 12), (), (11,), ()]))]
     documents, captured = written(model, edits, CaptureLatents(1, len(ROWS), sae))
     for i, read in token_activations(model, sae, documents, 1, edits, batch_size=2):
@@ -73,12 +73,12 @@ def test_layers_above_are_not_computed_and_no_hook_stays(model):
 class TinySae:
     """A readout's latents as a whole SAE."""
 
-    def __init__(self, sae: Readout):
+    def __init__(self, sae: LatentSubset):
         self.encode, self.W_dec = sae.activations, sae.decoder
 
 
 def test_whole_sae_maxima_and_activity_are_those_of_the_tokens(model):
-    sae = readout(n=6, bias=2.0)
+    sae = subset(n=6, bias=2.0)
     edits = [AddVector(1, vectors())]
     documents, _ = written(model, edits, Capture(1, len(ROWS)))
     documents.append(Document((5,), ()))  # an empty answer has no activation
@@ -97,7 +97,7 @@ def test_whole_sae_maxima_and_activity_are_those_of_the_tokens(model):
 
 def test_nothing_to_read_is_an_error(model):
     with pytest.raises(ValueError, match="no answer with a token"):
-        latent_activity(model, TinySae(readout()), [Document((5,), ())], 1)
+        latent_activity(model, TinySae(subset()), [Document((5,), ())], 1)
 
 
 def trial(latent, boost, ablate=(), model="smollm2-135m"):
@@ -114,7 +114,7 @@ def test_trials_are_read_under_their_own_steering_and_ablation():
     assert (steer.layer, ablate.layer) == (17, 17) and ablate.chosen[:, 0].tolist() == [False, False, True]
     assert edits_of([trial(8, 0.0)], 100.0, "cpu") == [] == edits_of([], 100.0, "cpu")
     with pytest.raises(ValueError, match="several models"):
-        edits_of([trial(3, 0.5), trial(3, 0.5, model="smollm2-135m-corrected")], 100.0, "cpu")
+        edits_of([trial(3, 0.5), trial(3, 0.5, model="smollm2-135m-selfcorrect")], 100.0, "cpu")
 
 
 def test_documents_hold_the_instruction_and_the_prefill(monkeypatch):

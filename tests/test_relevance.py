@@ -33,18 +33,18 @@ class BagOfStems:
 
 def documents(n=60):
     rng = np.random.default_rng(0)
-    requests, answers = [], []
+    requests, responses = [], []
     for i in range(n):
         subject = list(SUBJECTS)[i % len(SUBJECTS)]
         nouns = rng.permutation(SUBJECTS[subject].split())
         requests.append(FORMS[i // len(SUBJECTS) % 2].format(subject))
-        answers.append(
+        responses.append(
             " ".join(
                 f"The {a} needs a {b} when it is old. Many of them are kept in the {a}."
                 for a, b in zip(nouns, nouns[1:], strict=False)
             )
         )
-    return requests, answers
+    return requests, responses
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,12 @@ def scorer():
 
 
 def test_matched_beats_mismatched_and_gibberish_scores_low(scorer):
-    requests, answers = documents(12)
-    matched = scorer.score(requests, answers, [""] * 12)
-    mismatched = scorer.score(requests, answers[1:] + answers[:1], [""] * 12)
+    requests, responses = documents(12)
+    matched = scorer.score(requests, responses, [""] * 12)
+    mismatched = scorer.score(requests, responses[1:] + responses[:1], [""] * 12)
     garbled = scorer.score(requests, ["dough " * 40] * 12, [""] * 12)
     assert matched.min() > 60 and mismatched.max() < 30 and garbled.max() < 30
-    half = [a[: len(a) // 2] + b[len(b) // 2 :] for a, b in zip(answers, answers[1:] + answers[:1], strict=True)]
+    half = [a[: len(a) // 2] + b[len(b) // 2 :] for a, b in zip(responses, responses[1:] + responses[:1], strict=True)]
     assert mismatched.mean() + 10 < scorer.score(requests, half, [""] * 12).mean() < matched.mean() - 10
 
 
@@ -69,17 +69,17 @@ def test_scores_stay_on_the_scale_and_wordless_text_scores_zero(scorer):
 
 
 def test_scores_do_not_depend_on_the_order_or_company_of_answers(scorer):
-    requests, answers = documents(10)
-    together = scorer.score(requests, answers, ["pawn, rook"] * 10)
-    backwards = scorer.score(requests[::-1], answers[::-1], ["pawn, rook"] * 10)[::-1]
-    alone = [scorer.score([r], [a], ["pawn, rook"])[0] for r, a in zip(requests, answers, strict=True)]
+    requests, responses = documents(10)
+    together = scorer.score(requests, responses, ["pawn, rook"] * 10)
+    backwards = scorer.score(requests[::-1], responses[::-1], ["pawn, rook"] * 10)[::-1]
+    alone = [scorer.score([r], [a], ["pawn, rook"])[0] for r, a in zip(requests, responses, strict=True)]
     np.testing.assert_allclose(together, backwards)
     np.testing.assert_allclose(together, alone)
 
 
 def test_a_nearer_distractor_never_raises_a_score(scorer):
-    requests, answers = documents(12)
-    mixed = [a[:200] + b[:200] for a, b in zip(answers, answers[1:] + answers[:1], strict=True)]
+    requests, responses = documents(12)
+    mixed = [a[:200] + b[:200] for a, b in zip(responses, responses[1:] + responses[:1], strict=True)]
     far = scorer.score(requests, mixed, ["violins, bow"] * 12)
     near = scorer.score(requests, mixed, [list(SUBJECTS)[(i + 1) % 6] for i in range(12)])
     assert np.all(near <= far + 1e-9)
@@ -88,9 +88,9 @@ def test_a_nearer_distractor_never_raises_a_score(scorer):
 def test_saved_parameters_give_the_same_scores_and_name(scorer, tmp_path):
     scorer.save(tmp_path / "scorer.json")
     loaded = Scorer.load(tmp_path / "scorer.json", scorer.embedder)
-    requests, answers = documents(12)
+    requests, responses = documents(12)
     assert loaded.fingerprint == scorer.fingerprint
-    inputs = (requests, answers, [""] * 12)
+    inputs = (requests, responses, [""] * 12)
     np.testing.assert_array_equal(loaded.score(*inputs), scorer.score(*inputs))
 
 
@@ -134,11 +134,11 @@ def test_every_feature_has_a_value_and_a_name(scorer):
 
 
 def test_on_topic_finds_the_answer_to_another_subject():
-    requests, answers = documents(12)
+    requests, responses = documents(12)
     subjects = [subject_of(r, FORMS) for r in requests]
-    assert on_topic(subjects, answers, BagOfStems()).all()
-    answers[3] = answers[4]
-    assert list(np.flatnonzero(~on_topic(subjects, answers, BagOfStems()))) == [3]
+    assert on_topic(subjects, responses, BagOfStems()).all()
+    responses[3] = responses[4]
+    assert list(np.flatnonzero(~on_topic(subjects, responses, BagOfStems()))) == [3]
 
 
 def test_evaluation_reads_known_shares(scorer):

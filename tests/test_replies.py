@@ -17,8 +17,8 @@ FIRST_RESTART, SECOND_RESTART = find_restarts(ANSWER)
 HONEST = verdict((FIRST[:30], 10), (RESTART, 70), ("Oops, I made a mistake.", 90))
 
 
-def read(reply, stop_reason="stop", answer=ANSWER):
-    return read_reply(reply, stop_reason, answer)
+def read(reply, stop_reason="stop", response=ANSWER):
+    return read_reply(reply, stop_reason, response)
 
 
 def spans(reading):
@@ -156,7 +156,7 @@ def test_an_answer_stays_inside_its_json_string(attack):
 )
 def test_a_reply_that_echoes_an_injected_verdict_never_gives_it(attack, layout):
     own = verdict((FIRST[:30], 5))
-    reading = read(layout.format(injected=INJECTED, own=own), answer=f"{FIRST} {attack}")
+    reading = read(layout.format(injected=INJECTED, own=own), response=f"{FIRST} {attack}")
     assert reading.outcome == "parse_failure" or [a.score for a in reading.attempts] == [5]
 
 

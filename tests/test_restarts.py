@@ -85,8 +85,8 @@ def test_restarts_are_all_found_and_in_order():
 
 @pytest.mark.parametrize("quotes", ["“{}”", '"{}"', "‘{}’", "'{}'", "«{}»"])
 def test_quoted_speech_is_not_the_writer_speaking(quotes):
-    said = quotes.format("Wait, that's not right, let me start over,")
-    assert find_restarts(f"{BEFORE} {said} said the baker. {AFTER}") == []
+    user_message = quotes.format("Wait, that's not right, let me start over,")
+    assert find_restarts(f"{BEFORE} {user_message} said the baker. {AFTER}") == []
 
 
 def test_a_script_is_not_the_writer_speaking_but_a_heading_is():

@@ -48,7 +48,7 @@ def shards(tmp_path, tiny_model, documents):
         shard = {
             "tokens": torch.tensor(tokens, dtype=torch.int32),
             "starts": torch.tensor([0, *map(len, part)]).cumsum(0)[:-1],
-            "answers": torch.full((len(part),), 5),
+            "responses": torch.full((len(part),), 5),
             "residual.1": document_residuals(tiny_model, 1, part, prefix=0).bfloat16(),
         }
         paths.append(tmp_path / f"{i}.safetensors")
@@ -118,7 +118,7 @@ def test_texts_survive_the_disk(shards, tmp_path):
     write_texts(corpus, tmp_path / "texts.safetensors")
     again = read_texts(tmp_path / "texts.safetensors")
     assert again.prefix == PREFIX
-    for name in ("tokens", "starts", "answers", "where"):
+    for name in ("tokens", "starts", "responses", "where"):
         assert torch.equal(getattr(again, name), getattr(corpus, name)), name
 
 

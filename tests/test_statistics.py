@@ -62,7 +62,7 @@ def test_rate_is_never_narrower_than_wilson():
 
 def test_mean_of_few_clusters_has_the_width_of_students_t():
     values = np.random.default_rng(5).normal(0, 1, 10)
-    result = intervals.mean(values, np.arange(10), resamples=50_000)
+    result = intervals.mean(values, np.arange(10), n_bootstrap=50_000)
     half = 2.262 * values.std(ddof=1) / np.sqrt(10)  # t with 9 degrees of freedom
     assert (result["high"] - result["low"]) / 2 == pytest.approx(half, rel=0.12)
 
@@ -83,7 +83,7 @@ def test_unclustered_is_the_normal_interval():
     assert (result["low"], result["high"]) == pytest.approx((0.074 - half, 0.074 + half))
 
 
-def studies(seed, icc, rate=0.15, latents=32, prompts=10, count=1500):
+def n_simulations(seed, icc, rate=0.15, latents=32, prompts=10, count=1500):
     """Events of simulated studies, one row each, and the latent of each trial."""
     rng = np.random.default_rng(seed)
     rates = rng.beta(rate * (1 - icc) / icc, (1 - rate) * (1 - icc) / icc, (count, latents))
@@ -98,19 +98,19 @@ def covered(results, true):
 
 @pytest.mark.parametrize(("icc", "rate"), [(0.05, 0.15), (0.1, 0.15), (0.2, 0.15), (0.4, 0.45)])  # the last: as found
 def test_rate_covers_the_truth_as_often_as_it_says(icc, rate):
-    drawn, latents = studies(1, icc, rate)
-    assert 0.93 <= covered([intervals.rate(events, latents, resamples=400) for events in drawn], rate) <= 0.97
+    drawn, latents = n_simulations(1, icc, rate)
+    assert 0.93 <= covered([intervals.rate(events, latents, n_bootstrap=400) for events in drawn], rate) <= 0.97
 
 
 def test_the_unclustered_interval_does_not():
-    drawn, _ = studies(1, 0.2)
+    drawn, _ = n_simulations(1, 0.2)
     assert covered([intervals.unclustered(events) for events in drawn], 0.15) < 0.8
 
 
 @pytest.mark.parametrize("icc", [0.05, 0.2])
 def test_rare_events_are_covered_at_least_as_often(icc):
-    drawn, latents = studies(2, icc, rate=0.01, prompts=38, count=800)
-    assert covered([intervals.rate(events, latents, resamples=400) for events in drawn], 0.01) >= 0.95
+    drawn, latents = n_simulations(2, icc, rate=0.01, prompts=38, count=800)
+    assert covered([intervals.rate(events, latents, n_bootstrap=400) for events in drawn], 0.01) >= 0.95
 
 
 @pytest.mark.parametrize("icc", [0.05, 0.2])
@@ -119,7 +119,7 @@ def test_mean_covers_the_truth_as_often_as_it_says(icc):
     latents = np.repeat(np.arange(32), 10)
     effects = np.repeat(rng.normal(0, np.sqrt(icc), (1500, 32)), 10, axis=1)
     drawn = 30 + 20 * (effects + rng.normal(0, np.sqrt(1 - icc), (1500, 320)))
-    assert 0.93 <= covered([intervals.mean(values, latents, resamples=400) for values in drawn], 30) <= 0.97
+    assert 0.93 <= covered([intervals.mean(values, latents, n_bootstrap=400) for values in drawn], 30) <= 0.97
 
 
 def test_one_event_says_no_more_than_none():
@@ -129,7 +129,7 @@ def test_one_event_says_no_more_than_none():
 
 
 def test_two_latents_give_an_interval():
-    result = intervals.rate([True] * 5 + [False] * 5, [0] * 5 + [1] * 5, level=0.99)
+    result = intervals.rate([True] * 5 + [False] * 5, [0] * 5 + [1] * 5, confidence=0.99)
     assert result["low"] < 0.02 and result["high"] > 0.98
 
 
@@ -153,7 +153,7 @@ def test_intraclass_correlation():
     latents = np.repeat(np.arange(6), 4)
     assert intervals.intraclass_correlation(latents % 2 == 0, latents) == pytest.approx(1)
     assert intervals.intraclass_correlation(np.tile([1, 1, 0, 0], 6), latents) == 0  # less alike than by chance
-    drawn, latents = studies(4, 0.2, latents=400, count=5)
+    drawn, latents = n_simulations(4, 0.2, latents=400, count=5)
     assert intervals.intraclass_correlation(drawn[0], latents) == pytest.approx(0.2, abs=0.06)
     # by hand: mean squares 0.5 between and 1 / 6 within, two trials in each of three clusters
     assert intervals.intraclass_correlation([1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 2, 2]) == pytest.approx(0.5)

@@ -8,10 +8,10 @@ import torch
 
 from esr.engine.generation import Row, generate
 from esr.engine.guard import Guard, SteeringError, watched
-from esr.engine.interventions import AddVector, Readout, ZeroAblate
+from esr.engine.interventions import AddVector, LatentSubset, ZeroAblate
 from esr.engine.workers import Workers
 from esr.steering import trials
-from esr.steering.trials import build_edits, plan_condition, write_answers
+from esr.steering.trials import build_edits, generate_responses, plan_condition
 from esr.storage.digests import trial_seed
 from esr.storage.records import Prompt
 
@@ -62,16 +62,16 @@ def guarded(model, edits, **parts):
 
 def ablation():
     directions = torch.linalg.qr(torch.randn(32, 3, generator=torch.Generator().manual_seed(5))).Q
-    readout = Readout((1, 2, 3), directions, torch.zeros(3), torch.zeros(3), torch.zeros(32), directions.T)
-    return readout, readout.rows([(1, 3), ()])
+    subset = LatentSubset((1, 2, 3), directions, torch.zeros(3), torch.zeros(3), torch.zeros(32), directions.T)
+    return subset, subset.rows([(1, 3), ()])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("answer_only", [False, True])
-def test_the_guard_lets_the_intended_edit_pass_on_prompt_and_answer(model, dtype, answer_only):
-    readout, chosen = ablation()
-    edits = [AddVector(1, vectors(), answer_only), ZeroAblate(1, readout, chosen)]
-    parts = {"vectors": vectors(), "answer_only": answer_only, "readout": readout, "chosen": chosen}
+@pytest.mark.parametrize("response_only", [False, True])
+def test_the_guard_lets_the_intended_edit_pass_on_prompt_and_answer(model, dtype, response_only):
+    subset, chosen = ablation()
+    edits = [AddVector(1, vectors(), response_only), ZeroAblate(1, subset, chosen)]
+    parts = {"vectors": vectors(), "response_only": response_only, "readout": subset, "chosen": chosen}
     assert guarded(model.to(dtype), edits, **parts).passes == 1 + 4
 
 
@@ -91,18 +91,18 @@ def test_the_guard_stops_a_run_steered_with_rows_exchanged(model):
         guarded(model, [AddVector(1, vectors().flip(0))], vectors=vectors())
 
 
-@pytest.mark.parametrize("answer_only", [False, True])
-def test_the_guard_stops_a_run_steered_elsewhere_in_the_text(model, answer_only):
+@pytest.mark.parametrize("response_only", [False, True])
+def test_the_guard_stops_a_run_steered_elsewhere_in_the_text(model, response_only):
     with pytest.raises(SteeringError):
-        guarded(model, [AddVector(1, vectors(), not answer_only)], vectors=vectors(), answer_only=answer_only)
+        guarded(model, [AddVector(1, vectors(), not response_only)], vectors=vectors(), response_only=response_only)
 
 
 def test_the_guard_stops_a_run_that_ablates_other_latents_or_none_or_before_steering(model):
-    readout, chosen = ablation()
+    subset, chosen = ablation()
     steer = AddVector(1, vectors())
-    for edits in ([steer], [steer, ZeroAblate(1, readout, ~chosen)], [ZeroAblate(1, readout, chosen), steer]):
+    for edits in ([steer], [steer, ZeroAblate(1, subset, ~chosen)], [ZeroAblate(1, subset, chosen), steer]):
         with pytest.raises(SteeringError):
-            guarded(model, edits, vectors=vectors(), readout=readout, chosen=chosen)
+            guarded(model, edits, vectors=vectors(), subset=subset, chosen=chosen)
 
 
 def test_the_guard_stops_a_run_whose_hook_edits_in_place(model):
@@ -128,13 +128,13 @@ def test_every_plan_gets_its_own_layer_vector_and_ablation():
         replace(base[1], layer=12),
         replace(base[0], layer=17, boost=0.0),
     ]
-    chunk = {"model": "smollm2-135m", "sae_layer": 17, "residual_norm": 100.0, "answer_only": False}
+    chunk = {"model": "smollm2-135m", "sae_layer": 17, "residual_norm": 100.0, "response_only": False}
     guards, edits = build_edits(chunk, plans, "cpu")
     assert [type(e).__name__ + str(e.layer) for e in edits] == ["AddVector12", "AddVector17", "ZeroAblate17"]
     assert [g.layer for g in guards] == [12, 17]
     norms = torch.stack([edits[0].vectors.norm(dim=-1), edits[1].vectors.norm(dim=-1)])
     torch.testing.assert_close(norms, torch.tensor([[0.0, 25.0, 0.0], [50.0, 0.0, 0.0]]))
-    assert edits[2].readout.latents == (5, 9) and edits[2].chosen.tolist() == [
+    assert edits[2].subset.latents == (5, 9) and edits[2].chosen.tolist() == [
         [True, True],
         [False, False],
         [False, False],
@@ -147,7 +147,7 @@ def test_a_latent_that_does_not_exist_is_refused_before_a_model_loads(monkeypatc
     settings = trials.Settings("smollm2-135m", 0.6, 8, 16, 187.0)
     plans = plan_condition("steered", {4608: 0.4}, {4608: ""}, PROMPTS, **DRAW)
     with pytest.raises(ValueError, match="Latent 4608 of smollm2-135m does not exist"):
-        trials.write_answers(plans, settings, workers=None, what="test")
+        trials.generate_responses(plans, settings, workers=None, what="test")
 
 
 class Letters:
@@ -173,14 +173,14 @@ def test_answers_are_the_same_bits_whatever_order_chunks_ran_in_and_in_a_run_tha
     model.generation_config.eos_token_id = 2
     plans = plan_condition("steered", {3: 0.4, 8: 0.6}, {3: "", 8: ""}, PROMPTS, n_prompts=8, n_seeds=1, seed=1)
     settings = trials.Settings("smollm2-135m", 0.8, 4, 9, 3.0)
-    answers = []
+    responses = []
     for name, order in (("first", 1), ("backwards", -1), ("resumed", 1)):
         monkeypatch.setattr("esr.engine.workers.CACHE", tmp_path / name)
         workers = Workers(0)
         run = workers.map
 
-        def reordered(function, chunks, run=run, order=order, **said):
-            files = run(function, chunks[::order], **said | {"items": said["items"][::order]})
+        def reordered(function, chunks, run=run, order=order, **user_message):
+            files = run(function, chunks[::order], **user_message | {"items": user_message["items"][::order]})
             return files[::order]
 
         if name == "resumed":  # half of the chunks are there from a run that was killed
@@ -189,9 +189,9 @@ def test_answers_are_the_same_bits_whatever_order_chunks_ran_in_and_in_a_run_tha
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
         workers.map = reordered
-        answers.append(write_answers(plans, settings, workers, name))
-    assert len({t.id for t in answers[0]}) == 16 and any(t.tokens for t in answers[0])
-    assert answers[0] == answers[1] == answers[2]
+        responses.append(generate_responses(plans, settings, workers, name))
+    assert len({t.id for t in responses[0]}) == 16 and any(t.tokens for t in responses[0])
+    assert responses[0] == responses[1] == responses[2]
 
 
 def test_chunks_are_as_full_as_they_may_be_and_hold_the_trials_of_a_pair_together(monkeypatch):
@@ -209,11 +209,13 @@ def test_chunks_are_as_full_as_they_may_be_and_hold_the_trials_of_a_pair_togethe
     draw = {"n_prompts": 2, "n_seeds": 1, "seed": 1}
     plans = [
         plan
-        for level in range(8)
-        for plan in plan_condition(f"{level}", {3: level / 10, 8: level / 10}, {3: "", 8: ""}, PROMPTS, **draw)
+        for confidence in range(8)
+        for plan in plan_condition(
+            f"{confidence}", {3: confidence / 10, 8: confidence / 10}, {3: "", 8: ""}, PROMPTS, **draw
+        )
     ]
     with pytest.raises(Planned):
         settings = trials.Settings("smollm2-135m", 0.6, 10, 16, 187.0)
-        write_answers(plans, settings, SimpleNamespace(map=keep), "test")
+        generate_responses(plans, settings, SimpleNamespace(map=keep), "test")
     assert [len(chunk) for chunk in seen] == [8, 8, 8, 8]
     assert all(len({plan[:2] for plan in chunk}) == 1 and len({plan[2] for plan in chunk}) == 8 for chunk in seen)

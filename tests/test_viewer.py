@@ -5,7 +5,7 @@ from html import unescape
 
 import pytest
 
-from esr.reporting.viewer import show_answer
+from esr.reporting.viewer import show_response
 
 
 def spans(shown):
@@ -16,13 +16,13 @@ def spans(shown):
 
 def test_tags_and_quotes_of_an_answer_are_escaped():
     text = '<script>alert("x")</script> & <b>bold</b>'
-    shown = show_answer(text, [0, 8, 20], [0.1, 0.2, 0.3], largest=0.3, heading="<i>why</i>")
+    shown = show_response(text, [0, 8, 20], [0.1, 0.2, 0.3], largest=0.3, heading="<i>why</i>")
     assert "<script" not in shown and "<b>" not in shown and "<i>" not in shown
     assert "".join(piece for *_, piece in spans(shown)) == text
 
 
 def test_depth_follows_the_value_and_values_are_titles():
-    shown = spans(show_answer("abc", [0, 1, 2], [0.0, 1.0, 2.0], largest=2.0))
+    shown = spans(show_response("abc", [0, 1, 2], [0.0, 1.0, 2.0], largest=2.0))
     assert [title for _, title, _ in shown] == ["0", "1", "2"]
     depths = [float(re.search(r"rgba\(\d+,\d+,\d+,([\d.]+)\)", style)[1]) for style, *_ in shown]
     assert depths[0] == 0 < depths[1] < depths[2] <= 1
@@ -30,22 +30,22 @@ def test_depth_follows_the_value_and_values_are_titles():
 
 def test_the_restart_is_marked_from_its_first_to_its_last_character():
     text = "So far. Wait, no. Good."
-    shown = spans(show_answer(text, [0, 7, 12, 17], [1, 1, 1, 1], largest=1, restart=(8, 17)))
+    shown = spans(show_response(text, [0, 7, 12, 17], [1, 1, 1, 1], largest=1, restart=(8, 17)))
     marked = "".join(piece for style, _, piece in shown if "border-bottom" in style)
     assert marked == "⟲ Wait, no." and "".join(piece for *_, piece in shown).replace("⟲ ", "") == text
 
 
 def test_tokens_of_one_character_are_one_piece_with_their_largest_value():
-    shown = spans(show_answer("a🥖b", [0, 1, 1, 1, 2], [0.0, 1.0, 4.0, 2.0, 0.5], largest=4.0))
+    shown = spans(show_response("a🥖b", [0, 1, 1, 1, 2], [0.0, 1.0, 4.0, 2.0, 0.5], largest=4.0))
     assert [(title, text) for _, title, text in shown] == [("0", "a"), ("4", "🥖"), ("0.5", "b")]
 
 
 def test_it_needs_no_script_and_prints_on_white():
-    shown = show_answer("a\nb", [0, 1], [0.0, 0.0], largest=0.0)
+    shown = show_response("a\nb", [0, 1], [0.0, 0.0], largest=0.0)
     assert "<script" not in shown and "background:#fff" in shown and "print-color-adjust:exact" in shown
-    assert show_answer("", [], [], largest=1.0).count("<span") == 0
+    assert show_response("", [], [], largest=1.0).count("<span") == 0
 
 
 def test_a_token_without_a_value_is_an_error():
     with pytest.raises(ValueError, match="2 tokens with 1 values"):
-        show_answer("ab", [0, 1], [1.0], largest=1.0)
+        show_response("ab", [0, 1], [1.0], largest=1.0)

@@ -67,7 +67,7 @@ def test_little_work_is_done_in_this_process_with_one_thread_as_workers_have(ite
     torch.set_num_threads(2)
     try:
         with Workers() as pool:
-            files = pool.map(where, [{"n": 1}, {"n": 2}], what="test", items=[items] * 2, item="answers")
+            files = pool.map(where, [{"n": 1}, {"n": 2}], what="test", items=[items] * 2, item="responses")
         ran = [json.loads(file.read_bytes()) for file in files]
         assert torch.get_num_threads() == 2
     finally:
@@ -81,7 +81,7 @@ def test_little_work_starts_no_process(monkeypatch):
     monkeypatch.setenv("ESR_WORKERS", "2")
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: pytest.fail(f"{method} of a process"))
     with Workers() as pool:
-        pool.map(where, [{"n": 3}], what="test", items=[1], item="answers")
+        pool.map(where, [{"n": 3}], what="test", items=[1], item="responses")
 
 
 def test_an_error_ends_the_run_and_keeps_what_finished(tmp_path):

@@ -27,28 +27,28 @@ class Fetch(Section):
 
 
 class TrainSae(Shared):
-    documents: Positive
-    document_tokens: Positive
-    held_out: Positive
+    n_documents: Positive
+    max_document_tokens: Positive
+    n_held_out: Positive
     layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    comparison_tokens: Positive
+    selection_tokens: Positive
     tokens: Positive
     d_sae: Positive
     k: Positive
 
 
 class Sae(Shared):
-    documents: Positive
-    show: Positive
+    n_documents: Positive
+    n_shown: Positive
 
 
 class Relevance(Shared):
-    documents: Positive
-    pairs: Positive
+    n_documents: Positive
+    n_pairs: Positive
 
 
 class Latents(Shared):
-    n: Positive
+    n_latents: Positive
     min_concreteness: Share
     min_density: Share
     max_density: Share
@@ -58,7 +58,7 @@ class Calibrate(Shared, Generation):
     target: float = Field(gt=0, lt=100)
     max_sd: float = Field(gt=0)
     tolerance: float = Field(gt=0, le=100)
-    queries: Positive
+    n_queries: Positive
     prompts_per_query: Positive
 
 
@@ -111,110 +111,109 @@ class Judge(Section):
 class Measure(Section):
     models: list[str] = Field(min_length=1)
     bases: list[str] = Field(min_length=1)
+    restarting_models: list[str]
     seed: int
     confidence: float = Field(gt=0, lt=1)
-    resamples: Positive
+    n_bootstrap: Positive
 
 
 class Finetune(Shared, Generation):
     ratios: list[Share] = Field(min_length=1)
-    chosen: Share
-    examples: Positive
-    corpus_answers: Positive
+    chosen_ratio: Share
+    n_examples: Positive
+    n_corpus_responses: Positive
     openings_per_prompt: Positive
     opening_tokens: Positive
     min_boost: float = Field(gt=0)
     max_boost: float = Field(gt=0)
     max_opening_score: float = Field(ge=0, le=100)
-    min_answer_score: float = Field(ge=0, le=100)
-    answer_tokens: Positive
-    restarted_tokens: Positive
+    min_response_score: float = Field(ge=0, le=100)
+    response_tokens: Positive
+    recovery_tokens: Positive
     n_development: Positive
-    n_training: Positive
-    min_training: Share
-    min_concreteness: Share
+    n_training_prompts: Positive
+    min_training_concreteness: Share
+    min_development_concreteness: Share
     first_layer: Positive
     rank: Positive
-    alpha: float = Field(gt=0)
+    lora_alpha: float = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
     learning_rate: float = Field(gt=0)
-    warm_up: int = Field(ge=0)
+    warmup_steps: int = Field(ge=0)
     epochs: Positive
-    training_batch: Positive
-    decision_weight: float = Field(gt=0)
+    training_batch_size: Positive
+    restart_weight: float = Field(gt=0)
     n_prompts: Positive
     n_unsteered: Positive
-    n_beginnings: Positive
+    n_prefills: Positive
     confidence: float = Field(gt=0, lt=1)
-    resamples: Positive
+    n_bootstrap: Positive
 
     @model_validator(mode="after")
     def _chosen_is_trained(self):
-        if self.chosen not in self.ratios:
-            raise ValueError(f"chosen is {self.chosen}, which is none of the ratios {self.ratios}: choose one of them")
+        if self.chosen_ratio not in self.ratios:
+            raise ValueError(
+                f"chosen_ratio is {self.chosen_ratio}, which is none of the ratios {self.ratios}: choose one of them"
+            )
         return self
 
 
 class BoostSweep(Shared, Generation):
-    levels: list[float] = Field(min_length=2)
+    offsets: list[float] = Field(min_length=2)
     n_prompts: Positive
-    base_n_prompts: Positive
     n_seeds: Positive
     confidence: float = Field(gt=0, lt=1)
-    resamples: Positive
+    n_bootstrap: Positive
 
 
 class MetaPrompts(Shared, Generation):
     n_prompts: Positive
-    base_n_prompts: Positive
     n_seeds: Positive
     confidence: float = Field(gt=0, lt=1)
-    resamples: Positive
+    n_bootstrap: Positive
 
 
 class Detectors(Shared):
     rule: Literal["strict", "auc", "cohens_d"]
-    n: Positive
+    n_detectors: Positive
     min_active: Share
-    rounds: Positive
+    n_derangements: Positive
     n_random: int = Field(ge=3)
     n_steered: Positive
 
 
 class Ablate(Shared, Generation):
     n_prompts: Positive
-    base_n_prompts: Positive
     n_seeds: Positive
     confidence: float = Field(gt=0, lt=1)
-    resamples: Positive
+    n_bootstrap: Positive
 
 
 class Activations(Shared):
     n_baselines: Positive
     n_never_restarted: Positive
-    bins: int = Field(ge=2)
+    n_bins: int = Field(ge=2)
     confidence: float = Field(gt=0, lt=1)
-    resamples: Positive
+    n_bootstrap: Positive
 
 
 class Controls(Shared, Generation):
-    n: Positive
-    base_n: Positive
-    least: Positive
-    most: Positive
-    off_topic: float = Field(ge=0, le=100)
-    on_topic: float = Field(ge=0, le=100)
+    n_prefills: Positive
+    min_tokens: Positive
+    max_tokens: Positive
+    max_off_topic_score: float = Field(ge=0, le=100)
+    min_on_topic_score: float = Field(ge=0, le=100)
     n_random: int = Field(ge=0)
-    min_after: Positive
-    opening: Positive
+    min_tokens_after: Positive
+    opening_tokens: Positive
     windows: list[list[Annotated[int, Field(ge=0)]]] = Field(min_length=1)
     confidence: float = Field(gt=0, lt=1)
-    resamples: Positive
+    n_bootstrap: Positive
 
     @model_validator(mode="after")
     def _ranges_are_not_empty(self):
-        if self.most < self.least:
-            raise ValueError(f"most is {self.most}, least is {self.least}: give at least as many tokens as least")
+        if self.max_tokens < self.min_tokens:
+            raise ValueError(f"max_tokens is {self.max_tokens}, min_tokens is {self.min_tokens}: give at least as many")
         for window in self.windows:
             if len(window) != 2 or window[0] >= window[1]:
                 raise ValueError(f"windows has {window}: give [first, last + 1] of tokens, as [0, 32]")
@@ -226,7 +225,7 @@ class Power(Section):
     max_new_tokens: Positive
     power: float = Field(gt=0, lt=1)
     icc: float = Field(ge=0, lt=1)
-    trials: list[Positive] = Field(min_length=2)
+    n_trials: list[Positive] = Field(min_length=2)
     tokens_per_second: float = Field(gt=0)
     usd_per_trial: float = Field(ge=0)
 
@@ -237,7 +236,7 @@ class CrossJudge(Section):
     seed: int
     judges: list[LlmJudge] = []
     confidence: float = Field(gt=0, lt=1)
-    resamples: Positive
+    n_bootstrap: Positive
 
 
 class Claims(Section):
@@ -246,10 +245,10 @@ class Claims(Section):
 
 class Figures(Section):
     models: list[str] = Field(min_length=1)
+    restarting_models: list[str]
 
 
-# The stages, in the order of their notebooks. Sections of params.yaml a stage reads besides its own (of `measure`, the
-# level and resamples of intervals):
+# The stages, in the order of their notebooks, each with the sections of params.yaml it reads besides its own.
 STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "fetch": (Fetch, ()),
     "train_sae": (TrainSae, ()),
@@ -259,8 +258,6 @@ STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "calibrate": (Calibrate, ("generation",)),
     "steer": (Steer, ("generation",)),
     "judge": (Judge, ()),
-    "measure": (Measure, ()),
-    "figures": (Figures, ()),
     "finetune": (Finetune, ("generation", "measure")),
     "boost_sweep": (BoostSweep, ("generation", "measure")),
     "meta_prompts": (MetaPrompts, ("generation", "measure")),
@@ -269,6 +266,8 @@ STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "activations": (Activations, ("measure",)),
     "controls": (Controls, ("generation", "measure")),
     "cross_judge": (CrossJudge, ("judge", "measure")),
+    "measure": (Measure, ()),
+    "figures": (Figures, ()),
     "power": (Power, ("generation",)),
     "claims": (Claims, ()),
 }

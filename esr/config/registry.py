@@ -33,8 +33,8 @@ class SaeSource(Section):
 class Boost(Section):
     """Search bounds and Gaussian prior of the calibration, in units of the median residual norm."""
 
-    low: float = Field(ge=0)
-    high: float = Field(gt=0)
+    min: float = Field(ge=0)
+    max: float = Field(gt=0)
     prior_mean: float = Field(gt=0)
     prior_sd: float = Field(gt=0)
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from esr.config.params import STAGES, Generation
 from esr.config.registry import REGISTRY, base_of, model_entry
 from esr.config.schema import ConfigError, Section, load_yaml, validate
-from esr.paths import ROOT
+from esr.paths import ROOT, SCRATCH, in_pipeline
 
 PARAMS = ROOT / "params.yaml"
 
@@ -38,6 +38,8 @@ def notebook_parameters(stage: str, names: dict[str, Any]) -> Section:
     """
     section, _ = STAGES[stage]
     given = {name: names[name] for name in section.model_fields if name in names}
+    if not in_pipeline():
+        print(f"Run by hand: outputs go to {SCRATCH}, and the results of the pipeline stay as they are.")
     checked = validate(TypeAdapter(section), given, f"notebook {stage}")
     for model in [given["model"]] if "model" in given else given.get("models", []):
         model_entry(model)
@@ -48,6 +50,7 @@ def _assemble(stage: str, params: dict, model: str) -> Section:
     section, others = STAGES[stage]
     sizes = params["scales"][params["scale"]]
     values = {"model": model, "models": params["models"], "bases": params["bases"], "seed": params["seed"]}
+    values |= {"restarting_models": params["restarting_models"]}
     values = {name: value for name, value in values.items() if name in section.model_fields}
     for name in others:
         given = (params.get(name) or {}) | (sizes.get(name) or {})
@@ -59,7 +62,7 @@ def _assemble(stage: str, params: dict, model: str) -> Section:
 
 def _check_file(params: dict) -> None:
     """Every section of the file, not just the stage's: a mistake is better found before the first stage than in it."""
-    known = {"scale", "models", "bases", "seed", "scales", "generation", *STAGES}
+    known = {"scale", "models", "bases", "restarting_models", "seed", "scales", "generation", *STAGES}
     for key in params:
         if key not in known:
             raise ConfigError(f"{PARAMS.name}: unknown key {key!r}; allowed are {', '.join(sorted(known))}.")
@@ -78,6 +81,9 @@ def _check_file(params: dict) -> None:
                 f"{PARAMS.name}: models has {model!r}, whose SAE and latents are those of {base_of(model)!r}: "
                 "add that to bases."
             )
+    for model in params.get("restarting_models") or []:
+        if model not in params["models"]:
+            raise ConfigError(f"{PARAMS.name}: restarting_models has {model!r}, which is not in models: add it there.")
     for stage in STAGES:
         _assemble(stage, params, params["models"][0])
 

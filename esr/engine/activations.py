@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esr.engine.interventions import Intervention, Step, apply
+from esr.engine.interventions import Capture, Captured, Intervention, Step, apply
 from esr.engine.workers import split
 from esr.progress import Progress
 
@@ -25,10 +25,10 @@ class Document:
     """Token ids of a prompt (chat template and any prefill included) and of an answer to it, or to another prompt."""
 
     prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    response: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
+        return len(self.prompt) + len(self.response)
 
 
 @torch.no_grad()
@@ -47,45 +47,26 @@ def residuals(
     which it never ran; in bfloat16 up to rounding.
     """
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
-    progress, done, tokens = Progress(what, len(order), "answers"), 0, 0
+    progress, done, tokens = Progress(what, len(order), "responses"), 0, 0
     for part in split(order, batch_size):
-        reading = _Reading(layer)
+        capture = Capture(layer, leave=True)  # last of the layer: after the edits
         ids, step = _padded(model, documents, part)
-        with suppress(_Enough), apply(model, [*edits, reading], step):
+        with suppress(Captured), apply(model, [*edits, capture], step):
             model.model(input_ids=ids, use_cache=False)
-        for row, i in enumerate(part):
-            first = len(documents[i].prompt)
-            yield i, reading.hidden[row, first : len(documents[i])]
+        for i in part:
+            yield i, capture.residuals(i)[len(documents[i].prompt) :]
         done, tokens = done + len(part), tokens + int(step.real.sum())
         progress.update(done, tokens)
-
-
-class _Enough(Exception):
-    """The layer that is read is computed: raised to leave the forward pass there."""
-
-
-class _Reading:
-    """The last intervention of a layer: keeps what the others left."""
-
-    def __init__(self, layer: int):
-        self.layer = layer
-
-    def edit(self, hidden, step):
-        self.hidden = hidden
-        raise _Enough
-
-    def prompt_key(self, trial):
-        return None
 
 
 def _padded(model, documents: Sequence[Document], part: Sequence[int]) -> tuple[Tensor, Step]:
     """Token ids of some documents, padded behind (unseen by a causal model), and the pass that holds them."""
     width = max(len(documents[i]) for i in part)
     ids = torch.zeros(len(part), width, dtype=torch.long, device=model.device)
-    real, answer = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+    real, response = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
     for row, i in enumerate(part):
         document = documents[i]
-        ids[row, : len(document)] = torch.tensor([*document.prompt, *document.answer])
+        ids[row, : len(document)] = torch.tensor([*document.prompt, *document.response])
         real[row, : len(document)] = True
-        answer[row, len(document.prompt) - 1 : len(document)] = True  # the last prompt token chooses the first one
-    return ids, Step(torch.tensor(part, device=model.device), real, answer)
+        response[row, len(document.prompt) - 1 : len(document)] = True  # the last prompt token chooses the first one
+    return ids, Step(torch.tensor(part, device=model.device), real, response)

@@ -38,7 +38,7 @@ class Row:
 
 
 @dataclass
-class Answer:
+class Response:
     """Token ids written (the stop token left out) and why writing ended: `stop` or `length`."""
 
     tokens: list[int] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Generator:
         max_length = max(len(r.prompt) + r.max_new_tokens for r in rows)
         self.plan = Plan(slots)
         self.cache = Cache(layers=[RaggedLayer(self.plan) for _ in range(model.config.num_hidden_layers)])
-        self.answers = [Answer() for _ in rows]
+        self.responses = [Response() for _ in rows]
         self.waiting = list(range(len(rows)))[::-1]
         self.trials = torch.full((slots,), -1, device=self.device)  # -1: idle
         self.lengths = torch.zeros(slots, dtype=torch.long, device=self.device)  # tokens known, last one not yet run
@@ -65,7 +65,7 @@ class Generator:
         self.uniforms = torch.zeros(slots, max(r.max_new_tokens for r in rows), device=self.device)
         self.step = Step(self.trials, self.trials[:, None] >= 0, self.trials[:, None] >= 0)
 
-    def run(self, on_progress: Callable[[int, int], None] | None = None) -> list[Answer]:
+    def run(self, on_progress: Callable[[int, int], None] | None = None) -> list[Response]:
         """Write every answer. `on_progress(new_tokens, finished_rows)` is called after every token step."""
         while self.waiting or bool((self.trials >= 0).any()):
             self._admit()
@@ -73,7 +73,7 @@ class Generator:
             written, finished = self._decode()
             if on_progress:
                 on_progress(written, finished)
-        return self.answers
+        return self.responses
 
     def _admit(self) -> None:
         """Give idle slots to waiting rows and run their prompts, all but the last token, into the cache."""
@@ -109,7 +109,7 @@ class Generator:
         positions = torch.arange(width, device=self.device)[None]
         self._plan(slots, positions.expand(len(group), width), prefill=True)
         self.step.real = self.plan.positions < (self.lengths[slots] - 1)[:, None]
-        self.step.answer = torch.zeros_like(self.step.real)
+        self.step.response = torch.zeros_like(self.step.real)
         causal = torch.ones(width, width, dtype=torch.bool, device=self.device).tril()[None, None]
         self._run(self.tokens[slots[firsts], :width], positions, causal)
 
@@ -170,7 +170,7 @@ class Generator:
         seen = torch.arange(self.plan.room, device=self.device)[None, :] <= positions
         slots = torch.arange(len(self.trials), device=self.device)
         self._plan(slots, positions, prefill=False)
-        self.step.real = self.step.answer = active[:, None]
+        self.step.real = self.step.response = active[:, None]
         logits = self._run(self.tokens.gather(1, positions), positions, seen[:, None, None, :])
         prompt_lengths = torch.tensor(
             [len(self.rows[t].prompt) if t >= 0 else 0 for t in self.trials.tolist()], device=self.device
@@ -182,12 +182,12 @@ class Generator:
         for slot, (trial, token) in enumerate(zip(self.trials.tolist(), chosen.tolist(), strict=True)):
             if trial < 0:
                 continue
-            answer, row = self.answers[trial], self.rows[trial]
+            response, row = self.responses[trial], self.rows[trial]
             if token in self.stop_tokens:
-                answer.finish_reason = "stop"
+                response.finish_reason = "stop"
             else:
-                answer.tokens.append(token)
-                if len(answer.tokens) < row.max_new_tokens:
+                response.tokens.append(token)
+                if len(response.tokens) < row.max_new_tokens:
                     self.tokens[slot, self.lengths[slot]] = token
                     self.lengths[slot] += 1
                     continue
@@ -241,7 +241,7 @@ def generate(
     repetition_penalty: float,
     stop_tokens: Sequence[int],
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[Answer]:
+) -> list[Response]:
     """Write one answer per row, `batch_size` at a time, under `interventions` indexed like `rows`.
 
     temperature 0 is greedy. Raises ValueError on an empty prompt or a length limit below 1.

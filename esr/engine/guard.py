@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from esr.engine.interventions import Readout
+from esr.engine.interventions import LatentSubset
 
 
 class SteeringError(RuntimeError):
@@ -24,7 +24,7 @@ class SteeringError(RuntimeError):
 class Guard:
     """Watches one layer; itself the first intervention there, one that edits nothing.
 
-    vectors: added to every token of each trial (to answers alone with `answer_only`); None adds nothing.
+    vectors: added to every token of each trial (to answers alone with `response_only`); None adds nothing.
     chosen: of `readout`'s latents, those each trial loses, read after the addition.
     """
 
@@ -32,18 +32,18 @@ class Guard:
         self,
         layer: int,
         vectors: Float[Tensor, "trials d_model"] | None = None,
-        answer_only: bool = False,
-        readout: Readout | None = None,
+        response_only: bool = False,
+        subset: LatentSubset | None = None,
         chosen: Bool[Tensor, "trials latents"] | None = None,
     ):
-        self.layer, self.vectors, self.answer_only = layer, vectors, answer_only
-        self.readout, self.chosen = readout, chosen
+        self.layer, self.vectors, self.response_only = layer, vectors, response_only
+        self.subset, self.chosen = subset, chosen
         self.raw: Tensor | None = None
         self.passes = 0
 
     def edit(self, hidden, step):
         self.raw = hidden.clone()  # a hook that edits in place must not change what is compared
-        self.trials, self.real, self.answer = step.trials.clone(), step.real, step.answer
+        self.trials, self.real, self.response = step.trials.clone(), step.real, step.response
         return hidden
 
     def prompt_key(self, trial):
@@ -58,11 +58,11 @@ class Guard:
             )
         expected = self.raw
         if self.vectors is not None:
-            where = self.answer if self.answer_only else self.real
+            where = self.response if self.response_only else self.real
             added = self.vectors[self.trials].to(expected.dtype)[:, None, :] * where[:, :, None].to(expected.dtype)
             expected = expected + added
         if self.chosen is not None:
-            lost = (self.readout.activations(expected) * self.chosen[self.trials][:, None]) @ self.readout.decoder
+            lost = (self.subset.activations(expected) * self.chosen[self.trials][:, None]) @ self.subset.decoder
             rounding = torch.finfo(expected.dtype).eps * (expected.abs() + lost.abs())
             wrong = (received.float() - (expected.float() - lost)).abs() > rounding
         else:

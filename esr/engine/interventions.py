@@ -6,7 +6,8 @@ returns the edited residual stream. The unsteered baseline is the empty list: ev
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,7 +28,7 @@ class Step:
 
     trials: Int[Tensor, " rows"]
     real: Bool[Tensor, "rows seq"]
-    answer: Bool[Tensor, "rows seq"]
+    response: Bool[Tensor, "rows seq"]
 
 
 class Intervention(Protocol):
@@ -51,19 +52,19 @@ class AddVector:
 
     layer: int
     vectors: Float[Tensor, "trials d_model"]
-    answer_only: bool = False
+    response_only: bool = False
 
     def edit(self, hidden, step):
-        where = step.answer if self.answer_only else step.real
+        where = step.response if self.response_only else step.real
         vectors = self.vectors[step.trials].to(hidden.dtype)
         return hidden + vectors[:, None, :] * where[:, :, None].to(hidden.dtype)
 
     def prompt_key(self, trial):
-        return () if self.answer_only else tuple(self.vectors[trial].tolist())
+        return () if self.response_only else tuple(self.vectors[trial].tolist())
 
 
 @dataclass(frozen=True)
-class Readout:
+class LatentSubset:
     """A few latents of an SAE, read without computing the others: `relu(a)` where `a > threshold`, else 0, with
     `a = (h - center) @ encoder + bias` (ReLU and JumpReLU SAEs; thresholds may be negative). Everything in float32.
     """
@@ -96,51 +97,51 @@ class ZeroAblate:
     """
 
     layer: int
-    readout: Readout
+    subset: LatentSubset
     chosen: Bool[Tensor, "trials latents"]
 
     def edit(self, hidden, step):
         where = self.chosen[step.trials][:, None, :] & step.real[:, :, None]
-        lost = (self.readout.activations(hidden) * where) @ self.readout.decoder
+        lost = (self.subset.activations(hidden) * where) @ self.subset.decoder
         return (hidden.float() - lost).to(hidden.dtype)
 
     def prompt_key(self, trial):
         return tuple(self.chosen[trial].tolist())
 
 
-class Capture:
-    """Keep the residual stream of real tokens, row by row, in the order they were computed."""
+class Captured(Exception):
+    """Raised by a `Capture` with `leave`: nothing above its layer needs to be computed."""
 
-    def __init__(self, layer: int, n_trials: int):
-        self.layer = layer
-        self.pieces: list[list[Tensor]] = [[] for _ in range(n_trials)]
+
+class Capture:
+    """Keep the residual stream of real tokens, trial by trial, in the order they were computed.
+
+    keep: what is kept of a trial's residuals, such as the activations of a LatentSubset; the residuals where None.
+    leave: raise Captured once they are kept.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        keep: Callable[[Float[Tensor, "tokens d_model"]], Float[Tensor, "tokens kept"]] | None = None,
+        leave: bool = False,
+    ):
+        self.layer, self.keep, self.leave = layer, keep or Tensor.clone, leave
+        self.pieces: dict[int, list[Tensor]] = defaultdict(list)
 
     def edit(self, hidden, step):
         for row, trial in enumerate(step.trials.tolist()):
             if bool(step.real[row].any()):
-                self.pieces[trial].append(self.read(hidden[row, step.real[row]]))
+                self.pieces[trial].append(self.keep(hidden[row, step.real[row]]))
+        if self.leave:
+            raise Captured
         return hidden
 
-    def read(self, residuals: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens kept"]:
-        """What is kept of a trial's residuals."""
-        return residuals.clone()
-
     def prompt_key(self, trial):
-        return None  # every trial's own residuals are wanted
+        return None  # every trial's residuals are wanted
 
     def residuals(self, trial: int) -> Float[Tensor, "tokens kept"]:
         return torch.cat(self.pieces[trial])
-
-
-class CaptureLatents(Capture):
-    """Keep the activations of a readout's latents, nothing of size d_sae or d_model."""
-
-    def __init__(self, layer: int, n_trials: int, readout: Readout):
-        super().__init__(layer, n_trials)
-        self.readout = readout
-
-    def read(self, residuals):
-        return self.readout.activations(residuals)
 
 
 def shared_prompt(interventions: Sequence[Intervention], trial: int) -> Hashable | None:

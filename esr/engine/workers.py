@@ -76,7 +76,7 @@ class Workers:
         paths = [chunk_path(function, chunk) for chunk in chunks]
         missing = [i for i, path in enumerate(paths) if not path.exists()]
         to_do = sum(items[i] for i in missing)
-        progress = Progress(what, sum(items), item, most_units=to_do * units_per_item if units_per_item else None)
+        progress = Progress(what, sum(items), item, max_units=to_do * units_per_item if units_per_item else None)
         progress.reuse(sum(items) - to_do)
         work = [(chunks[i], paths[i]) for i in missing]
         if missing and self.count == 0:

@@ -1,18 +1,19 @@
 """What an ablation changes: paired trials of a condition and of its baseline, and the verdicts on the published claims.
 
 `one` and `other` are the baseline's and the condition's rows of the same trials (esr.experiments.run.paired), as in
-esr.statistics.comparisons; an outcome's figures carry its prefix, none for multi-attempt.
+esr.statistics.effects; an outcome's figures carry its prefix, none for multi-attempt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from esr.statistics import metrics, verdicts
-from esr.statistics.comparisons import (
+from esr.statistics.effects import (
     gee_difference,
     holm,
     mcnemar_exact,
@@ -20,8 +21,10 @@ from esr.statistics.comparisons import (
     relative_reduction,
     unclustered_difference,
 )
+from esr.statistics.estimates import Estimate
 from esr.statistics.intervals import clustered, effective_size
 from esr.statistics.power import minimum_detectable_reduction
+from esr.statistics.verdicts import Verdict
 
 Outcome = Callable[[pd.DataFrame], pd.Series]
 OUTCOMES: dict[str, Outcome] = {"": metrics.multi_attempt, "esr_": metrics.esr}
@@ -30,44 +33,45 @@ EFFECTS = ("detectors", "held_out")  # conditions published to reduce
 CONTROLS = ("random",)  # conditions published not to
 
 
-def contrast(one: pd.DataFrame, other: pd.DataFrame, *, level: float, resamples: int, seed: int) -> dict:
+def ablation_effects(one: pd.DataFrame, other: pd.DataFrame, *, confidence: float, n_bootstrap: int, seed: int) -> dict:
     """Difference and relative reduction with intervals, exact McNemar p, a clustered logistic model and the authors'
     unclustered difference, for multi-attempt and for ESR (prefixed esr_); the difference of first-attempt scores."""
-    interval = {"level": level, "resamples": resamples, "seed": seed}
+    interval = {"confidence": confidence, "n_bootstrap": n_bootstrap, "seed": seed}
     figures: dict = {"n_pairs": len(one)}
     for prefix, outcome in OUTCOMES.items():
         events = outcome(one).to_numpy(bool), outcome(other).to_numpy(bool)
         figures |= {
             f"{prefix}difference": paired_difference(*events, one.latent, **interval),
             f"{prefix}relative_reduction": relative_reduction(*events, one.latent, **interval),
-            f"{prefix}p_value": mcnemar_exact(*events)["p_value"],
-            f"{prefix}gee": gee_difference(*events, one.latent, level=level),
-            f"{prefix}unclustered_difference": unclustered_difference(*events, level=level),
+            f"{prefix}p_value": mcnemar_exact(*events).p_value,
+            f"{prefix}gee": gee_difference(*events, one.latent, confidence=confidence),
+            f"{prefix}unclustered_difference": unclustered_difference(*events, confidence=confidence),
         }
     figures["score_difference"] = paired_difference(one.first_score, other.first_score, one.latent, **interval)
     return figures
 
 
-def conclude(contrasts: dict[str, dict], detector_ablation: dict, level: float) -> dict:
-    """`{"verdict": {condition: ...}, "esr_verdict": ...}` on the conditions of `EFFECTS` and `CONTROLS` there are.
+def decide(effects: dict[str, dict], detector_ablation: dict, confidence: float) -> dict[str, dict[str, Verdict]]:
+    """`{"verdict": {condition: Verdict}, "esr_verdict": ...}` on the conditions of `EFFECTS` and `CONTROLS` there are:
+    the only place where ablations are judged.
 
     An effect is judged by its relative reduction against the published one (`detector_ablation` of data/published.json)
     and is not reproduced unless McNemar's exact p, adjusted by Holm over the conditions of the outcome, is below
     1 - level. A control is judged by whether its reduction stays within half of the published one.
     """
-    names = [name for name in (*EFFECTS, *CONTROLS) if name in contrasts]
+    names = [name for name in (*EFFECTS, *CONTROLS) if name in effects]
     result = {}
     for prefix in OUTCOMES:
         published = detector_ablation[PUBLISHED[prefix]]
-        adjusted = holm([contrasts[name][f"{prefix}p_value"] for name in names])
+        adjusted = holm([effects[name][f"{prefix}p_value"] for name in names])
         result[f"{prefix}verdict"] = {
-            name: _verdict(name, contrasts[name][f"{prefix}relative_reduction"], published, p, 1 - level)
+            name: _verdict(name, effects[name][f"{prefix}relative_reduction"], published, p, confidence)
             for name, p in zip(names, adjusted, strict=True)
         }
     return result
 
 
-def detectable(one: pd.DataFrame, other: pd.DataFrame, *, level: float, resamples: int, seed: int) -> dict:
+def detectable(one: pd.DataFrame, other: pd.DataFrame, *, confidence: float, n_bootstrap: int, seed: int) -> dict:
     """`{"minimum_detectable_reduction": ..., "esr_...": ...}`: the smallest relative reduction that as many pairs, as
     discordant and as clustered as these, find with 80 % power. None where nothing happens, or no reduction is found."""
     result = {}
@@ -80,8 +84,8 @@ def detectable(one: pd.DataFrame, other: pd.DataFrame, *, level: float, resample
                 len(a),
                 float(a.mean()),
                 float((a != b).mean()),
-                len(a) / effective_size(differences, codes, count, resamples, seed),
-                level=1 - level,
+                len(a) / effective_size(differences, codes, count, n_bootstrap, seed),
+                confidence=confidence,
             )
             if known
             else None
@@ -89,8 +93,8 @@ def detectable(one: pd.DataFrame, other: pd.DataFrame, *, level: float, resample
     return result
 
 
-def _verdict(condition: str, reduction: dict, published: float, p_value: float, alpha: float) -> dict:
+def _verdict(condition: str, reduction: Estimate, published: float, p_value: float, confidence: float) -> Verdict:
     """esr.statistics.verdicts on one condition, with the adjusted p beside it."""
     if condition in CONTROLS:
-        return verdicts.absence(reduction, published / 2) | {"p_value_holm": p_value}
-    return verdicts.tested(reduction, published, p_value, alpha) | {"p_value_holm": p_value}
+        return replace(verdicts.absence(reduction, published / 2), p_value_holm=p_value)
+    return verdicts.tested(reduction, published, p_value, confidence)

@@ -6,23 +6,18 @@ boosts, asked at its median, updated by Bayes with the probability that the nois
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import beta, norm
 
 from esr.config.registry import Boost
+from esr.engine.workers import Workers
 from esr.progress import say
-from esr.storage.digests import digest
+from esr.steering.trials import Plan, Settings, generate_responses
+from esr.storage.digests import seeded, trial_seed
 from esr.storage.records import Latent, Prompt, Query, Threshold
-
-if TYPE_CHECKING:
-    from esr.engine.workers import Workers
-    from esr.steering.trials import Settings
-
 
 CELLS = 400  # grid cells between the bounds
 WEIGHT = 5.0  # pseudo-observations a score is worth: the paper's Beta with Jeffreys prior
@@ -35,10 +30,9 @@ class Bisection:
 
     def __init__(self, bounds: Boost, target: float):
         self.target = target
-        self.width = (bounds.high - bounds.low) / CELLS
+        self.width = (bounds.max - bounds.min) / CELLS
         self.prior = (bounds.prior_mean, bounds.prior_sd)
-        self.low = bounds.low
-        self.grid = bounds.low + self.width * (np.arange(CELLS) + 0.5)
+        self.grid = bounds.min + self.width * (np.arange(CELLS) + 0.5)
         self.belief = _normalized(norm.pdf(self.grid, *self.prior))
         self.queries: list[Query] = []
         self.widened = 0
@@ -112,7 +106,7 @@ class Search:
     """How thresholds are looked for: see params.yaml, section calibrate."""
 
     target: float
-    queries: int
+    n_queries: int
     prompts_per_query: int
     max_sd: float
     tolerance: float
@@ -128,24 +122,21 @@ def find_thresholds(
     judge,
     workers: Workers,
 ) -> list[Threshold]:
-    """Bisect all latents together: each round is one batch of answers, judged on the first attempt.
+    """Bisect all latents together: each round is one batch of responses, judged on the first attempt.
 
-    Prompts rotate from query to query in an order of the latent's own. An answer without a score (empty) counts as 0:
-    the model was pushed too far to answer at all.
+    Prompts rotate from query to query, in an order drawn for each latent. A response without a score (it is empty)
+    counts as 0: the steering was too strong for any response.
     """
-    from esr.steering.trials import Plan, write_answers
-    from esr.storage.digests import trial_seed
-
     bisections = {latent.index: Bisection(bounds, search.target) for latent in latents}
-    orders = {x.index: random.Random(digest(search.seed, x.index)).sample(list(prompts), len(prompts)) for x in latents}
-    for number in range(search.queries):
+    orders = {x.index: seeded(search.seed, x.index).sample(list(prompts), len(prompts)) for x in latents}
+    for number in range(search.n_queries):
         plans = [
             Plan("calibrate", x.index, x.label, prompt.id, prompt.text,
                  trial_seed(search.seed, x.index, prompt.id, 1000 + number), bisections[x.index].median)
             for x in latents
             for prompt in _turn(orders[x.index], number, search.prompts_per_query)
         ]  # fmt: skip
-        trials = write_answers(plans, settings, workers, f"calibrate, query {number + 1} of {search.queries}")
+        trials = generate_responses(plans, settings, workers, f"calibrate, query {number + 1} of {search.n_queries}")
         scores: dict[int, list[float]] = {}
         for trial, judgement in zip(trials, judge.judge(trials), strict=True):
             first = judgement.attempts[0].score if judgement.attempts else None

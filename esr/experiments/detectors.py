@@ -7,7 +7,6 @@ for the prompt, else mismatched.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,7 +18,7 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 
 from esr.steering.activations import Activity
-from esr.storage.digests import digest
+from esr.storage.digests import seeded
 from esr.storage.records import AblationSet, Detector
 
 Rule = Literal["strict", "auc", "cohens_d"]
@@ -32,11 +31,11 @@ class Pair:
 
     round: int
     prompt: str
-    answer_of: str
+    response_of: str
 
     @property
     def matched(self) -> bool:
-        return self.prompt == self.answer_of
+        return self.prompt == self.response_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def derangement(n: int, seed: int) -> list[int]:
     """
     if n < 2:
         raise ValueError(f"{n} prompts cannot exchange their answers: at least two are needed.")
-    draw = random.Random(digest("derangement", n, seed))
+    draw = seeded("derangement", n, seed)
     order = list(range(n))
     while any(i == place for i, place in enumerate(order)):
         draw.shuffle(order)
@@ -81,7 +80,7 @@ def pair_up(prompts: Sequence[str], rounds: int, seed: int) -> list[Pair]:
 
 def split_halves(prompts: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
     """Two halves of the prompts, drawn by seed; of an odd number the first has one more. Their order stays."""
-    drawn = set(random.Random(digest("halves", seed)).sample(list(prompts), -(-len(prompts) // 2)))
+    drawn = set(seeded("halves", seed).sample(list(prompts), -(-len(prompts) // 2)))
     return [x for x in prompts if x in drawn], [x for x in prompts if x not in drawn]
 
 
@@ -90,16 +89,16 @@ def separation(maxima: Float[np.ndarray, "pairs d_sae"], pairs: Sequence[Pair]) 
     matched = np.array([pair.matched for pair in pairs])
     if matched.all() or not matched.any():
         raise ValueError("Both matched and mismatched answers are needed to tell one from the other.")
-    own, other = maxima[matched].astype(float), maxima[~matched].astype(float)
+    there, elsewhere = maxima[matched].astype(float), maxima[~matched].astype(float)
     ranks = rankdata(maxima, axis=0)[~matched].sum(0)
-    auc = (ranks - len(other) * (len(other) + 1) / 2) / (len(own) * len(other))
+    auc = (ranks - len(elsewhere) * (len(elsewhere) + 1) / 2) / (len(there) * len(elsewhere))
     return Separation(
-        matched_share=(own > 0).mean(0),
-        mismatched_share=(other > 0).mean(0),
-        matched_mean=own.mean(0),
-        mismatched_mean=other.mean(0),
+        matched_share=(there > 0).mean(0),
+        mismatched_share=(elsewhere > 0).mean(0),
+        matched_mean=there.mean(0),
+        mismatched_mean=elsewhere.mean(0),
         auc=auc,
-        cohens_d=cohens_d(other, own),
+        cohens_d=cohens_d(elsewhere, there),
     )
 
 
@@ -175,7 +174,10 @@ def matching(activity: Activity, detectors: Sequence[int], sets: Sequence[Sequen
     """How well sets are matched to the detectors, a row each: mean frequency, what a token has of the set's latents
     together, and the factor by which a latent is off in frequency and in mean activation (median and worst)."""
     logs, rows = activity.logs(), []
-    for name, latents in [("detectors", detectors), *((f"random_{k}", own) for k, own in enumerate(sets, start=1))]:
+    for name, latents in [
+        ("detectors", detectors),
+        *((f"random_{k}", latents) for k, latents in enumerate(sets, start=1)),
+    ]:
         off = np.exp(np.abs(logs[list(latents)] - logs[list(detectors)]))
         rows.append(
             {
@@ -197,7 +199,7 @@ def ablation_sets(
     """What the conditions of the ablation experiment ablate. `halves`: two times prompts and the detectors found on
     them; a trial of `held_out` loses those found on the half that its prompt is not in."""
     sets = [AblationSet(condition="detectors", latents=list(detectors))]
-    sets += [AblationSet(condition=f"random_{k}", latents=list(own)) for k, own in enumerate(randoms, start=1)]
+    sets += [AblationSet(condition=f"random_{k}", latents=list(latents)) for k, latents in enumerate(randoms, start=1)]
     for (_, found), (prompts, _) in zip(halves, reversed(halves), strict=True):
         sets.append(AblationSet(condition="held_out", latents=list(found), prompts=list(prompts)))
     return sets
@@ -205,9 +207,9 @@ def ablation_sets(
 
 def ablated(sets: Sequence[AblationSet], condition: str, prompt_id: str) -> tuple[int, ...]:
     """The latents a trial of `condition` loses. Raises ValueError when the sets do not say."""
-    for own in sets:
-        if own.condition == condition and (not own.prompts or prompt_id in own.prompts):
-            return tuple(own.latents)
+    for row in sets:
+        if row.condition == condition and (not row.prompts or prompt_id in row.prompts):
+            return tuple(row.latents)
     raise ValueError(
         f"No set of latents to ablate in condition {condition!r} for prompt {prompt_id!r}: find them first."
     )

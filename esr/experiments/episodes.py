@@ -3,8 +3,8 @@ there (paper section 5)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,9 @@ from jaxtyping import Float
 from scipy.stats import wilcoxon
 
 from esr.experiments.detectors import cohens_d
+from esr.models.alignment import Alignment
 from esr.statistics import intervals
-from esr.statistics.comparisons import holm, ratio
+from esr.statistics.effects import holm, ratio
 from esr.storage.records import Judgement, Trial
 
 REGIONS = ("off_topic", "restart", "after")
@@ -21,30 +22,20 @@ WHOLE = "whole"  # of an answer that never restarts
 COLUMNS = ["kind", "trial_id", "latent", "prompt_id", "region", "means"]
 
 
-def token_starts(tokens: Sequence[int], tokenizer, text: str) -> list[int]:
-    """Character of `text` at which each token begins; `text` is what the tokens decode to, without special tokens.
-
-    A token begins where the tokens before it have said all they can: at the end of what their text shares with the
-    whole. Tokens that spell one character together begin at that character; a special token at the one after it.
-    """
-    begun = (tokenizer.decode(tokens[:i], skip_special_tokens=True) for i in range(len(tokens)))
-    return [len(os.path.commonprefix([part, text])) for part in begun]
-
-
-def regions(starts: Sequence[int], text: str, judgement: Judgement) -> list[str]:
+def regions(alignment: Alignment, judgement: Judgement) -> list[str]:
     """Region of each token: off_topic before the second attempt, restart in the words that begin it, after until the
     third attempt or the end, later from there; all `WHOLE` with fewer than two attempts.
 
     A token belongs where its first character that is no space does.
     """
+    n_tokens = len(alignment.starts) - 1
     if len(judgement.attempts) < 2:
-        return [WHOLE] * len(starts)
+        return [WHOLE] * n_tokens
     second = judgement.attempts[1]
     borders = (second.start, second.start + len(second.restart), second.end)
-    ends = [*starts[1:], len(text)]
     return [
-        (*REGIONS, "later")[np.searchsorted(borders, _visible(text, start, end), side="right")]
-        for start, end in zip(starts, ends, strict=True)
+        (*REGIONS, "later")[np.searchsorted(borders, _visible(alignment.text, start, end), side="right")]
+        for start, end in pairwise(alignment.starts)
     ]
 
 
@@ -91,7 +82,7 @@ def summarize(frame: pd.DataFrame, curves: pd.DataFrame, latents: Sequence[int],
 
     Means are of answers, whatever their length. Ratios are to unsteered answers, episodes clustered by the latent that
     steered, unsteered answers by prompt; off_topic_to_never is to steered answers that never restart. All are null,
-    with what `n` there is, where there are no episodes. `interval`: level, resamples, seed.
+    with what `n` there is, where there are no episodes. `interval`: confidence, n_bootstrap, seed.
     """
     frame = frame.assign(value=np.array([np.mean(m) for m in frame.means], dtype=float))
     kinds = {

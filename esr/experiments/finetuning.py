@@ -26,6 +26,7 @@ from esr.experiments.self_corrections import Example
 from esr.models.loading import model_folder, resident_model
 from esr.models.provenance import environment
 from esr.sae.loading import load_directions
+from esr.steering.strength import residual_norm
 from esr.storage.digests import digest, file_digest
 from esr.storage.files import replacing, write_bytes, write_rows
 
@@ -33,12 +34,12 @@ CODE = [Path(__file__).with_name(name) for name in ("finetuning.py", "lora.py")]
 
 
 def train_all(
-    model_id: str, examples: dict[str, Sequence[Example]], recipe: Recipe, norm: float, workers: Workers
+    model_id: str, examples: dict[str, Sequence[Example]], recipe: Recipe, workers: Workers
 ) -> dict[str, tuple[dict[str, Tensor], list[TrainingStep]]]:
     """Adapter and learning curve of every set of examples, by its name; side by side in workers, finished ones kept.
 
-    norm: length of a boost of 1 (esr.steering.strength.residual_norm). Raises ValueError unless the adapters begin
-    right above the steered layer: pushes are added to what the first of them reads.
+    Raises ValueError unless the adapters begin right above the steered layer: steering vectors are added to what the
+    first of them reads.
     """
     entry = model_entry(model_id)
     if recipe.first_layer != entry.steer_layer + 1:
@@ -48,16 +49,16 @@ def train_all(
         )
     shared = {
         "model": model_id,
-        "norm": norm,
+        "residual_norm": residual_norm(model_id),
         "recipe": asdict(recipe),
         "provenance": environment()
         | {
             "weights": file_digest(model_folder(model_id) / "model.safetensors"),
-            "code": digest(*(file_digest(Path(__file__).with_name(name)) for name in ("finetuning.py", "lora.py"))),
+            "code": digest(*map(file_digest, CODE)),
         },
     }
-    chunks = [shared | {"examples": [e.model_dump() for e in own]} for own in examples.values()]
-    sizes = [len(own) * recipe.epochs for own in examples.values()]
+    chunks = [shared | {"examples": [e.model_dump() for e in rows]} for rows in examples.values()]
+    sizes = [len(rows) * recipe.epochs for rows in examples.values()]
     files = workers.map(train_chunk, chunks, what="fine-tuning", items=sizes, item="examples")
     return {name: _read_training(file) for name, file in zip(examples, files, strict=True)}
 
@@ -67,9 +68,9 @@ def train_chunk(chunk: dict, report: Report) -> bytes:
     model, _ = resident_model(chunk["model"])
     examples = [Example(**example) for example in chunk["examples"]]
     directions = load_directions(chunk["model"], [e.latent for e in examples])
-    lengths = [e.boost * chunk["norm"] for e in examples]
-    pushes = [length * d.to(model.device) if length else None for length, d in zip(lengths, directions, strict=True)]
-    state, curve = train(model, examples, Recipe(**chunk["recipe"]), report, pushes)
+    lengths = [e.boost * chunk["residual_norm"] for e in examples]
+    vectors = [length * d.to(model.device) if length else None for length, d in zip(lengths, directions, strict=True)]
+    state, curve = train(model, examples, Recipe(**chunk["recipe"]), report, vectors)
     return save(state, {"curve": json.dumps([step.model_dump() for step in curve])})
 
 

@@ -31,29 +31,29 @@ class Recipe:
     """Linear maps of a layer that get an adapter; those of the MLP as well take three quarters more time."""
     rank: int = 16
     """Of each adapter's two matrices."""
-    alpha: float = 16.0
-    """An adapter's output is multiplied by alpha / rank."""
+    lora_alpha: float = 16.0
+    """An adapter's output is multiplied by lora_alpha / rank."""
     dropout: float = 0.05
     """Share of an adapter's inputs set to zero while training."""
     lr: float = 1e-3
     """Highest learning rate of AdamW, reached after the warm-up; it then falls linearly to zero."""
-    warm_up: int = 10
+    warmup_steps: int = 10
     """Steps in which the learning rate climbs."""
     epochs: int = 2
     """How often each example is seen."""
     batch_size: int = 8
     """Examples a step, of about equal length."""
-    decision_weight: float = 10.0
+    restart_weight: float = 10.0
     """How many times another token's the loss of a restart's words counts, and of a token where one might begin."""
     seed: int = 0
     """Of the adapters' first values, the dropout and the order of the examples."""
 
     def __post_init__(self):
-        for name in ("first_layer", "rank", "alpha", "lr", "epochs", "batch_size", "decision_weight"):
+        for name in ("first_layer", "rank", "lora_alpha", "lr", "epochs", "batch_size", "decision_weight"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
-        if not 0 <= self.dropout < 1 or self.warm_up < 0:
-            raise ValueError(f"dropout is {self.dropout} (0 to 1) and warm_up {self.warm_up} (0 or more).")
+        if not 0 <= self.dropout < 1 or self.warmup_steps < 0:
+            raise ValueError(f"dropout is {self.dropout} (0 to 1) and warmup_steps {self.warmup_steps} (0 or more).")
 
 
 class TrainingStep(Record):
@@ -90,7 +90,7 @@ def train(
     examples: Sequence[Example],
     recipe: Recipe,
     on_step: Callable[[int, int], None] | None = None,
-    pushes: Sequence[Float[Tensor, " d_model"] | None] | None = None,
+    vectors: Sequence[Float[Tensor, " d_model"] | None] | None = None,
 ) -> tuple[dict[str, Tensor], list[TrainingStep]]:
     """LoRA weights as PEFT names them, float32, and the learning curve. `model` is as before afterwards.
 
@@ -108,8 +108,8 @@ def train(
         )
     with packed(model):
         inputs = [_lower_residuals(model, example, recipe.first_layer) for example in examples]
-    if pushes is not None:
-        inputs = [x if v is None else x + v.to(x.dtype) for x, v in zip(inputs, pushes, strict=True)]
+    if vectors is not None:
+        inputs = [x if v is None else x + v.to(x.dtype) for x, v in zip(inputs, vectors, strict=True)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         adapted = get_peft_model(model, lora_config(recipe, n_layers))
@@ -135,7 +135,7 @@ def lora_config(recipe: Recipe, n_layers: int, base: str | None = None):
 
     return LoraConfig(
         r=recipe.rank,
-        lora_alpha=recipe.alpha,
+        lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.dropout,
         target_modules=list(recipe.projections),
         layers_to_transform=list(range(recipe.first_layer, n_layers)),
@@ -159,11 +159,11 @@ def _descend(model, inputs, examples, recipe: Recipe, on_step) -> list[TrainingS
     batches = [b for epoch in range(recipe.epochs) for b in _batches(examples, recipe.batch_size, recipe.seed + epoch)]
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=0.0)
-    schedule = get_linear_schedule_with_warmup(optimizer, min(recipe.warm_up, len(batches) - 1), len(batches))
+    schedule = get_linear_schedule_with_warmup(optimizer, min(recipe.warmup_steps, len(batches) - 1), len(batches))
     curve, seen = [], 0
     for step, batch in enumerate(batches, start=1):
         chosen = [examples[i] for i in batch]
-        loss = batch_loss(model, [inputs[i] for i in batch], chosen, recipe.decision_weight)
+        loss = batch_loss(model, [inputs[i] for i in batch], chosen, recipe.restart_weight)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -190,7 +190,7 @@ def _batches(examples: Sequence[Example], size: int, seed: int) -> list[list[int
 
 
 def batch_loss(
-    model, inputs: Sequence[Float[Tensor, "seq d_model"]], examples: Sequence[Example], decision_weight: float
+    model, inputs: Sequence[Float[Tensor, "seq d_model"]], examples: Sequence[Example], restart_weight: float
 ) -> Tensor:
     """Mean cross-entropy of the examples' loss tokens, nats, decisions counted `decision_weight` times.
 
@@ -202,7 +202,7 @@ def batch_loss(
     rows, positions, targets, decisive = (t.to(hidden.device) for t in loss_tokens(examples))
     parts = zip(hidden[rows, positions].split(LOSS_PART), targets.split(LOSS_PART), strict=True)
     losses = torch.cat([_token_losses(model, *part) for part in parts])
-    weights = 1 + (decision_weight - 1) * decisive
+    weights = 1 + (restart_weight - 1) * decisive
     return (weights * losses).sum() / weights.sum()
 
 

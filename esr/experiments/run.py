@@ -10,16 +10,16 @@ import pandas as pd
 from esr.engine.workers import Workers
 from esr.judging.offline import load_judge
 from esr.statistics import metrics
-from esr.steering.trials import Plan, Settings, write_answers
+from esr.steering.trials import Plan, Settings, generate_responses
 from esr.storage.files import read_rows, write_rows
 from esr.storage.records import Judgement, Threshold, Trial
 
 
-def answer(plans: Sequence[Plan], settings: Settings, folder: Path, what: str) -> list[Trial]:
-    """The plans' answers, in their order, written to `folder/answers.jsonl`."""
+def generate(plans: Sequence[Plan], settings: Settings, folder: Path, what: str) -> list[Trial]:
+    """The plans' answers, in their order, written to `folder/responses.jsonl`."""
     with Workers() as workers:
-        trials = write_answers(plans, settings, workers, what)
-    write_rows(folder / "answers.jsonl", trials)
+        trials = generate_responses(plans, settings, workers, what)
+    write_rows(folder / "responses.jsonl", trials)
     return trials
 
 
@@ -32,7 +32,7 @@ def judge(trials: Sequence[Trial], folder: Path) -> list[Judgement]:
 
 def read_pair(folder: Path) -> tuple[list[Trial], list[Judgement]]:
     """Answers and judgements of a folder, row by row about the same trials. Raises ValueError when they are not."""
-    trials, judgements = read_rows(folder / "answers.jsonl", Trial), read_rows(folder / "judgements.jsonl", Judgement)
+    trials, judgements = read_rows(folder / "responses.jsonl", Trial), read_rows(folder / "judgements.jsonl", Judgement)
     if [t.id for t in trials] != [j.trial_id for j in judgements]:
         raise ValueError(f"{folder}: answers and judgements are not of the same trials; run their stages again.")
     return trials, judgements

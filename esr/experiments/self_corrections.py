@@ -17,9 +17,9 @@ from pydantic import Field
 
 from esr.models.chat import chat_tokens
 from esr.sae.corpus import Corpus
-from esr.sae.on_policy import requests_and_answers
+from esr.sae.on_policy import requests_and_responses
 from esr.steering.trials import Plan
-from esr.storage.digests import digest, trial_seed
+from esr.storage.digests import seeded, trial_seed
 from esr.storage.records import Latent, Prompt, Record, Trial
 
 # A restart is a halt, a verdict on what was said, and the announcement of another try: every combination is one. Most
@@ -73,7 +73,7 @@ class Example(Record):
     model is to break off and answer while it is pushed. boost 0 for openings nobody pushed, and for ordinary answers.
     """
 
-    kind: Literal["correction", "ordinary"]
+    kind: Literal["self_correction", "plain"]
     prompt_id: str
     tokens: list[int]
     loss_from: int = Field(ge=1)
@@ -83,8 +83,8 @@ class Example(Record):
     boost: float
 
 
-class Answer(Record):
-    """What was asked and what the model wrote, steered towards the latent of `label` or, with "", towards none."""
+class TrainingText(Record):
+    """A prompt and what the model wrote, steered towards the latent of `label` or, with "", towards none."""
 
     prompt_id: str
     prompt: str
@@ -107,12 +107,12 @@ def split_prompts(prompts: Sequence[Prompt], n_development: int, seed: int) -> t
         raise ValueError(
             f"n_development is {n_development}; with {len(prompts)} prompts, 1 to {len(prompts) - 1} work."
         )
-    left_out = set(random.Random(digest(seed, "prompts")).sample(range(len(prompts)), n_development))
+    left_out = set(seeded(seed, "prompts").sample(range(len(prompts)), n_development))
     return [p for i, p in enumerate(prompts) if i not in left_out], [prompts[i] for i in sorted(left_out)]
 
 
 def split_latents(
-    drawn: Sequence[Latent], n_development: int, min_concreteness: float, min_training: float
+    drawn: Sequence[Latent], n_development: int, min_concreteness: float, min_training_concreteness: float
 ) -> tuple[list[Latent], list[Latent]]:
     """Latents for openings, and `n_development` to measure on: no steering latent (`kept`) is in either.
 
@@ -123,7 +123,7 @@ def split_latents(
     usable = [x for x in drawn if not x.kept and x.label and x.reason in ("fires on a prompt", "label not concrete")]
     development = [x for x in usable if x.concreteness >= min_concreteness][:n_development]
     chosen = {x.index for x in development}
-    training = [x for x in usable if x.concreteness >= min_training and x.index not in chosen]
+    training = [x for x in usable if x.concreteness >= min_training_concreteness and x.index not in chosen]
     if len(development) < n_development or not training:
         raise ValueError(
             f"Of {len(drawn)} drawn latents {len(development)} serve to measure on ({n_development} are asked for) and "
@@ -132,10 +132,10 @@ def split_latents(
     return training, development
 
 
-def plan_answers(prompts: Sequence[Prompt], latents: Sequence[Latent], seed: int) -> list[Plan]:
+def plan_responses(prompts: Sequence[Prompt], latents: Sequence[Latent], seed: int) -> list[Plan]:
     """One unsteered answer to each prompt: what is trained towards."""
     return [
-        Plan("ordinary", latents[0].index, "", p.id, p.text, trial_seed(seed, latents[0].index, p.id, 0), 0.0)
+        Plan("plain", latents[0].index, "", p.id, p.text, trial_seed(seed, latents[0].index, p.id, 0), 0.0)
         for p in prompts
     ]
 
@@ -144,66 +144,66 @@ def plan_openings(
     prompts: Sequence[Prompt], latents: Sequence[Latent], boosts: tuple[float, float], per_prompt: int, seed: int
 ) -> list[Plan]:
     """`per_prompt` steered texts for each prompt, latent and boost (in median residual norms) drawn for each."""
-    rng = random.Random(digest(seed, "openings"))
+    rng = seeded(seed, "openings")
     plans = []
     for prompt in prompts:
         for repeat in range(per_prompt):
             latent, boost = rng.choice(latents), round(rng.uniform(*boosts), 3)
-            own = trial_seed(seed, latent.index, prompt.id, repeat + 1)
-            plans.append(Plan("opening", latent.index, latent.label, prompt.id, prompt.text, own, boost))
+            drawn = trial_seed(seed, latent.index, prompt.id, repeat + 1)
+            plans.append(Plan("opening", latent.index, latent.label, prompt.id, prompt.text, drawn, boost))
     return plans
 
 
-def answers_of(trials: Sequence[Trial]) -> list[Answer]:
-    return [Answer(**{name: getattr(trial, name) for name in Answer.model_fields}) for trial in trials]
+def training_texts(trials: Sequence[Trial]) -> list[TrainingText]:
+    return [TrainingText(**{name: getattr(trial, name) for name in TrainingText.model_fields}) for trial in trials]
 
 
-def corpus_answers(corpus: Corpus, tokenizer, n: int, seed: int) -> list[Answer]:
+def corpus_responses(corpus: Corpus, tokenizer, n: int, seed: int) -> list[TrainingText]:
     """`n` answers of the corpus the SAE is trained on: many more subjects than there are prompts, already written.
 
     Taken as cut by the length limit, since a document does not tell. Raises ValueError when there are fewer than `n` of
     at least 30 words.
     """
-    requests, answers = requests_and_answers(corpus, tokenizer, len(corpus.starts))
-    usable = [i for i, answer in enumerate(answers) if len(answer.split()) >= MIN_CORPUS_WORDS]
+    requests, responses = requests_and_responses(corpus, tokenizer, len(corpus.starts))
+    usable = [i for i, response in enumerate(responses) if len(response.split()) >= MIN_CORPUS_WORDS]
     if n > len(usable):
         raise ValueError(f"{n} answers of the corpus are asked for; {len(usable)} of its documents are long enough.")
     return [
-        Answer(
+        TrainingText(
             prompt_id=f"corpus-{i}",
             prompt=requests[i],
             latent=0,
             label="",
             boost=0.0,
-            text=answers[i],
-            tokens=_ids(tokenizer, answers[i]),
+            text=responses[i],
+            tokens=_ids(tokenizer, responses[i]),
             finish_reason="length",
         )
-        for i in random.Random(digest(seed, "corpus")).sample(usable, n)
+        for i in seeded(seed, "corpus").sample(usable, n)
     ]
 
 
-def select(answers: Sequence[Answer], scorer, low: float, high: float) -> list[Answer]:
+def select(responses: Sequence[TrainingText], scorer, min_score: float, max_score: float) -> list[TrainingText]:
     """Answers that score `low` to `high`: a steered text may still be on topic, an ordinary answer may stray.
 
     Trained on as what it is not, such a text teaches to restart where nothing is wrong. scorer: of
     `esr.judging.relevance`.
     """
-    answers = [answer for answer in answers if answer.text.strip()]
-    scores = scorer.score([a.prompt for a in answers], [a.text for a in answers], [a.label for a in answers])
-    return [a for a, score in zip(answers, scores, strict=True) if low <= score <= high]
+    responses = [response for response in responses if response.text.strip()]
+    scores = scorer.score([a.prompt for a in responses], [a.text for a in responses], [a.label for a in responses])
+    return [a for a, score in zip(responses, scores, strict=True) if min_score <= score <= max_score]
 
 
 def make_examples(
-    answers: Sequence[Answer],
-    openings: Sequence[Answer],
+    responses: Sequence[TrainingText],
+    openings: Sequence[TrainingText],
     tokenizer,
     *,
     ratio: float,
     n: int,
     seed: int,
-    answer_tokens: int,
-    restarted_tokens: int,
+    response_tokens: int,
+    recovery_tokens: int,
     stop_token: int,
 ) -> list[Example]:
     """`n` examples in random order, `round(ratio * n)` of them self-corrections, the others ordinary answers.
@@ -213,33 +213,33 @@ def make_examples(
     a restart to `restarted_tokens`: what they teach beyond their beginning, ordinary ones teach. Raises ValueError when
     the ratio is outside 0 to 1 or there are fewer than two answers.
     """
-    if not 0 <= ratio <= 1 or len(answers) < 2:
-        raise ValueError(f"ratio is {ratio} (0 to 1 is allowed) and there are {len(answers)} answers (2 are needed).")
-    rng = random.Random(digest(seed, ratio, n))
-    steered: dict[str, list[Answer]] = {}
+    if not 0 <= ratio <= 1 or len(responses) < 2:
+        raise ValueError(f"ratio is {ratio} (0 to 1 is allowed) and there are {len(responses)} answers (2 are needed).")
+    rng = seeded(seed, ratio, n)
+    steered: dict[str, list[TrainingText]] = {}
     for opening in openings:
         steered.setdefault(opening.prompt_id, []).append(opening)
     corrections = round(ratio * n)
     examples = []
-    for answer in _turns(answers, corrections, rng):
+    for response in _turns(responses, corrections, rng):
         if openings and rng.random() < FROM_STEERING:
-            source = rng.choice(steered.get(answer.prompt_id) or openings)
+            source = rng.choice(steered.get(response.prompt_id) or openings)
         else:
-            source = rng.choice([a for a in answers if a.prompt_id != answer.prompt_id])
-        example = _correction(answer, cut_opening(source.text, rng), tokenizer, restarted_tokens, stop_token, rng)
+            source = rng.choice([a for a in responses if a.prompt_id != response.prompt_id])
+        example = _correction(response, cut_opening(source.text, rng), tokenizer, recovery_tokens, stop_token, rng)
         examples.append(example.model_copy(update={"latent": source.latent, "boost": source.boost}))
-    for answer in _turns(answers, n - corrections, rng):
-        prompt = list(chat_tokens(tokenizer, answer.prompt))
-        ends = answer.finish_reason == "stop" and len(answer.tokens) <= answer_tokens
-        told = list(answer.tokens[:answer_tokens]) + [stop_token] * ends
-        examples.append(_example("ordinary", answer, prompt, [], told, tokenizer))
+    for response in _turns(responses, n - corrections, rng):
+        prompt = list(chat_tokens(tokenizer, response.prompt))
+        ends = response.finish_reason == "stop" and len(response.tokens) <= response_tokens
+        targets = list(response.tokens[:response_tokens]) + [stop_token] * ends
+        examples.append(_example("plain", response, prompt, [], targets, tokenizer))
     rng.shuffle(examples)
     return examples
 
 
-def _turns(answers: Sequence[Answer], n: int, rng: random.Random) -> list[Answer]:
-    rounds = -(-n // len(answers))
-    return [a for _ in range(rounds) for a in rng.sample(list(answers), len(answers))][:n]
+def _turns(responses: Sequence[TrainingText], n: int, rng: random.Random) -> list[TrainingText]:
+    rounds = -(-n // len(responses))
+    return [a for _ in range(rounds) for a in rng.sample(list(responses), len(responses))][:n]
 
 
 def cut_opening(text: str, rng: random.Random) -> str:
@@ -249,23 +249,23 @@ def cut_opening(text: str, rng: random.Random) -> str:
     openings broke off its ordinary sentences too.
     """
     words = [m.end() for m in re.finditer(r"\S+", text)]
-    low, high = words[min(MIN_WORDS, len(words)) - 1], words[min(MAX_WORDS, len(words)) - 1]
-    ends = [m.end() for m in SENTENCE_END.finditer(text) if low <= m.end() <= high]
+    first, last = words[min(MIN_WORDS, len(words)) - 1], words[min(MAX_WORDS, len(words)) - 1]
+    ends = [m.end() for m in SENTENCE_END.finditer(text) if first <= m.end() <= last]
     if not ends:
-        return text[:high].strip().rstrip(",;:-") + "."
+        return text[:last].strip().rstrip(",;:-") + "."
     return text[: max(rng.choices(ends, k=2))].strip()  # later rather than earlier: interruptions stand before it
 
 
-def _correction(answer: Answer, opening: str, tokenizer, restarted_tokens: int, stop_token: int, rng) -> Example:
+def _correction(response: TrainingText, opening: str, tokenizer, recovery_tokens: int, stop_token: int, rng) -> Example:
     """Prompt and opening without loss, then the restart and the answer."""
-    reminder = rng.choice(REMINDERS).format(answer.prompt)
+    reminder = rng.choice(REMINDERS).format(response.prompt)
     restart = _ids(tokenizer, f" {_restart(rng)} {reminder}".rstrip())
-    told = _ids(tokenizer, rng.choice(AFTER_RESTART) + answer.text.strip())
-    ends = answer.finish_reason == "stop" and len(told) <= restarted_tokens
-    prompt, begun = list(chat_tokens(tokenizer, answer.prompt)), _ids(tokenizer, opening)
-    told = told[:restarted_tokens] + [stop_token] * ends
-    example = _example("correction", answer, prompt + begun, restart, told, tokenizer)
-    sentences = [i for i in range(MIN_WORDS, len(begun)) if LAST_WORD.search(tokenizer.decode(begun[i - 2 : i]))]
+    targets = _ids(tokenizer, rng.choice(AFTER_RESTART) + response.text.strip())
+    ends = response.finish_reason == "stop" and len(targets) <= recovery_tokens
+    prompt, started = list(chat_tokens(tokenizer, response.prompt)), _ids(tokenizer, opening)
+    targets = targets[:recovery_tokens] + [stop_token] * ends
+    example = _example("self_correction", response, prompt + started, restart, targets, tokenizer)
+    sentences = [i for i in range(MIN_WORDS, len(started)) if LAST_WORD.search(tokenizer.decode(started[i - 2 : i]))]
     return example.model_copy(update={"interruptions": [len(prompt) + i for i in sentences]})
 
 
@@ -278,13 +278,15 @@ def _ids(tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _example(kind: str, answer: Answer, context: list[int], restart: list[int], told: list[int], tokenizer) -> Example:
+def _example(
+    kind: str, response: TrainingText, context: list[int], restart: list[int], targets: list[int], tokenizer
+) -> Example:
     begin = len(context) + len(restart)
-    behind = [begin + place for place in _behind_breaks(told, tokenizer)]
+    behind = [begin + place for place in _behind_breaks(targets, tokenizer)]
     return Example(
         kind=kind,
-        prompt_id=answer.prompt_id,
-        tokens=[*context, *restart, *told],
+        prompt_id=response.prompt_id,
+        tokens=[*context, *restart, *targets],
         loss_from=len(context),
         decisions=[*range(len(context), begin), *behind],
         interruptions=[],

@@ -76,9 +76,9 @@ def surviving(summaries: Mapping[str, dict], conclusions: Mapping[str, Callable[
         raise ValueError("No judge's summary is given: a conclusion must hold with at least one.")
     result = {}
     for name, conclusion in conclusions.items():
-        answers = {judge: conclusion(summary) for judge, summary in summaries.items()}
-        holds = {judge: None if answer is None else bool(answer) for judge, answer in answers.items()}
-        result[name] = {"holds": holds, "survives": all(answer is True for answer in holds.values())}
+        responses = {judge: conclusion(summary) for judge, summary in summaries.items()}
+        holds = {judge: None if response is None else bool(response) for judge, response in responses.items()}
+        result[name] = {"holds": holds, "survives": all(response is True for response in holds.values())}
     return result
 
 
@@ -86,7 +86,7 @@ def higher(name: str, one: str, other: str) -> Callable[[dict], bool | None]:
     """Whether `name` is higher in condition `one` than in `other`, a conclusion for `surviving`."""
 
     def conclusion(summary: dict) -> bool | None:
-        here, there = (summary[condition][name]["estimate"] for condition in (one, other))
+        here, there = (summary[condition][name].estimate for condition in (one, other))
         return None if here is None or there is None else here > there
 
     return conclusion
@@ -96,7 +96,7 @@ def above(name: str, condition: str, value: float) -> Callable[[dict], bool | No
     """Whether `name` is above `value` in a condition, a conclusion for `surviving`."""
 
     def conclusion(summary: dict) -> bool | None:
-        estimate = summary[condition][name]["estimate"]
+        estimate = summary[condition][name].estimate
         return None if estimate is None else estimate > value
 
     return conclusion

@@ -1,4 +1,4 @@
-"""What a judge is worth: measured against readers, on the labelled answers of data/judge/gold.jsonl (RUBRIC.md).
+"""What a judge is worth: measured against readers, on the labelled answers of data/judge/annotated.jsonl (RUBRIC.md).
 
 Only part `report` measures; part `develop` is there to improve a judge on. The answers are chosen to be hard (restarts
 and near misses are far more frequent than in the study), so precision and recall are not those of the study's answers.
@@ -14,13 +14,14 @@ from scipy.stats import bootstrap, rankdata, spearmanr
 
 from esr.judging.offline import is_degraded
 from esr.statistics import intervals
-from esr.storage.records import Attempt, Judgement, LabelledAnswer, Trial
+from esr.statistics.estimates import Estimate
+from esr.storage.records import AnnotatedResponse, Attempt, Judgement, Trial
 
 NEAR = 10  # characters between a beginning as read and as judged, RUBRIC.md section 3
 DECILES = 10
 
 
-def as_trials(labelled: Sequence[LabelledAnswer]) -> list[Trial]:
+def as_trials(annotated: Sequence[AnnotatedResponse]) -> list[Trial]:
     """The answers as a judge takes them: text, prompt and label; what made them is not known here and empty."""
     return [
         Trial(
@@ -28,28 +29,28 @@ def as_trials(labelled: Sequence[LabelledAnswer]) -> list[Trial]:
             prompt=x.prompt, seed=0, boost=x.boost, layer=0, max_new_tokens=0, temperature=0.0, repetition_penalty=1.0,
             tokens=[], text=x.text, finish_reason="length",
         )
-        for number, x in enumerate(labelled)
+        for number, x in enumerate(annotated)
     ]  # fmt: skip
 
 
-def as_judgements(labelled: Sequence[LabelledAnswer]) -> list[Judgement]:
+def as_judgements(annotated: Sequence[AnnotatedResponse]) -> list[Judgement]:
     """The readers as one more judge of `as_trials`, so that agreement with them is computed like any other."""
     judgements = []
-    for trial, x in zip(as_trials(labelled), labelled, strict=True):
+    for trial, x in zip(as_trials(annotated), annotated, strict=True):
         starts = [0, *x.starts]
         spans = zip(starts, [*x.starts, len(x.text)], x.scores, strict=True)
         shared = {name: getattr(trial, name) for name in ("model", "condition", "latent", "prompt_id", "seed")}
         attempts = [Attempt(start=a, end=b, restart="", score=score) for a, b, score in spans]
         judgements.append(
             Judgement(
-                trial_id=x.id, judge="readers", outcome="scored", attempts=attempts, degraded=is_degraded(x.text),
+                trial_id=x.id, judge="annotators", outcome="scored", attempts=attempts, degraded=is_degraded(x.text),
                 **shared,
             )
         )  # fmt: skip
     return judgements
 
 
-def measure(labelled: Sequence[LabelledAnswer], judgements: Sequence[Judgement], **interval) -> dict:
+def measure(annotated: Sequence[AnnotatedResponse], judgements: Sequence[Judgement], **interval) -> dict:
     """A judge beside the readers, row by row about the same answers; each rate `{"estimate", "low", "high", "n"}`.
 
     restart_precision, restart_recall: of single restarts, found when they begin within ten characters of each other,
@@ -58,33 +59,33 @@ def measure(labelled: Sequence[LabelledAnswer], judgements: Sequence[Judgement],
     judge and readers. by_decile: mean of both by decile of the readers' scores. n_unscored: answers the judge gave no
     score, which are left out. Raises ValueError when the rows are not about the same answers.
     """
-    if [x.id for x in labelled] != [j.trial_id for j in judgements]:
+    if [x.id for x in annotated] != [j.trial_id for j in judgements]:
         raise ValueError("Labels and judgements are not of the same answers in the same order.")
-    pairs = [(x, j) for x, j in zip(labelled, judgements, strict=True) if j.outcome == "scored"]
+    pairs = [(x, j) for x, j in zip(annotated, judgements, strict=True) if j.outcome == "scored"]
     found = [(x, a.start, x.starts) for x, j in pairs for a in j.attempts[1:]]
     told = [(x, start, [a.start for a in j.attempts[1:]]) for x, j in pairs for start in x.starts]
     several = [len(j.attempts) > 1 for _, j in pairs]
 
-    def share(events, ids) -> dict:
+    def share(events, ids) -> Estimate:
         return intervals.rate(events, ids, **interval)
 
-    def of_answers(chosen: Sequence[bool], events: Sequence[bool]) -> dict:
+    def of_responses(chosen: Sequence[bool], events: Sequence[bool]) -> Estimate:
         rows = [(bool(event), x.id) for keep, event, (x, _) in zip(chosen, events, pairs, strict=True) if keep]
         return share([event for event, _ in rows], [name for _, name in rows])
 
     genuine = [bool(x.starts) for x, _ in pairs]
     scores = [(x.scores[0], j.attempts[0].score) for x, j in pairs if j.attempts[0].score is not None]
-    readers, judge = np.array(scores, float).reshape(-1, 2).T
+    annotators, judge = np.array(scores, float).reshape(-1, 2).T
     return {
-        "n": len(labelled),
-        "n_unscored": len(labelled) - len(pairs),
+        "n": len(annotated),
+        "n_unscored": len(annotated) - len(pairs),
         "restart_precision": share([_near(s, starts) for _, s, starts in found], [x.id for x, *_ in found]),
         "restart_recall": share([_near(s, starts) for _, s, starts in told], [x.id for x, *_ in told]),
-        "multi_attempt_precision": of_answers(several, genuine),
-        "multi_attempt_recall": of_answers(genuine, several),
-        "near_miss_false_rate": of_answers([x.near_miss for x, _ in pairs], several),
-        "score_spearman": spearman(readers, judge, **interval),
-        "by_decile": by_decile(readers, judge),
+        "multi_attempt_precision": of_responses(several, genuine),
+        "multi_attempt_recall": of_responses(genuine, several),
+        "near_miss_false_rate": of_responses([x.near_miss for x, _ in pairs], several),
+        "score_spearman": spearman(annotators, judge, **interval),
+        "by_decile": by_decile(annotators, judge),
     }
 
 
@@ -92,11 +93,13 @@ def _near(start: int, others: Sequence[int]) -> bool:
     return any(abs(start - other) <= NEAR for other in others)
 
 
-def spearman(one: Sequence[float], other: Sequence[float], *, level: float, resamples: int, seed: int) -> dict:
+def spearman(
+    one: Sequence[float], other: Sequence[float], *, confidence: float, n_bootstrap: int, seed: int
+) -> Estimate:
     """Rank correlation of independent pairs with its bootstrap interval; nulls where one side does not vary."""
     one, other = np.asarray(one, float), np.asarray(other, float)
     if len(one) < 3 or min(np.ptp(one), np.ptp(other)) == 0:
-        return intervals.result(None, None, None, len(one))
+        return Estimate.of(None, None, None, len(one))
 
     def correlation(a, b, axis=-1):  # spearmanr of every resample at once
         a, b = ((r := rankdata(x, axis=axis)) - r.mean(axis, keepdims=True) for x in (a, b))
@@ -104,35 +107,35 @@ def spearman(one: Sequence[float], other: Sequence[float], *, level: float, resa
             return (a * b).sum(axis) / np.sqrt((a**2).sum(axis) * (b**2).sum(axis))
 
     ends = bootstrap(
-        (one, other), correlation, paired=True, method="percentile", confidence_level=level, n_resamples=resamples,
-        rng=np.random.default_rng(seed),
+        (one, other), correlation, paired=True, method="percentile", confidence_level=confidence,
+        n_resamples=n_bootstrap, rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    return intervals.result(spearmanr(one, other).statistic, *_finite(ends), len(one))
+    return Estimate.of(spearmanr(one, other).statistic, *_finite(ends), len(one))
 
 
-def by_decile(readers: Sequence[float], judge: Sequence[float]) -> list[dict]:
+def by_decile(annotators: Sequence[float], judge: Sequence[float]) -> list[dict]:
     """Mean score of readers and of the judge, in tenths of the answers by the readers' score; ties stay together.
     Empty where readers gave fewer than two different scores."""
-    frame = pd.DataFrame({"readers": readers, "judge": judge})
-    if frame.readers.nunique() < 2:
+    frame = pd.DataFrame({"annotators": annotators, "judge": judge})
+    if frame.annotators.nunique() < 2:
         return []
-    tenths = pd.qcut(frame.readers, DECILES, duplicates="drop")
+    tenths = pd.qcut(frame.annotators, DECILES, duplicates="drop")
     means = frame.groupby(tenths, observed=True).agg(
-        readers=("readers", "mean"), judge=("judge", "mean"), n=("judge", "size")
+        annotators=("annotators", "mean"), judge=("judge", "mean"), n=("judge", "size")
     )
     return means.to_dict("records")
 
 
 def matched_auc(
-    scorer, answers: Sequence[Trial], foreign: dict[str, str], *, level: float, resamples: int, seed: int
-) -> dict:
+    scorer, responses: Sequence[Trial], foreign: dict[str, str], *, confidence: float, n_bootstrap: int, seed: int
+) -> Estimate:
     """How well scores tell each answer under its own prompt from the same answer under a foreign one, area under the
     ROC curve; its interval resamples prompts. `foreign`: prompt -> the other prompt its answers are scored under.
     """
-    texts = [t.text for t in answers]
-    own = scorer.score([t.prompt for t in answers], texts, [""] * len(texts))
-    other = scorer.score([foreign[t.prompt] for t in answers], texts, [""] * len(texts))
-    prompts, codes = np.unique([t.prompt for t in answers], return_inverse=True)
+    texts = [t.text for t in responses]
+    own = scorer.score([t.prompt for t in responses], texts, [""] * len(texts))
+    other = scorer.score([foreign[t.prompt] for t in responses], texts, [""] * len(texts))
+    prompts, codes = np.unique([t.prompt for t in responses], return_inverse=True)
     every = np.arange(len(prompts))
     member = codes == every[:, None]
     above = (own[:, None] > other) + 0.5 * (own[:, None] == other)
@@ -143,10 +146,10 @@ def matched_auc(
         return ((times @ wins) * times).sum(axis=-1) / (times @ member.sum(axis=1)) ** 2
 
     ends = bootstrap(
-        (every,), area, method="percentile", confidence_level=level, n_resamples=resamples,
+        (every,), area, method="percentile", confidence_level=confidence, n_resamples=n_bootstrap,
         rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    return intervals.result(area(every), *_finite(ends), len(answers))
+    return Estimate.of(area(every), *_finite(ends), len(responses))
 
 
 def _finite(ends) -> list[float | None]:

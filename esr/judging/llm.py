@@ -20,7 +20,7 @@ from pathlib import Path
 from esr.config.params import LlmJudge
 from esr.judging.offline import is_degraded
 from esr.judging.providers import JudgeError, check_url, describe, generate, hide_secrets, open_model, run_quietly
-from esr.judging.replies import RUBRIC, Reading, question, read_reply, rubric_digest
+from esr.judging.replies import RUBRIC, ParsedReply, question, read_reply, rubric_digest
 from esr.paths import CACHE
 from esr.progress import Progress, say
 from esr.storage.digests import digest
@@ -129,12 +129,12 @@ class ModelJudge:
 
     def _record(self, trial: Trial, reply: Reply | None) -> Judgement:
         if reply is None:
-            reading = Reading("run_error" if trial.text.strip() else "empty", [], 0)
+            parsed = ParsedReply("run_error" if trial.text.strip() else "empty", [], 0)
         else:
-            reading = read_reply(reply.text, reply.stop_reason, trial.text)
+            parsed = read_reply(reply.text, reply.stop_reason, trial.text)
         shared = {name: getattr(trial, name) for name in ("model", "condition", "latent", "prompt_id", "seed")}
         return Judgement(
-            trial_id=trial.id, judge=self.name, degraded=is_degraded(trial.text), **reading._asdict(), **shared
+            trial_id=trial.id, judge=self.name, degraded=is_degraded(trial.text), **parsed._asdict(), **shared
         )
 
 
@@ -145,10 +145,10 @@ class Round:
         self.judge, self.entry, self.missing = judge, judge.entry, missing
         self.waiting = iter(missing.items())
         self.failures: Counter[str] = Counter()
-        self.answered = self.tokens = 0
+        self.replied = self.tokens = 0
         self.spent = 0.0  # USD; stays 0 where prices are not given
         self.stopped = False
-        self.progress = Progress(self.entry.name, total, "answers")
+        self.progress = Progress(self.entry.name, total, "responses")
         self.progress.reuse(total - len(missing))
 
     async def run(self) -> None:
@@ -169,21 +169,21 @@ class Round:
                 self.failures[describe(error)] += 1
                 continue
             write_text(self.judge._path(key), reply.model_dump_json(indent=1) + "\n")
-            self.answered += 1
+            self.replied += 1
             self.tokens += reply.input_tokens + reply.output_tokens
             self.spent += self.judge.cost(reply.input_tokens, reply.output_tokens) or 0.0
-            self.progress.update(self.answered + self.failures.total(), self.tokens)
+            self.progress.update(self.replied + self.failures.total(), self.tokens)
 
     async def _reply(self, model, trial: Trial) -> Reply:
-        asked = question(trial)
-        output = await generate(model, RUBRIC, asked)
+        message = question(trial)
+        output = await generate(model, RUBRIC, message)
         text, usage = output.completion, output.usage
         cached = (usage.input_tokens_cache_read or 0) + (usage.input_tokens_cache_write or 0) if usage else 0
         return Reply(
             judge=self.judge.name,
             text=hide_secrets(text.encode("utf-8", "backslashreplace").decode()),
             stop_reason=output.stop_reason,
-            input_tokens=usage.input_tokens + cached if usage else _tokens(RUBRIC) + _tokens(asked),
+            input_tokens=usage.input_tokens + cached if usage else _tokens(RUBRIC) + _tokens(message),
             output_tokens=usage.output_tokens if usage else _tokens(text),
             counted=usage is not None,
         )
@@ -192,15 +192,15 @@ class Round:
         """Say what came of it. Raises JudgeError when max_cost ended the run early."""
         name, failed = self.entry.name, self.failures.total()
         spent = "" if self.judge.cost(0, 0) is None else f", ${self.spent:.4f} spent"
-        say(f"{name}: {self.answered} replies, {self.tokens} tokens{spent}")
+        say(f"{name}: {self.replied} replies, {self.tokens} tokens{spent}")
         if failed:
             reasons = ", ".join(f"{count} x {reason}" for reason, count in self.failures.most_common())
             say(f"{name}: {failed} requests failed for good and are made again in the next run: {reasons}")
         if self.stopped:
-            left = len(self.missing) - self.answered - failed
+            left = len(self.missing) - self.replied - failed
             raise JudgeError(
                 f"Judge {name}: ${self.spent:.4f} spent, max_cost is ${self.entry.max_cost:.4f}: stopped with {left} "
-                f"answers not asked about. The {self.answered} replies are kept: raise max_cost or run again."
+                f"answers not asked about. The {self.replied} replies are kept: raise max_cost or run again."
             )
 
 

@@ -44,16 +44,16 @@ def hold_out(subjects: Sequence[str], share: float, seed: int) -> set[str]:
 
 
 def training_pairs(
-    requests: Sequence[str], answers: Sequence[str], forms: Sequence[str], n: int, seed: int
+    requests: Sequence[str], responses: Sequence[str], forms: Sequence[str], n: int, seed: int
 ) -> list[Pair]:
     """`n` pairs of all `KINDS`, prompts reworded half the time. Answers under 15 words are left out.
 
     Raises ValueError when the usable answers have fewer than two subjects.
     """
     documents = [
-        (request, subject_of(request, forms), re.findall(r"\S+\s*", answer))
-        for request, answer in zip(requests, answers, strict=True)
-        if len(answer.split()) >= MIN_WORDS
+        (request, subject_of(request, forms), re.findall(r"\S+\s*", response))
+        for request, response in zip(requests, responses, strict=True)
+        if len(response.split()) >= MIN_WORDS
     ]
     if len({subject for _, subject, _ in documents}) < 2:
         raise ValueError(f"{len(documents)} usable answers share fewer than two subjects: give more answers.")

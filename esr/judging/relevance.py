@@ -141,13 +141,13 @@ def _embed(embedder: Embedder, triples, known: dict[str, np.ndarray]) -> dict[st
 
 
 def on_topic(
-    subjects: Sequence[str], answers: Sequence[str], embedder: Embedder, words: int = 90
+    subjects: Sequence[str], responses: Sequence[str], embedder: Embedder, words: int = 90
 ) -> Bool[np.ndarray, " answers"]:
     """Whether each answer's beginning is nearer to its own subject than to all but `STRAY` of the other subjects."""
     names = sorted(set(subjects))
-    texts = embedder.encode([" ".join(answer.split()[:words]) for answer in answers])
+    texts = embedder.encode([" ".join(response.split()[:words]) for response in responses])
     cosines = texts @ embedder.encode(names).T
-    own = cosines[np.arange(len(answers)), [names.index(subject) for subject in subjects]]
+    own = cosines[np.arange(len(responses)), [names.index(subject) for subject in subjects]]
     return (cosines > own[:, None]).mean(1) < STRAY
 
 
@@ -206,12 +206,12 @@ def _fit_near(pairs: Sequence[Pair], embeddings) -> list[float]:
     """Slope and intercept of the log-odds that a piece at some cosine to the prompt answers it."""
     from sklearn.linear_model import LogisticRegression
 
-    cosines, answers = [], []
+    cosines, responses = [], []
     for pair in pairs:
         for piece in split_pieces(pair.text):
             cosines.append([embeddings[piece] @ embeddings[pair.prompt]])
-            answers.append(int(pair.share))
-    model = LogisticRegression(C=np.inf).fit(cosines, answers)
+            responses.append(int(pair.share))
+    model = LogisticRegression(C=np.inf).fit(cosines, responses)
     return [round(float(model.coef_[0, 0]), 4), round(float(model.intercept_[0]), 4)]
 
 

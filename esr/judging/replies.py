@@ -63,7 +63,7 @@ class Verdict(BaseModel):
     attempts: Annotated[list[Graded], Field(min_length=1)]
 
 
-class Reading(NamedTuple):
+class ParsedReply(NamedTuple):
     """What came of asking: attempts cover the answer in order, and there are some exactly when it is scored."""
 
     outcome: str  # one of `Judgement`'s
@@ -84,13 +84,13 @@ def rubric_digest() -> str:
     return digest(RUBRIC, question(example), list(Verdict.model_fields), list(Graded.model_fields))
 
 
-def read_reply(reply: str, stop_reason: str, answer: str) -> Reading:
+def read_reply(reply: str, stop_reason: str, response: str) -> ParsedReply:
     """Attempts of `answer` as a judge's `reply` has them. Never raises: a reply that is no verdict is an outcome."""
     verdict = parse(reply)
     if verdict is None:
-        return Reading("truncated" if stop_reason in CUT_OFF else "parse_failure", [], 0)
-    attempts, unverified = verify(verdict.attempts, answer)
-    return Reading("scored", attempts, unverified)
+        return ParsedReply("truncated" if stop_reason in CUT_OFF else "parse_failure", [], 0)
+    attempts, unverified = verify(verdict.attempts, response)
+    return ParsedReply("scored", attempts, unverified)
 
 
 def parse(reply: str) -> Verdict | None:
@@ -107,23 +107,23 @@ def parse(reply: str) -> Verdict | None:
         return None
 
 
-def verify(graded: Sequence[Graded], answer: str) -> tuple[list[Attempt], int]:
+def verify(graded: Sequence[Graded], response: str) -> tuple[list[Attempt], int]:
     """Attempts found in the answer, and how many claimed ones were not.
 
     An attempt after the first must be quoted verbatim (white space aside) from the words of a restart that follows
     the attempt before it (`esr.judging.restarts`), or from at most `SLACK` characters ahead of them; it then begins
     where the restart does. Otherwise its text stays with the attempt before, whose score stands.
     """
-    restarts = find_restarts(answer)
+    restarts = find_restarts(response)
     begins, scores, unverified = [Restart(0, "")], [graded[0].score], 0
     for claim in graded[1:]:
         later = [restart for restart in restarts if restart.start > begins[-1].start]
-        if found := _quoted_restart(claim.opening, answer, later):
+        if found := _quoted_restart(claim.opening, response, later):
             begins.append(found)
             scores.append(claim.score)
         else:
             unverified += 1
-    ends = [*(restart.start for restart in begins[1:]), len(answer)]
+    ends = [*(restart.start for restart in begins[1:]), len(response)]
     attempts = [
         Attempt(start=restart.start, end=end, restart=restart.phrase, score=score)
         for restart, end, score in zip(begins, ends, scores, strict=True)
@@ -131,12 +131,12 @@ def verify(graded: Sequence[Graded], answer: str) -> tuple[list[Attempt], int]:
     return attempts, unverified
 
 
-def _quoted_restart(opening: str, answer: str, restarts: Sequence[Restart]) -> Restart | None:
+def _quoted_restart(opening: str, response: str, restarts: Sequence[Restart]) -> Restart | None:
     words = opening.split()
     if not words or not restarts:
         return None
     pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, words))
-    places = [match.start() for match in re.finditer(pattern, answer)]
+    places = [match.start() for match in re.finditer(pattern, response)]
     return next((r for r in restarts if any(r.start - SLACK <= place < r.end for place in places)), None)
 
 

@@ -90,9 +90,9 @@ def _download(requirement: str, folder: Path, cache: Path) -> Path:
     if run.returncode == 0 and len(wheels) == 1:
         return wheels[0]
     errors = [line for line in run.stderr.splitlines() if line.strip()]
-    said = next((line for line in errors if line.startswith("ERROR")), errors[-1] if errors else "nothing")
+    reason = next((line for line in errors if line.startswith("ERROR")), errors[-1] if errors else "nothing")
     raise FetchError(
-        f"{requirement} could not be downloaded (pip said: {said.removeprefix('ERROR: ').rstrip('.')}): "
+        f"{requirement} could not be downloaded (pip said: {reason.removeprefix('ERROR: ').rstrip('.')}): "
         f"connect to the network and run again, or put its wheel into {cache}."
     )
 

@@ -181,17 +181,17 @@ def launch(arguments: list[str]) -> int:
     files = [file for file in map(int, os.listdir("/proc/self/fd")) if _is_open(file)]
     job = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "path": sys.path}
     with socket.socket(socket.AF_UNIX) as connection:
-        answers = iter(())
+        responses = iter(())
         with suppress(OSError):
             connection.connect(f"{os.environ[SERVER]}/kernels")
             socket.send_fds(connection, [b"\0"], files)
             connection.sendall(json.dumps(job | {"files": files}).encode() + b"\n")
-            answers = _lines(connection, parent)
-        if not (fork := int(next(answers, "0"))):
+            responses = _lines(connection, parent)
+        if not (fork := int(next(responses, "0"))):
             os.execv(sys.executable, [sys.executable, *arguments])
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _frame: os.kill(fork, number))
-        return int(next(answers, "1"))  # it was killed and said nothing
+        return int(next(responses, "1"))  # it was killed and said nothing
 
 
 def _is_open(file: int) -> bool:

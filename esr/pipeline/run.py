@@ -22,7 +22,7 @@ import nbformat
 
 from esr.config.schema import ConfigError
 from esr.config.stages import stage_parameters
-from esr.paths import CACHE, EXECUTED, NOTEBOOKS, ROOT
+from esr.paths import CACHE, EXECUTED, NOTEBOOKS, PIPELINE, ROOT
 from esr.pipeline.kernels import kernel_manager
 from esr.storage.files import write_text
 
@@ -65,6 +65,7 @@ def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:
     working.parent.mkdir(parents=True, exist_ok=True)
     working.unlink(missing_ok=True)
     start = time.monotonic()
+    os.environ[PIPELINE] = source.stem
     print(f"{source.stem}: begins ({', '.join(f'{k}={v}' for k, v in parameters.items())})", file=sys.stderr)
     try:
         with read_aloud(working.with_suffix(".log")):

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esr.reporting import lookup
-from esr.reporting.lookup import RATE, Measure, at, entry, gap
+from esr.reporting.lookup import RATE, Measure, at, entry
 from esr.statistics import verdicts
+from esr.statistics.estimates import Estimate, difference
+from esr.statistics.verdicts import Verdict
 
 # What a verdict is about, in a model of this size.
 SUBJECTS = {
@@ -17,7 +19,7 @@ SUBJECTS = {
     "endogenous": "what models do that were not taught: this study can speak of its own base model only",
 }
 Subject = Literal["machinery", "taught", "endogenous"]
-ALPHA = 0.05  # of the ablation's adjusted tests
+Rule = Callable[[Estimate], Verdict]
 SHIFT = 5.0  # times the published change of the first-attempt score: within that, it counts as unchanged
 
 
@@ -25,36 +27,41 @@ SHIFT = 5.0  # times the published change of the first-attempt score: within tha
 class Claim:
     """A claim of the paper's abstract or experiments, and how it is decided.
 
-    measure: finds the interval in the numbers files, None where it is not there; rule: what an interval says.
+    measure: finds the Estimate in the numbers files, None where it is not there. rule: what it says. verdict: finds the
+    verdict of the stage that measured it; where there is one, it counts and no rule is applied a second time.
     """
 
     experiment: str
     text: str
     measure: Measure
-    rule: Callable[[dict], dict]
+    rule: Rule
     published: float | None = None
     unit: str = "%"
     subject: Subject = "machinery"
+    verdict: Callable[[dict, str], Verdict | None] = lambda files, model: None
 
 
-def above(limit: float) -> Callable[[dict], dict]:
+def above(limit: float) -> Rule:
     return lambda interval: verdicts.bound(interval, limit, side="above")
 
 
-def below(limit: float) -> Callable[[dict], dict]:
+def below(limit: float) -> Rule:
     return lambda interval: verdicts.bound(interval, limit, side="below")
 
 
-def effect(published: float, null: float = 0.0) -> Callable[[dict], dict]:
+def effect(published: float, null: float = 0.0) -> Rule:
     return lambda interval: verdicts.effect(interval, published, null=null)
 
 
-def tested(published: float) -> Callable[[dict], dict]:
-    """As notebook 13 judges: an interval from `lookup.ablation_effect`."""
-    return lambda interval: verdicts.tested(interval, published, interval.get("p_value_holm"), ALPHA)
+def ablation(condition: str, outcome: str = "") -> dict:
+    """Where notebook 13 left a relative reduction and its verdict; outcome "" or "esr_"."""
+    return {
+        "measure": lambda files, model, base: lookup.ablation_effect(files, model, condition, outcome),
+        "verdict": lambda files, model: lookup.ablation_verdict(files, model, condition, outcome),
+    }
 
 
-def absence(margin: float) -> Callable[[dict], dict]:
+def absence(margin: float) -> Rule:
     return lambda interval: verdicts.absence(interval, margin)
 
 
@@ -66,7 +73,7 @@ def claims(published: dict) -> list[Claim]:
 def _resistance(published: dict) -> list[Claim]:
     """Experiments 1, 2, 4, 5 and 8: how often models restart, and what makes them."""
     large, few = published["models"]["llama-3.3-70b"], published["models"]["llama-3.1-8b"]["esr_rate_max"]
-    sweep, told, plain = published["boost_sweep"], published["meta_prompt"], published["no_steering"]
+    sweep, monitored, plain = published["boost_sweep"], published["meta_prompt"], published["no_steering"]
     improved, peak, floor = large["esr_rate"] / large[RATE], sweep["improvement_peak"], plain["first_attempt_score_min"]
     return [
         Claim(
@@ -111,13 +118,15 @@ def _resistance(published: dict) -> list[Claim]:
             "4",
             "Fine-tuned with the largest share of self-corrections and steered, a model restarts more often than "
             "its base (difference)",
-            lambda files, model, base: gap(lookup.tuned(files, "steered"), entry(files, "esr", base, "steered", RATE)),
+            lambda files, model, base: difference(
+                lookup.tuned(files, "steered"), entry(files, "esr", base, "steered", RATE)
+            ),
             above(0.0),
         ),
         Claim(
             "4",
             "Fine-tuned with the largest share, it restarts more often steered than unsteered (difference)",
-            lambda files, model, base: gap(lookup.tuned(files, "steered"), lookup.tuned(files, "unsteered")),
+            lambda files, model, base: difference(lookup.tuned(files, "steered"), lookup.tuned(files, "unsteered")),
             above(0.0),
         ),
         Claim(
@@ -125,14 +134,14 @@ def _resistance(published: dict) -> list[Claim]:
             "Told to monitor itself, the model restarts more often (difference)",
             at("meta_prompts", "monitor_yourself", "paired_difference"),
             above(0.0),
-            told[RATE] - large[RATE],
+            monitored[RATE] - large[RATE],
         ),
         Claim(
             "5",
             "Told to monitor itself, the model resists more often (difference of ESR rates)",
             at("meta_prompts", "monitor_yourself", "esr_paired_difference"),
             above(0.0),
-            told["esr_rate"] - large["esr_rate"],
+            monitored["esr_rate"] - large["esr_rate"],
         ),
         Claim(
             "8",
@@ -171,17 +180,17 @@ def _mechanism(published: dict) -> list[Claim]:
         ),
         Claim(
             "3b",
-            "Detectors ablated, steered answers restart less often (relative reduction)",
-            lambda files, model, base: lookup.ablation_effect(files, model, "detectors"),
-            tested(loss),
-            loss,
+            "Detectors ablated, steered responses restart less often (relative reduction)",
+            rule=effect(loss),
+            published=loss,
+            **ablation("detectors"),
         ),
         Claim(
             "3b",
             "Detectors ablated, the ESR rate falls (relative reduction)",
-            lambda files, model, base: lookup.ablation_effect(files, model, "detectors", "esr_"),
-            tested(esr_loss),
-            esr_loss,
+            rule=effect(esr_loss),
+            published=esr_loss,
+            **ablation("detectors", "esr_"),
         ),
         Claim(
             "3b",
@@ -218,14 +227,14 @@ def _mechanism(published: dict) -> list[Claim]:
         Claim(
             "10",
             "Random latents ablated, restarts stay as frequent (reduction within half the published one)",
-            at("ablation", "random", "relative_reduction"),
-            absence(loss / 2),
-            1 - published["random_ablation"][RATE] / large[RATE],
+            rule=absence(loss / 2),
+            published=1 - published["random_ablation"][RATE] / large[RATE],
+            **ablation("random"),
         ),
         Claim(
             "10",
             "Ablating detectors reduces restarts more than ablating random latents (difference of reductions)",
-            lambda files, model, base: gap(
+            lambda files, model, base: difference(
                 *(entry(files, "ablation", model, name, "relative_reduction") for name in ("detectors", "random"))
             ),
             above(0.0),
@@ -233,9 +242,9 @@ def _mechanism(published: dict) -> list[Claim]:
         Claim(
             "13",
             "The reduction holds on prompts that the detectors were not found on (relative reduction)",
-            lambda files, model, base: lookup.ablation_effect(files, model, "held_out"),
-            tested(loss),
-            loss,
+            rule=effect(loss),
+            published=loss,
+            **ablation("held_out"),
         ),
     ]
 
@@ -247,11 +256,11 @@ def _judging(published: dict) -> list[Claim]:
 
 
 def _agreement(name: str, text: str, published: dict) -> Claim:
-    def measure(files: dict, model: str, base: str) -> dict | None:
-        return lookup.least_agreement(lookup.study_agreements(files.get("judge")), name)
+    def measure(files: dict, model: str, base: str) -> Estimate | None:
+        return lookup.lowest_agreement(lookup.study_agreements(files.get("judge")), name)
 
-    least = published[f"{name}_min"]
-    return Claim("7", f"Judges agree whether {text}", measure, above(least), least)
+    published_min = published[f"{name}_min"]
+    return Claim("7", f"Judges agree whether {text}", measure, above(published_min), published_min)
 
 
 def _controls(published: dict) -> list[Claim]:
@@ -272,7 +281,7 @@ def _controls(published: dict) -> list[Claim]:
         Claim(
             "11",
             f"Its own good beginning put in, the model restarts in fewer than {100 * few:g} % of answers",
-            at("controls", "detection", "own", RATE),
+            at("controls", "detection", "on_topic", RATE),
             below(few),
         ),
         Claim(

@@ -19,20 +19,20 @@ from esr import paths
 from esr.config.registry import base_of
 from esr.reporting import numbers
 from esr.reporting.claim_rules import Claim, Subject, claims
+from esr.statistics.estimates import NOTHING, Estimate
 from esr.storage.records import Record
 
 FILES = ("esr", "boost_sweep", "meta_prompts", "finetune", "judge", "detectors", "ablation", "activations", "controls")
 NOT_MEASURED = "not measured"
-NOTHING = {"estimate": None, "low": None, "high": None, "n": 0}  # what a rule is asked where nothing was measured
 
 
 class Row(Record):
-    """One line of the table. `measured` has the shape of every measured number; shares are shown as percent."""
+    """One line of the table; shares are shown as percent."""
 
     experiment: str
     claim: str
     published: float | None
-    measured: dict | None
+    measured: Estimate | None
     n: int | None
     unit: Literal["%", "x", "points", "latents"]
     model: str
@@ -48,18 +48,18 @@ def evaluate(claim: Claim, files: dict, models: Sequence[str]) -> Row:
     base = base_of(tuned[0]) if tuned else models[0]
     model = tuned[0] if tuned and claim.subject != "endogenous" else base
     measured = claim.measure(files, model, base)
-    decided = claim.rule(NOTHING if measured is None else measured)
+    decided = claim.verdict(files, model) or claim.rule(measured or NOTHING)
     return Row(
         experiment=claim.experiment,
         claim=claim.text,
         published=None if claim.published is None else float(claim.published),
         measured=measured,
-        n=None if measured is None else measured["n"],
+        n=None if measured is None else measured.n,
         unit=claim.unit,
         model=model,
         subject=claim.subject,
-        verdict=NOT_MEASURED if measured is None else decided["verdict"],
-        rule=decided["rule"],
+        verdict=NOT_MEASURED if measured is None else decided.verdict,
+        rule=decided.rule,
     )
 
 
@@ -87,13 +87,13 @@ def table(decided: Sequence[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _interval(measured: dict, unit: str) -> str:
-    if measured["estimate"] is None:
+def _interval(measured: Estimate, unit: str) -> str:
+    if not measured.is_known:
         return "–"
-    estimate = _value(measured["estimate"], unit)
-    if measured["low"] == measured["high"]:
+    estimate = _value(measured.estimate, unit)
+    if measured.low == measured.high:
         return estimate
-    low, high = ("–" if measured[end] is None else _number(measured[end], unit) for end in ("low", "high"))
+    low, high = ("–" if end is None else _number(end, unit) for end in (measured.low, measured.high))
     return f"{estimate} [{low}, {high}]"
 
 

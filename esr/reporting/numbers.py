@@ -13,8 +13,10 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 
 from esr import paths
+from esr.statistics.estimates import from_json
 from esr.storage.files import write_text
 
 DIGITS = 6  # significant
@@ -28,22 +30,30 @@ def write_numbers(name: str, numbers: dict | list, section: str | None = None) -
     Raises ValueError naming the key of a value that is not finite: a missing number is written as None.
     """
     numbers = _rounded(numbers, name if section is None else f"{name}.{section}")
+    path = paths.output_file(paths.NUMBERS / f"{name}.json")
     with _locked():
         if section is not None:
-            path = paths.NUMBERS / f"{name}.json"
             sections = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             numbers = dict(sorted((sections | {section: numbers}).items()))
         text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_text(paths.NUMBERS / f"{name}.json", text)
+        write_text(path, text)
+
+
+def parse_numbers(text: str) -> dict | list:
+    """The content of a numbers file, each measured number an Estimate."""
+    return json.loads(text, object_hook=from_json)
 
 
 def read_numbers(name: str) -> dict | list:
-    """Content of paper/numbers/NAME.json. Raises FileNotFoundError or ValueError with what to do."""
+    """Content of paper/numbers/NAME.json, each measured number an Estimate.
+
+    Raises FileNotFoundError or ValueError with what to do.
+    """
     path = paths.NUMBERS / f"{name}.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: run the stage that writes it (dvc repro), or check the name.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_numbers(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): run dvc repro to write it again.") from None
 
@@ -61,7 +71,9 @@ def _locked() -> Iterator[None]:
 
 
 def _rounded(value, key: str):
-    """Plain Python values, floats rounded; numpy's scalars and arrays are taken as what they hold."""
+    """Plain Python values, floats rounded; dataclasses, and numpy's scalars and arrays, are taken as what they hold."""
+    if is_dataclass(value):
+        value = asdict(value)
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):

@@ -10,8 +10,9 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from esr.reporting.comparison import report
+from esr.reporting.drift import report
 from esr.reporting.numbers import read_numbers
+from esr.statistics.estimates import Estimate
 
 
 def results_table(esr: dict) -> str:
@@ -30,16 +31,15 @@ def _rates_table(entries: dict, first: str, name: Callable[[str], str]) -> str:
     for key, conditions in entries.items():
         for condition, entry in conditions.items():
             rates = [_cell(entry[f"{rate}_rate"], 100, " %") for rate in ("multi_attempt", "improvement", "esr")]
-            count = str(entry["first_attempt_score"]["n"])
+            count = str(entry["first_attempt_score"].n)
             lines.append([name(key), condition, count, *rates, _cell(entry["first_attempt_score"], 1, "")])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(result: dict, factor: float, unit: str) -> str:
-    if result["estimate"] is None:
+def _cell(rate: Estimate, factor: float, unit: str) -> str:
+    if not rate.is_known:
         return "–"
-    low, high = (f"{factor * result[end]:.1f}" for end in ("low", "high"))
-    return f"{factor * result['estimate']:.1f}{unit} [{low}, {high}]"
+    return f"{factor * rate.estimate:.1f}{unit} [{factor * rate.low:.1f}, {factor * rate.high:.1f}]"
 
 
 def main(arguments: list[str] | None = None) -> int:

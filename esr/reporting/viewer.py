@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from esr.models.alignment import Alignment
 from esr.storage.records import Judgement, Trial
 
 
@@ -23,9 +24,8 @@ BOX = (
 MARK = "border-bottom:2px solid #0072B2;font-weight:bold"
 
 
-def show_answer(
-    text: str,
-    starts: Sequence[int],
+def show_response(
+    alignment: Alignment,
     values: Sequence[float],
     *,
     largest: float,
@@ -34,13 +34,14 @@ def show_answer(
 ) -> str:
     """HTML of an answer, each token on a ground the deeper the larger its value; a value shows under the mouse.
 
-    starts: where the tokens begin in `text` (esr.experiments.episodes.token_starts); tokens that spell one character
-    together are shown as one, with their largest value. largest: the value of the deepest colour. restart: first
-    character and end of the restart's words, which are underlined behind a ⟲. Text and heading are escaped.
+    Tokens that spell one character together are shown as one, with their largest value. largest: the value of the
+    deepest colour. restart: first character and end of the restart's words, which are underlined behind a ⟲. Text and
+    heading are escaped.
     Raises ValueError unless every token has a value.
     """
+    text, starts = alignment.text, alignment.starts[:-1]
     if len(starts) != len(values):
-        raise ValueError(f"{len(starts)} tokens with {len(values)} values: each token needs its own.")
+        raise ValueError(f"{len(starts)} tokens with {len(values)} values: each token needs one.")
     pieces = [
         _piece(text[start:end], value, largest, mark) for start, end, value, mark in _cut(text, starts, values, restart)
     ]

@@ -29,7 +29,7 @@ class Corpus:
 
     tokens: Int[Tensor, " all"]
     starts: Int[Tensor, " documents"]
-    answers: Int[Tensor, " documents"]
+    responses: Int[Tensor, " documents"]
     prefix: int
     residuals: Float[Tensor, "own d_model"]
     where: Int[Tensor, " own"]
@@ -66,11 +66,11 @@ def read_corpus(shards: list[Path], layer: int | None = None) -> Corpus:
                 residuals = torch.empty(int(own.sum()), piece.shape[1], dtype=piece.dtype)
             first = int(own[:begin].sum())
             residuals[first : first + len(piece)] = piece
-    answers = torch.cat([t["answers"].long() for t in texts])
+    responses = torch.cat([t["responses"].long() for t in texts])
     where = own.nonzero()[:, 0]
     if layer is not None and not (usual := non_outlier(residuals)).all():
         residuals, where = residuals[usual], where[usual]
-    return Corpus(tokens, starts, answers, prefix, residuals, where)
+    return Corpus(tokens, starts, responses, prefix, residuals, where)
 
 
 def hold_out(corpus: Corpus, n: int) -> tuple[Corpus, Corpus]:
@@ -79,9 +79,9 @@ def hold_out(corpus: Corpus, n: int) -> tuple[Corpus, Corpus]:
         raise ValueError(f"{n} documents cannot be held out of {len(corpus.starts)}: ask for 1 to that many less one.")
     cut = int(corpus.starts[-n])
     kept = corpus.where < cut
-    first = Corpus(corpus.tokens[:cut], corpus.starts[:-n], corpus.answers[:-n], corpus.prefix,
+    first = Corpus(corpus.tokens[:cut], corpus.starts[:-n], corpus.responses[:-n], corpus.prefix,
                    corpus.residuals[: int(kept.sum())], corpus.where[kept])  # fmt: skip
-    last = Corpus(corpus.tokens[cut:], corpus.starts[-n:] - cut, corpus.answers[-n:], corpus.prefix,
+    last = Corpus(corpus.tokens[cut:], corpus.starts[-n:] - cut, corpus.responses[-n:], corpus.prefix,
                   corpus.residuals[int(kept.sum()) :], corpus.where[~kept] - cut)  # fmt: skip
     return first, last
 
@@ -96,7 +96,7 @@ def read_texts(path: Path) -> Corpus:
 def _read_shard(path: Path, layer: int | None = None):
     with safe_open(path, framework="pt") as shard:
         if layer is None:
-            return {name: shard.get_tensor(name) for name in ("tokens", "starts", "answers")}
+            return {name: shard.get_tensor(name) for name in ("tokens", "starts", "responses")}
         names = list(shard.keys())
         if f"residual.{layer}" not in names:
             held = ", ".join(n.removeprefix("residual.") for n in names if n.startswith("residual."))
@@ -134,6 +134,6 @@ def write_texts(corpus: Corpus, path: Path) -> None:
     texts = {
         "tokens": corpus.tokens.to(torch.uint16),
         "starts": corpus.starts.int(),
-        "answers": corpus.answers.short(),
+        "responses": corpus.responses.short(),
     }
     write_bytes(path, save(texts))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from esr.config.registry import model_entry
 from esr.config.schema import ConfigError
-from esr.engine.interventions import Readout
+from esr.engine.interventions import LatentSubset
 from esr.models.devices import device
 from esr.paths import ROOT
 from esr.storage.files import write_bytes, write_text
@@ -39,7 +39,7 @@ def load_directions(model_id: str, latents: Sequence[int]) -> Float[Tensor, "lat
     return decoder / decoder.norm(dim=-1, keepdim=True)
 
 
-def load_readout(model_id: str, latents: Sequence[int]) -> Readout:
+def load_latent_subset(model_id: str, latents: Sequence[int]) -> LatentSubset:
     """What reads and ablates `latents` alone, on `device()`.
 
     Raises ConfigError for an SAE whose latents depend on each other (top-k) or that rescales its input.
@@ -60,7 +60,7 @@ def load_readout(model_id: str, latents: Sequence[int]) -> Readout:
         "center": weights("b_dec") * float(config.get("apply_b_dec_to_input", True)),
         "decoder": weights("W_dec")[chosen],
     }
-    return Readout(tuple(chosen), **{name: part.float().contiguous().to(device()) for name, part in parts.items()})
+    return LatentSubset(tuple(chosen), **{name: part.float().contiguous().to(device()) for name, part in parts.items()})
 
 
 def _sae_weights(model_id: str) -> tuple[Callable[[str], Tensor], dict]:

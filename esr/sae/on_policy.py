@@ -40,17 +40,17 @@ def draw_requests(subjects_file: Path, forms_file: Path, n: int, seed: int) -> l
     return [orders[s][r].format(subjects[s]) for r, order in enumerate(rounds) for s in order][:n]
 
 
-def requests_and_answers(texts: Corpus, tokenizer, n: int) -> tuple[list[str], list[str]]:
+def requests_and_responses(texts: Corpus, tokenizer, n: int) -> tuple[list[str], list[str]]:
     """What was asked and what the model wrote in the first `n` documents, as text."""
     special = set(tokenizer.all_special_ids)
-    requests, answers = [], []
-    for i, begin in enumerate(texts.answers[:n].tolist()):
+    requests, responses = [], []
+    for i, begin in enumerate(texts.responses[:n].tolist()):
         document = texts.document(i)
         turn = document[texts.prefix : begin]
         end = next((n for n, token in enumerate(turn) if token in special), len(turn))
         requests.append(turn[:end])
-        answers.append(document[begin:])
-    return tokenizer.batch_decode(requests), tokenizer.batch_decode(answers, skip_special_tokens=True)
+        responses.append(document[begin:])
+    return tokenizer.batch_decode(requests), tokenizer.batch_decode(responses, skip_special_tokens=True)
 
 
 def write_corpus(model_id: str, requests: list[str], layers: list[int], max_new_tokens: int, workers: Workers):
@@ -75,7 +75,7 @@ def write_shard(chunk: dict, report: Report) -> bytes:
         Row(chat_tokens(tokenizer, request), chunk["seed"] + i, chunk["max_new_tokens"])
         for i, request in enumerate(chunk["requests"])
     ]
-    captures = [Capture(layer, len(rows)) for layer in chunk["layers"]]
+    captures = [Capture(layer) for layer in chunk["layers"]]
     written = generate(
         model,
         rows,
@@ -86,14 +86,14 @@ def write_shard(chunk: dict, report: Report) -> bytes:
         stop_tokens=stop_tokens(model),
         on_progress=lambda new, finished: report(finished, new),
     )
-    documents = [list(row.prompt)[1:] + answer.tokens for row, answer in zip(rows, written, strict=True)]
+    documents = [list(row.prompt)[1:] + response.tokens for row, response in zip(rows, written, strict=True)]
     residuals = [[capture.residuals(i)[1:] for capture in captures] for i in range(len(rows))]
     # The last token of an answer cut by the length limit was never run: keep what all residuals cover.
     lengths = [min(len(d), len(r[0])) for d, r in zip(documents, residuals, strict=True)]
     tensors = {
         "tokens": torch.tensor([t for d, n in zip(documents, lengths, strict=True) for t in d[:n]], dtype=torch.int32),
         "starts": torch.tensor([0, *lengths]).cumsum(0)[:-1],
-        "answers": torch.tensor([len(row.prompt) - 1 for row in rows]),
+        "responses": torch.tensor([len(row.prompt) - 1 for row in rows]),
     }
     for place, layer in enumerate(chunk["layers"]):
         own = torch.cat([r[place][:n] for r, n in zip(residuals, lengths, strict=True)])

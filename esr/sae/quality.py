@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esr.engine.interventions import Intervention, Step, apply
+from esr.engine.interventions import Capture, Captured, Intervention, Step, apply
 from esr.progress import Progress
 from esr.sae.corpus import Corpus
 from esr.sae.encoding import encoded, non_outlier
@@ -88,7 +89,7 @@ def spliced_cross_entropy(
 def _cross_entropy(model, documents, prefix: int, interventions: list[Intervention]) -> tuple[float, int]:
     """Summed loss and number of the documents' tokens after the first own one; what predicts them is edited."""
     ids, own = _padded(model, documents, prefix)
-    step = Step(trials=torch.arange(len(ids)), real=own, answer=own)
+    step = Step(trials=torch.arange(len(ids)), real=own, response=own)
     with torch.inference_mode(), apply(model, interventions, step):
         logits = model(input_ids=ids).logits[:, :-1]
     counted = own[:, 1:] & own[:, :-1]
@@ -112,16 +113,13 @@ def document_residuals(
 ) -> Float[Tensor, "n d_model"]:
     """Residuals of the documents' own tokens, in order, as `read_corpus` has them: for when shards are not at hand."""
     pieces: list[Tensor] = []
-
-    def keep(residuals):
-        pieces.append(residuals.cpu())
-        return residuals
-
     for first in range(0, len(documents), batch_size):
         ids, own = _padded(model, documents[first : first + batch_size], prefix)
-        step = Step(trials=torch.arange(len(ids)), real=own, answer=own)
-        with torch.inference_mode(), apply(model, [Rewrite(layer, keep)], step):
+        step = Step(trials=torch.arange(len(ids)), real=own, response=own)
+        capture = Capture(layer, leave=True)
+        with torch.inference_mode(), suppress(Captured), apply(model, [capture], step):
             model.model(input_ids=ids)
+        pieces += [capture.residuals(row).cpu() for row in sorted(capture.pieces)]
     residuals = torch.cat(pieces)
     return residuals[non_outlier(residuals)]
 

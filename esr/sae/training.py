@@ -35,7 +35,7 @@ class Recipe:
     """Settings of a training run. Residuals are scaled to a mean norm of sqrt(d_model) before they are learnt from.
 
     tokens: trained on, all epochs together. k: active latents per token, on average over a batch.
-    warm_up, decay: shares of the run in which the learning rate climbs to `lr`, and falls to zero.
+    warmup_share, decay_share: shares of the run in which the learning rate climbs to `lr`, and falls to zero.
     dead_after: tokens without firing after which a latent counts as dead and is trained on what the others miss,
         with weight `aux_coefficient`, on the first `aux_tokens` of each batch.
     """
@@ -45,8 +45,8 @@ class Recipe:
     tokens: int = 12_000_000
     batch_size: int = 4096
     lr: float = 4e-3
-    warm_up: float = 0.05
-    decay: float = 0.3
+    warmup_share: float = 0.05
+    decay_share: float = 0.3
     dead_after: int = 400_000
     aux_coefficient: float = 1 / 32
     aux_tokens: int = 256
@@ -59,8 +59,8 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
         if self.k >= self.d_sae:
             raise ValueError(f"k is {self.k}: it must be less than d_sae, {self.d_sae}.")
-        if self.warm_up < 0 or self.decay <= 0 or self.warm_up + self.decay > 1:
-            raise ValueError("warm_up and decay are shares of one run: both positive, at most 1 together.")
+        if self.warmup_share < 0 or self.decay_share <= 0 or self.warmup_share + self.decay_share > 1:
+            raise ValueError("warmup_share and decay_share are shares of one run: both positive, at most 1 together.")
 
 
 class ActiveLatents(torch.autograd.Function):
@@ -133,8 +133,8 @@ class SparseBatchTopK(BatchTopKTrainingSAE):
             places = (flat > 0).nonzero()[:, 0]
         values = flat[places]
         if len(places) > wanted:
-            least = values.kthvalue(len(values) - wanted + 1).values
-            places, values = places[values >= least], values[values >= least]
+            smallest = values.kthvalue(len(values) - wanted + 1).values
+            places, values = places[values >= smallest], values[values >= smallest]
         rows = places.div(len(norm), rounding_mode="floor")
         return rows, places - rows * len(norm), values.float(), norm
 
@@ -214,8 +214,8 @@ def _trainer(sae: SparseBatchTopK, recipe: Recipe, residuals: Tensor, scale: flo
         train_batch_size_samples=recipe.batch_size,
         lr=recipe.lr,
         lr_end=recipe.lr,
-        lr_warm_up_steps=round(recipe.warm_up * steps),
-        lr_decay_steps=max(1, round(recipe.decay * steps)),
+        lr_warm_up_steps=round(recipe.warmup_share * steps),
+        lr_decay_steps=max(1, round(recipe.decay_share * steps)),
         dead_feature_window=max(1, recipe.dead_after // recipe.batch_size),
         feature_sampling_window=max(1, recipe.dead_after // recipe.batch_size),
         logger=LoggingConfig(log_to_wandb=False),

@@ -67,17 +67,17 @@ def read_words(corpus: Corpus, tokenizer) -> Words:
     """Words of the users' turns and the answers; the chat template is left out."""
     special = set(tokenizer.all_special_ids)
     vocabulary = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    tokens, starts, answers = corpus.tokens.tolist(), corpus.starts.tolist(), corpus.answers.tolist()
+    tokens, starts, responses = corpus.tokens.tolist(), corpus.starts.tolist(), corpus.responses.tolist()
     pieces: list[str] = []
     found: list[str] = []
     document_of, asked, at = [], [], np.full(len(tokens), -1)
     for d, (begin, end) in enumerate(zip(starts, [*starts[1:], len(tokens)], strict=True)):
-        own = _without_template(tokens[begin:end], corpus.prefix, answers[d], special, vocabulary)
+        own = _without_template(tokens[begin:end], corpus.prefix, responses[d], special, vocabulary)
         pieces += own
         ends = np.cumsum([len(p) for p in own])
         matches = list(WORD.finditer("".join(own)))
-        answer_at = ends[answers[d] - 1] if answers[d] else 0
-        asked += [m.start() < answer_at for m in matches]
+        response_at = ends[responses[d] - 1] if responses[d] else 0
+        asked += [m.start() < response_at for m in matches]
         document_of += [d] * len(matches)
         before = np.searchsorted([m.start() for m in matches], ends - 1, side="right") - 1
         at[begin:end] = np.where(before >= 0, before + len(found), -1)
@@ -94,12 +94,12 @@ def read_words(corpus: Corpus, tokenizer) -> Words:
     )
 
 
-def _without_template(tokens, prefix: int, answer: int, special: set[int], vocabulary: list[str]) -> list[str]:
+def _without_template(tokens, prefix: int, response: int, special: set[int], vocabulary: list[str]) -> list[str]:
     """Texts of a document's tokens; the template between the user's words and the answer becomes a line break."""
-    closing = next((i for i in range(prefix, answer) if tokens[i] in special), answer)
+    closing = next((i for i in range(prefix, response) if tokens[i] in special), response)
     own = ["" if t in special else vocabulary[t] for t in tokens]
     own[:prefix] = [""] * min(prefix, len(own))
-    for i in range(closing, min(answer, len(own))):
+    for i in range(closing, min(response, len(own))):
         own[i] = "\n" if i == closing else ""
     return own
 

@@ -2,7 +2,7 @@
 
 Shown everywhere: `rate` and `mean`, 95 % by default, from a bootstrap that resamples whole latents. Beside them, only
 for comparison with the published numbers, `unclustered`: the authors' interval, which takes all trials as independent.
-Two conditions are compared in esr.statistics.comparisons.
+Two conditions are compared in esr.statistics.effects.
 """
 
 from __future__ import annotations
@@ -14,37 +14,44 @@ from jaxtyping import Float, Int
 from scipy.stats import norm, t
 from statsmodels.stats.proportion import proportion_confint
 
-LEVEL = 0.95
-RESAMPLES = 10_000
+from esr.statistics.estimates import Estimate
+
+CONFIDENCE = 0.95
+N_BOOTSTRAP = 10_000
 SEED = 0
 SMALLEST = float(np.finfo(float).tiny)  # Student's t of one degree of freedom can lie beyond any normal quantile
 
 
-def wilson(events: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson(events: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson's (1927) score interval of `events` in `n` independent trials."""
-    return _binomial(events, n, 1 - level, "wilson")
+    return _binomial(events, n, 1 - confidence, "wilson")
 
 
-def exact(events: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Clopper and Pearson's (1934) interval: covers at least `level` whatever the rate, hence wide."""
-    return _binomial(events, n, 1 - level, "beta")
+def exact(events: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Clopper and Pearson's (1934) interval: covers at least `confidence` whatever the rate, hence wide."""
+    return _binomial(events, n, 1 - confidence, "beta")
 
 
-def unclustered(events: Sequence[bool], *, level: float = LEVEL) -> dict:
+def unclustered(events: Sequence[bool], *, confidence: float = CONFIDENCE) -> Estimate:
     """A rate with the authors' interval, estimate +- 1.96 standard errors at 95 %, every trial taken as independent.
 
     Cut at 0 and 1. Of width zero when no trial, or every trial, is an event.
     """
     events = np.asarray(events, dtype=bool)
     if not len(events):
-        return result(None, None, None, 0)
-    return result(events.mean(), *_binomial(int(events.sum()), len(events), 1 - level, "normal"), len(events))
+        return Estimate.of(None, None, None, 0)
+    return Estimate.of(events.mean(), *_binomial(int(events.sum()), len(events), 1 - confidence, "normal"), len(events))
 
 
 def rate(
-    events: Sequence[bool], clusters: Sequence, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
-) -> dict:
-    """Share of trials that are events, `{"estimate", "low", "high", "n"}`, `n` the number of trials.
+    events: Sequence[bool],
+    clusters: Sequence,
+    *,
+    confidence: float = CONFIDENCE,
+    n_bootstrap: int = N_BOOTSTRAP,
+    seed: int = SEED,
+) -> Estimate:
+    """Share of trials that are events and its interval.
 
     Wilson's interval of the `effective_size`, with Student's t of clusters - 1 degrees of freedom in the normal's place
     (Korn and Graubard's 1998 adjustment, on Wilson's interval as in Franco et al. 2019). When no trial, or every trial,
@@ -58,20 +65,25 @@ def rate(
     events, codes, count = clustered(np.asarray(events, dtype=bool), clusters)
     n, total = len(events), int(events.sum())
     if not n:
-        return result(None, None, None, 0)
+        return Estimate.of(None, None, None, 0)
     if total in (0, n):
-        return result(events.mean(), *exact(count if total else 0, count, level), n)
+        return Estimate.of(events.mean(), *exact(count if total else 0, count, confidence), n)
     if count == 1:
-        return result(events.mean(), 0.0, 1.0, n)
-    size = effective_size(events, codes, count, resamples, seed)
-    alpha = 2 * norm.sf(t.ppf((1 + level) / 2, count - 1))  # at which Wilson's normal quantile is Student's
-    return result(events.mean(), *_binomial(total / n * size, size, max(alpha, SMALLEST), "wilson"), n)
+        return Estimate.of(events.mean(), 0.0, 1.0, n)
+    size = effective_size(events, codes, count, n_bootstrap, seed)
+    outside = 2 * norm.sf(t.ppf((1 + confidence) / 2, count - 1))  # at which Wilson's normal quantile is Student's
+    return Estimate.of(events.mean(), *_binomial(total / n * size, size, max(outside, SMALLEST), "wilson"), n)
 
 
 def mean(
-    values: Sequence[float], clusters: Sequence, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
-) -> dict:
-    """Mean over trials with its cluster bootstrap interval, `{"estimate", "low", "high", "n"}`.
+    values: Sequence[float],
+    clusters: Sequence,
+    *,
+    confidence: float = CONFIDENCE,
+    n_bootstrap: int = N_BOOTSTRAP,
+    seed: int = SEED,
+) -> Estimate:
+    """Mean over trials with its cluster bootstrap interval.
 
     The interval is null where nothing varies (one cluster, or one value everywhere), everything but `n` without values.
     Raises ValueError on a missing value: what to do with those is the metric's decision.
@@ -80,11 +92,11 @@ def mean(
     if not np.isfinite(values).all():
         raise ValueError(f"{int((~np.isfinite(values)).sum())} of {len(values)} values are missing: leave them out.")
     if not len(values):
-        return result(None, None, None, 0)
+        return Estimate.of(None, None, None, 0)
     if count == 1 or np.ptp(values) == 0:
-        return result(values.mean(), None, None, len(values))
-    means = resampled_means(values, codes, count, resamples, seed)
-    return result(values.mean(), *np.quantile(means, tails(count, level)), len(values))
+        return Estimate.of(values.mean(), None, None, len(values))
+    means = bootstrap_means(values, codes, count, n_bootstrap, seed)
+    return Estimate.of(values.mean(), *np.quantile(means, tails(count, confidence)), len(values))
 
 
 def intraclass_correlation(events: Sequence[bool], clusters: Sequence) -> float | None:
@@ -105,7 +117,7 @@ def intraclass_correlation(events: Sequence[bool], clusters: Sequence) -> float 
 
 
 def effective_size(
-    values: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"], count: int, resamples: int, seed: int
+    values: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"], count: int, n_bootstrap: int, seed: int
 ) -> float:
     """Number of independent trials that would fix the mean of `values` as well as these `count` clusters do.
 
@@ -117,27 +129,27 @@ def effective_size(
     """
     n, sizes = len(values), np.bincount(codes, minlength=count)
     rare = n - np.unique(values, return_counts=True)[1].max()
-    variance = resampled_means(values, codes, count, resamples, seed).var() * count / (count - 1)
-    least = 1 + ((sizes**2).sum() / n - 1) / rare**2
-    return max(1.0, n / max(float(variance / (np.var(values) / n)), float(least)))
+    variance = bootstrap_means(values, codes, count, n_bootstrap, seed).var() * count / (count - 1)
+    smallest = 1 + ((sizes**2).sum() / n - 1) / rare**2
+    return max(1.0, n / max(float(variance / (np.var(values) / n)), float(smallest)))
 
 
-def resampled_means(
-    values: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"], count: int, resamples: int, seed: int
-) -> Float[np.ndarray, " resamples"]:
+def bootstrap_means(
+    values: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"], count: int, n_bootstrap: int, seed: int
+) -> Float[np.ndarray, " n_bootstrap"]:
     """Means over draws of `count` whole clusters with replacement; the same seed draws the same clusters."""
     sums, sizes = np.bincount(codes, weights=values, minlength=count), np.bincount(codes, minlength=count)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n_bootstrap)
     return (drawn @ sums) / (drawn @ sizes)
 
 
-def tails(count: int, level: float) -> tuple[float, float]:
+def tails(count: int, confidence: float) -> tuple[float, float]:
     """Which percentiles of the resampled statistic bound the interval.
 
     Plain ones are too narrow for few clusters; these are Hesterberg's (2015) expanded ones, which give a mean of
     `count` values Student's t instead of the normal's width.
     """
-    tail = float(norm.cdf(t.ppf((1 - level) / 2, count - 1) * np.sqrt(count / (count - 1))))
+    tail = float(norm.cdf(t.ppf((1 - confidence) / 2, count - 1) * np.sqrt(count / (count - 1))))
     return tail, 1 - tail
 
 
@@ -153,14 +165,8 @@ def clustered(values: np.ndarray, clusters: Sequence) -> tuple[np.ndarray, np.nd
     return values, codes, len(names)
 
 
-def result(estimate: float | None, low: float | None, high: float | None, n: int) -> dict:
-    """The one shape of a measured number: floats or nulls, `n` an int."""
-    values = {"estimate": estimate, "low": low, "high": high}
-    return {name: None if value is None else float(value) for name, value in values.items()} | {"n": n}
-
-
-def _binomial(events: float, n: float, alpha: float, method: str) -> tuple[float, float]:
+def _binomial(events: float, n: float, outside: float, method: str) -> tuple[float, float]:
     if not 0 <= events <= n or n < 1:
         raise ValueError(f"{events} events in {n} trials: at least one trial, and between 0 and n events, are needed.")
-    low, high = proportion_confint(events, n, alpha=alpha, method=method)
+    low, high = proportion_confint(events, n, alpha=outside, method=method)
     return max(0.0, float(low)), min(1.0, float(high))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from esr.statistics import intervals
+from esr.statistics.estimates import Estimate
 from esr.storage.records import Judgement, Latent, Threshold
 
 KEY = ["model", "condition", "latent", "prompt_id", "seed"]
@@ -72,12 +73,12 @@ def degraded(frame: pd.DataFrame) -> pd.Series:
     return frame.degraded
 
 
-def rates(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
-    """The paper's four figures over scored trials, each `{"estimate", "low", "high", "n"}`.
+def rates(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict[str, Estimate]:
+    """The paper's four figures over scored trials.
 
     multi_attempt_rate = P(multi-attempt); improvement_rate = P(improved | multi-attempt), null with n 0 when nothing
     restarts; esr_rate = P(multi-attempt and improved); first_attempt_score = mean score of the first attempt, 0-100.
-    `interval`: level, resamples and seed of the intervals (esr.statistics).
+    `interval`: confidence, n_bootstrap and seed of the intervals (esr.statistics.intervals).
     """
     frame = frame[scored(frame)]
     restarted = frame[multi_attempt(frame)]
@@ -90,7 +91,7 @@ def rates(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
 
 
 def worst_cases(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
-    """How far missing judgements could move the multi-attempt and ESR rates, each `{"estimate", "low", "high", "n"}`.
+    """How far missing judgements could move the multi-attempt and ESR rates.
 
     Per rate: `missing_left_out` as in `rates`; `missing_as_no_events` and `missing_as_events`, between which the rate
     lies whatever the missing trials were. Missing is what the judge should have scored and did not; an empty answer is
@@ -108,7 +109,7 @@ def worst_cases(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dic
     return result
 
 
-def degraded_rate(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
+def degraded_rate(frame: pd.DataFrame, cluster: str = "latent", **interval) -> Estimate:
     """Share of scored trials that are degraded."""
     frame = frame[scored(frame)]
     return intervals.rate(degraded(frame), frame[cluster], **interval)
@@ -128,7 +129,7 @@ def summarize(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
         raise ValueError(f"Rows of {len(conditions)} conditions: summarize one model and condition at a time.")
     counted = frame[scored(frame)]
     restarted = counted[multi_attempt(counted)]
-    level = interval.get("level", intervals.LEVEL)
+    confidence = interval.get("confidence", intervals.CONFIDENCE)
     return rates(frame, cluster, **interval) | {
         "degraded_rate": degraded_rate(frame, cluster, **interval),
         "n_trials": len(frame),
@@ -138,9 +139,9 @@ def summarize(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
         f"n_{cluster}s": frame[cluster].nunique(),
         "without_degraded": rates(frame[~degraded(frame)], cluster, **interval),
         "unclustered": {
-            "multi_attempt_rate": intervals.unclustered(multi_attempt(counted), level=level),
-            "improvement_rate": intervals.unclustered(improved(restarted), level=level),
-            "esr_rate": intervals.unclustered(esr(counted), level=level),
+            "multi_attempt_rate": intervals.unclustered(multi_attempt(counted), confidence=confidence),
+            "improvement_rate": intervals.unclustered(improved(restarted), confidence=confidence),
+            "esr_rate": intervals.unclustered(esr(counted), confidence=confidence),
         },
     }
 
@@ -167,7 +168,7 @@ def calibration_summary(thresholds: Sequence[Threshold], target: float) -> dict:
     median residual norms.
     """
     boosts = pd.Series([t.boost for t in thresholds if t.converged], dtype=float)
-    quartiles = {"low_quartile": 0.25, "median": 0.5, "high_quartile": 0.75}
+    quartiles = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
     return {
         "n_latents": len(thresholds),
         "n_converged": len(boosts),

@@ -16,16 +16,16 @@ from scipy.optimize import brentq
 from scipy.stats import beta, binom, chi2, norm, t
 from statsmodels.stats.proportion import power_proportions_2indep
 
-from esr.statistics.simulation import LEVEL, Design, design_effect, discordance, rejected_up_to
+from esr.statistics.simulation import CONFIDENCE, Design, design_effect, discordance, rejected_up_to
 
 POWER = 0.8
 OUTCOMES = ("multi_attempt", "esr")
 POINTS = 50  # of each distribution that the formulas average over
 SMALL = 1e-9  # a standard error of none, to divide by
-MOST_ALIKE = 0.99  # of intra-class correlations: with 1, a latent would be asked once
+MAX_ICC = 0.99  # of intra-class correlations: with 1, a latent would be asked once
 
 
-def mcnemar_power(design: Design, level: float = LEVEL) -> float:
+def mcnemar_power(design: Design, confidence: float = CONFIDENCE) -> float:
     """How often the exact McNemar test rejects: binomial given the number of discordant pairs, averaged over that.
 
     The test takes pairs as independent. Where they are not (`shared` below 1) it rejects more often than it should,
@@ -40,13 +40,13 @@ def mcnemar_power(design: Design, level: float = LEVEL) -> float:
     if 0 < correlation < 1 and 0 < chance < 1:
         odds = (1 - correlation) / correlation
         chances = beta.ppf(_middles(POINTS), chance * odds, (1 - chance) * odds)
-    most = rejected_up_to(counts, level)[:, None]
-    either = binom.cdf(most, counts[:, None], chances) + binom.cdf(most, counts[:, None], 1 - chances)
+    rejected = rejected_up_to(counts, confidence)[:, None]
+    either = binom.cdf(rejected, counts[:, None], chances) + binom.cdf(rejected, counts[:, None], 1 - chances)
     return float(either.mean())
 
 
-def cluster_power(design: Design, level: float = LEVEL) -> float:
-    """How often the interval of esr.statistics.comparisons.paired_difference excludes 0.
+def cluster_power(design: Design, confidence: float = CONFIDENCE) -> float:
+    """How often the interval of esr.statistics.effects.paired_difference excludes 0.
 
     Normal given the number of discordant pairs, averaged over that and over the design effect as estimated, which
     scatters around the true one like chi square / (latents - 1) and is held at what
@@ -60,8 +60,8 @@ def cluster_power(design: Design, level: float = LEVEL) -> float:
     counts = _discordant_counts(design)[:, None].astype(float)
     chance, effect = pairs.only_baseline / pairs.total, design_effect(design)
     estimated = effect * chi2.ppf(_middles(POINTS), free) / free
-    least = 1 + (design.prompts - 1) / np.maximum(counts, 1) ** 2
-    needed = t.isf(level / 2, free) * np.sqrt(counts * np.maximum(estimated, least))
+    smallest = 1 + (design.prompts - 1) / np.maximum(counts, 1) ** 2
+    needed = t.isf((1 - confidence) / 2, free) * np.sqrt(counts * np.maximum(estimated, smallest))
     difference = counts * (2 * chance - 1)
     error = np.maximum(np.sqrt(4 * counts * chance * (1 - chance) * effect), SMALL)
     found = norm.sf((needed - difference) / error) + norm.sf((needed + difference) / error)
@@ -77,30 +77,30 @@ def sample_needed(
     prompts: int,
     pairing: float = 0.0,
     shared: float = 1.0,
-    level: float = LEVEL,
-    most_latents: int = 10**6,
+    confidence: float = CONFIDENCE,
+    max_latents: int = 10**6,
 ) -> int | None:
     """Trials under each condition that find the reduction with this power, in whole latents of `prompts` trials each.
 
     By `cluster_power`; None where even `most_latents` latents do not. Both conditions together take twice as many.
     """
 
-    def enough(latents: int) -> bool:
-        return cluster_power(first.model_copy(update={"latents": latents}), level) >= power
+    def enough(count: int) -> bool:
+        return cluster_power(first.model_copy(update={"latents": count}), confidence) >= power
 
     first = Design(
         latents=2, prompts=prompts, base_rate=base_rate, reduction=reduction, icc=icc, pairing=pairing, shared=shared
     )
-    high = 2
-    while not enough(high):
-        if high >= most_latents:
+    latents = 2
+    while not enough(latents):
+        if latents >= max_latents:
             return None
-        high *= 2
-    low = high // 2  # too few, or the fewest there can be
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high * prompts
+        latents *= 2
+    too_few = latents // 2  # or the fewest there can be
+    while latents - too_few > 1:
+        middle = (too_few + latents) // 2
+        too_few, latents = (too_few, middle) if enough(middle) else (middle, latents)
+    return latents * prompts
 
 
 def minimum_detectable_reduction(
@@ -110,7 +110,7 @@ def minimum_detectable_reduction(
     effect: float = 1.0,
     *,
     power: float = POWER,
-    level: float = LEVEL,
+    confidence: float = CONFIDENCE,
 ) -> float | None:
     """Smallest relative reduction that n pairs find with this power, by Connor's (1987) formula for McNemar's test.
 
@@ -127,7 +127,11 @@ def minimum_detectable_reduction(
         difference = reduction * base_rate
         total = max(discordant, difference)
         found = difference * math.sqrt(n / effect)
-        return found - norm.isf(level / 2) * math.sqrt(total) - norm.ppf(power) * math.sqrt(total - difference**2)
+        return (
+            found
+            - norm.isf((1 - confidence) / 2) * math.sqrt(total)
+            - norm.ppf(power) * math.sqrt(total - difference**2)
+        )
 
     return float(brentq(excess, 0.0, 1.0)) if excess(1.0) >= 0 > excess(0.0) else None
 
@@ -168,7 +172,9 @@ def published_table(published: dict, *, icc: float, pairing: float = 0.0, shared
             rate = entry.get(f"{outcome}_rate", entry.get(f"{outcome}_rate_max"))
             latents = round(entry["n"] / prompts)
             design = Design(latents=latents, prompts=prompts, base_rate=rate, reduction=reduction, **assumed)
-            unpaired = power_proportions_2indep(design.rate - rate, rate, entry["n"], alpha=LEVEL, return_results=False)
+            unpaired = power_proportions_2indep(
+                design.rate - rate, rate, entry["n"], alpha=1 - CONFIDENCE, return_results=False
+            )
             rows.append(
                 {
                     "model": model,
@@ -191,11 +197,11 @@ def measured_table(
 ) -> pd.DataFrame:
     """What the published effects take on the models measured here: one row per model, experiment and outcome.
 
-    esr: paper/numbers/esr.json. sizes: `{model: {experiment: trials under each condition}}`, as run. icc: `{model:
-    {outcome: measured intra-class correlation}}`; `assumed_icc` where it is null. A base rate of 0 is replaced by the
-    high end of its interval, and `rate_measured` is false. Columns as in `published_table`, `n` for the present size;
-    an experiment without a published effect (the boost sweep) has `detectable` alone. Null: not to be had at any size,
-    or impossible, such as four times a rate of 30 %.
+    esr: paper/numbers/esr.json as `read_numbers` gives it. sizes: `{model: {experiment: trials under each condition}}`,
+    as run. icc: `{model: {outcome: measured intra-class correlation}}`; `assumed_icc` where it is None. A base rate of
+    0 is replaced by the high end of its interval, and `rate_measured` is false. Columns as in `published_table`, `n` for
+    the present size; an experiment without a published effect (the boost sweep) has `detectable` alone. None: not
+    possible at any size, such as four times a rate of 30 %.
     """
     changes, rows = _changes(published), []
     for model, experiments in sizes.items():
@@ -204,15 +210,15 @@ def measured_table(
         for experiment, n in experiments.items():
             for outcome in OUTCOMES:
                 known = entry[f"{outcome}_rate"]
-                rate = known["estimate"] or known["high"]
+                rate = known.estimate or known.high
                 if rate is None or not 0 < rate < 1:
                     continue
                 correlation, change = icc[model][outcome], changes.get((experiment, outcome))
                 fields = {"latents": latents, "prompts": max(1, round(n / latents)), "base_rate": rate}
-                fields["icc"] = assumed_icc if correlation is None else min(correlation, MOST_ALIKE)
+                fields["icc"] = assumed_icc if correlation is None else min(correlation, MAX_ICC)
                 rows.append(
                     {"model": model, "experiment": experiment, "outcome": outcome, "base_rate": rate}
-                    | {"rate_measured": bool(known["estimate"]), "icc": fields["icc"], "reduction": change, "n": n}
+                    | {"rate_measured": bool(known.estimate), "icc": fields["icc"], "reduction": change, "n": n}
                     | _requirement(fields, change, power)
                 )
     return pd.DataFrame(rows)

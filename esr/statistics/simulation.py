@@ -1,6 +1,6 @@
 """Simulated studies: latents x prompts, every trial run under a baseline and a condition, events rare and clustered.
 
-What such studies show of the tests in esr.statistics.comparisons: how often each finds a difference that is there, or
+What such studies show of the tests in esr.statistics.effects: how often each finds a difference that is there, or
 is not.
 """
 
@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.stats import binom, t
 
-LEVEL = 0.05  # of the two-sided tests
-STUDIES = 2000
+CONFIDENCE = 0.95  # 1 less the size of the two-sided tests
+N_SIMULATIONS = 2000
 SEED = 0
 
 
@@ -67,7 +67,9 @@ class Discordance(BaseModel):
         return self.total - (self.only_baseline - self.only_condition) ** 2
 
 
-def simulate(design: Design, studies: int = STUDIES, seed: int = SEED) -> Int[np.ndarray, "studies latents 4"]:
+def simulate(
+    design: Design, n_simulations: int = N_SIMULATIONS, seed: int = SEED
+) -> Int[np.ndarray, "studies latents 4"]:
     """Pairs of each latent with an event under both conditions, the baseline only, the condition only, and neither.
 
     A latent's baseline rate is drawn from the beta distribution of mean base_rate and correlation icc. Its rate under
@@ -76,8 +78,8 @@ def simulate(design: Design, studies: int = STUDIES, seed: int = SEED) -> Int[np
     independently at the latent's rates. An increase is the same study with the conditions changed over.
     """
     if design.reduction < 0:
-        return simulate(_turned(design), studies, seed)[..., [0, 2, 1, 3]]
-    rng, shape = np.random.default_rng(seed), (studies, design.latents)
+        return simulate(_turned(design), n_simulations, seed)[..., [0, 2, 1, 3]]
+    rng, shape = np.random.default_rng(seed), (n_simulations, design.latents)
     own = _rates(rng, design, shape)
     other = np.where(rng.random(shape) < design.shared, own, _rates(rng, design, shape))
     kept = 1 - design.reduction
@@ -110,23 +112,29 @@ def design_effect(design: Design) -> float:
     return 1 + (design.prompts - 1) * discordance(design).icc
 
 
-def simulated_power(design: Design, studies: int = STUDIES, seed: int = SEED, level: float = LEVEL) -> dict[str, float]:
+def simulated_power(
+    design: Design, n_simulations: int = N_SIMULATIONS, seed: int = SEED, confidence: float = CONFIDENCE
+) -> dict[str, float]:
     """Share of simulated studies in which each test finds a difference: `{"mcnemar", "cluster"}`."""
-    counts = simulate(design, studies, seed)
+    counts = simulate(design, n_simulations, seed)
     return {
-        "mcnemar": float(mcnemar_rejects(counts, level).mean()),
-        "cluster": float(cluster_rejects(counts, level).mean()),
+        "mcnemar": float(mcnemar_rejects(counts, confidence).mean()),
+        "cluster": float(cluster_rejects(counts, confidence).mean()),
     }
 
 
-def mcnemar_rejects(counts: Int[np.ndarray, "studies latents 4"], level: float = LEVEL) -> Bool[np.ndarray, " studies"]:
+def mcnemar_rejects(
+    counts: Int[np.ndarray, "studies latents 4"], confidence: float = CONFIDENCE
+) -> Bool[np.ndarray, " studies"]:
     """Studies in which the exact McNemar test finds a difference."""
     pairs = counts.sum(axis=1)
-    return np.minimum(pairs[:, 1], pairs[:, 2]) <= rejected_up_to(pairs[:, 1] + pairs[:, 2], level)
+    return np.minimum(pairs[:, 1], pairs[:, 2]) <= rejected_up_to(pairs[:, 1] + pairs[:, 2], confidence)
 
 
-def cluster_rejects(counts: Int[np.ndarray, "studies latents 4"], level: float = LEVEL) -> Bool[np.ndarray, " studies"]:
-    """Studies in which the interval of esr.statistics.comparisons.paired_difference excludes 0.
+def cluster_rejects(
+    counts: Int[np.ndarray, "studies latents 4"], confidence: float = CONFIDENCE
+) -> Bool[np.ndarray, " studies"]:
+    """Studies in which the interval of esr.statistics.effects.paired_difference excludes 0.
 
     The same interval at 0, with the bootstrap's variance in closed form, as clusters of one size allow.
     """
@@ -138,13 +146,13 @@ def cluster_rejects(counts: Int[np.ndarray, "studies latents 4"], level: float =
     variance = np.maximum(seen / n - mean**2, np.finfo(float).tiny)
     effect = differences.var(axis=1, ddof=1) / latents * n / variance
     size = n / np.maximum(effect, 1 + (prompts - 1) / seen**2)
-    return (total > 0) & (np.abs(mean) * np.sqrt(size) > t.isf(level / 2, latents - 1) * np.sqrt(seen / n))
+    return (total > 0) & (np.abs(mean) * np.sqrt(size) > t.isf((1 - confidence) / 2, latents - 1) * np.sqrt(seen / n))
 
 
-def rejected_up_to(discordant: Int[np.ndarray, " n"], level: float) -> Int[np.ndarray, " n"]:
+def rejected_up_to(discordant: Int[np.ndarray, " n"], confidence: float) -> Int[np.ndarray, " n"]:
     """Largest smaller count of discordant pairs at which the exact McNemar test rejects; -1 where it never does."""
-    most = binom.ppf(level / 2, discordant, 0.5).astype(int)
-    return np.where(2 * binom.cdf(most, discordant, 0.5) <= level, most, most - 1)
+    count = binom.ppf((1 - confidence) / 2, discordant, 0.5).astype(int)
+    return np.where(2 * binom.cdf(count, discordant, 0.5) <= 1 - confidence, count, count - 1)
 
 
 def _turned(design: Design) -> Design:

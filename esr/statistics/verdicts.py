@@ -1,19 +1,31 @@
 """What a measured interval says about a published finding, by fixed rules.
 
-Each function takes an interval, `{"estimate", "low", "high", "n"}`, and returns `{"verdict", "rule"}`. A null bound is
-no bound, so that an interval nobody could compute decides nothing.
+Each function takes an Estimate and returns a Verdict. None is no bound, so that an interval that could not be computed
+decides nothing.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Verdict = Literal["reproduced", "contradicted", "undecided at this n"]
-UNDECIDED: Verdict = "undecided at this n"
+from esr.statistics.estimates import Estimate
+
+Outcome = Literal["reproduced", "contradicted", "undecided at this n"]
+UNDECIDED: Outcome = "undecided at this n"
 
 
-def effect(interval: dict, published: float | dict, *, null: float = 0.0) -> dict:
+@dataclass(frozen=True)
+class Verdict:
+    """What was concluded and by which rule; `p_value_holm` where the rule asks for a test too."""
+
+    verdict: Outcome
+    rule: str
+    p_value_holm: float | None = None
+
+
+def effect(interval: Estimate, published: float | Estimate, *, null: float = 0.0) -> Verdict:
     """A finding with a sign and a size: a reduction, a difference, a ratio (`null` 1).
 
     Reproduced when the interval lies on the published side of `null`, whatever its size. Contradicted when it does not
@@ -22,33 +34,37 @@ def effect(interval: dict, published: float | dict, *, null: float = 0.0) -> dic
     `published` is a number, or an interval where the published effect has one: then its bound nearest to `null` is what
     must be left out, so that a published effect that is itself uncertain is not contradicted for being overstated.
     """
-    size = published if isinstance(published, dict) else {"estimate": published, "low": published, "high": published}
-    if size["estimate"] == null:
+    size = published if isinstance(published, Estimate) else Estimate(published, published, published, 0)
+    if size.estimate == null:
         raise ValueError(f"The published effect is {null}, no effect: verdicts.absence asks for that.")
     low, high = _bounds(interval)
-    least, most = _bounds(size)
-    if size["estimate"] > null:
-        reproduced, contradicted, side = low > null, high < max(least, null), "above"
+    smallest, largest = _bounds(size)
+    if size.estimate > null:
+        reproduced, contradicted, side = low > null, high < max(smallest, null), "above"
     else:
-        reproduced, contradicted, side = high < null, low > min(most, null), "below"
+        reproduced, contradicted, side = high < null, low > min(largest, null), "below"
     rule = (
         f"Reproduced when the interval lies {side} {null:g}. "
-        f"Contradicted when it does not and leaves out the published {size['estimate']:g} and all beyond{_known(size)}."
+        f"Contradicted when it does not and leaves out the published {size.estimate:g} and all beyond{_known(size)}."
     )
     return _conclude(reproduced, contradicted, rule)
 
 
-def tested(interval: dict, published: float, p_value: float | None, alpha: float) -> dict:
-    """An `effect` that is reproduced only if a test agrees: its p, adjusted for its family, below `alpha`; None is no
-    test and so no agreement."""
+def tested(interval: Estimate, published: float, p_value: float | None, confidence: float) -> Verdict:
+    """An `effect` that is reproduced only if a test agrees: its p, adjusted for its family, below 1 - `confidence`;
+    None is no test and so no agreement."""
     found = effect(interval, published)
-    if found["verdict"] == "reproduced" and (p_value is None or p_value >= alpha):
-        found["verdict"] = UNDECIDED
-    found["rule"] += f" Undecided instead of reproduced unless the Holm-adjusted McNemar p is below {alpha:g}."
-    return found
+    agrees = p_value is not None and p_value < 1 - confidence
+    return replace(
+        found,
+        verdict=UNDECIDED if found.verdict == "reproduced" and not agrees else found.verdict,
+        rule=f"{found.rule} Undecided instead of reproduced unless the Holm-adjusted McNemar p is below "
+        f"{1 - confidence:g}.",
+        p_value_holm=p_value,
+    )
 
 
-def absence(interval: dict, margin: float, *, null: float = 0.0) -> dict:
+def absence(interval: Estimate, margin: float, *, null: float = 0.0) -> Verdict:
     """A finding that something has no effect, such as the ablation of random latents.
 
     Reproduced when the whole interval lies within `margin` of `null`, contradicted when it lies wholly beyond. An
@@ -62,7 +78,7 @@ def absence(interval: dict, margin: float, *, null: float = 0.0) -> dict:
     return _conclude(-margin < low and high < margin, low > margin or high < -margin, rule)
 
 
-def bound(interval: dict, limit: float, *, side: Literal["below", "above"] = "below") -> dict:
+def bound(interval: Estimate, limit: float, *, side: Literal["below", "above"] = "below") -> Verdict:
     """A finding that a rate stays on one side of a limit, such as ESR under 1 %.
 
     Reproduced when the whole interval lies on that side of `limit`, contradicted when it lies wholly on the other.
@@ -74,16 +90,15 @@ def bound(interval: dict, limit: float, *, side: Literal["below", "above"] = "be
     return _conclude(below, above, rule) if side == "below" else _conclude(above, below, rule)
 
 
-def _bounds(interval: dict) -> tuple[float, float]:
-    low, high = interval["low"], interval["high"]
+def _bounds(interval: Estimate) -> tuple[float, float]:
+    low, high = interval.low, interval.high
     return -math.inf if low is None else low, math.inf if high is None else high
 
 
-def _known(size: dict) -> str:
-    low, high = size["low"], size["high"]
+def _known(size: Estimate) -> str:
+    low, high = size.low, size.high
     return "" if low == high else f", down to the near end of its own interval, {low:g} to {high:g}"
 
 
-def _conclude(reproduced: bool, contradicted: bool, rule: str) -> dict:
-    verdict: Verdict = "reproduced" if reproduced else "contradicted" if contradicted else UNDECIDED
-    return {"verdict": verdict, "rule": rule}
+def _conclude(reproduced: bool, contradicted: bool, rule: str) -> Verdict:
+    return Verdict("reproduced" if reproduced else "contradicted" if contradicted else UNDECIDED, rule)

@@ -9,46 +9,39 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from esr.config.registry import model_entry
 from esr.engine.activations import Document, residuals
-from esr.engine.interventions import Intervention, Readout
+from esr.engine.interventions import Intervention, LatentSubset
 from esr.models.chat import chat_tokens
-from esr.steering.trials import build_edits, said
+from esr.steering.trials import Steering, build_edits, user_message
 from esr.storage.records import Trial
 
 
 def documents_of(trials: Sequence[Trial], tokenizer) -> list[Document]:
     """What the model had before it and wrote in each trial."""
-    return [Document(chat_tokens(tokenizer, said(t), t.prefill), tuple(t.tokens)) for t in trials]
+    return [Document(chat_tokens(tokenizer, user_message(t), t.prefill), tuple(t.tokens)) for t in trials]
 
 
-def edits_of(trials: Sequence[Trial], residual_norm: float, device) -> list[Intervention]:
-    """The edits under which trials of one model were written, indexed like `trials`: steering, then ablation.
+def edits_of(trials: Sequence[Trial], device) -> list[Intervention]:
+    """The edits under which trials of one model were generated, indexed like `trials`: steering, then ablation.
 
-    residual_norm: the unit of boosts (esr.steering.strength.residual_norm). Raises ValueError for trials of several
-    models.
+    Raises ValueError for trials of several models.
     """
-    kinds = sorted({(t.model, t.answer_only) for t in trials})
+    kinds = sorted({(t.model, t.response_only) for t in trials})
     if len(kinds) > 1:
         raise ValueError(f"Trials of several models or kinds of steering ({kinds}): read those of one at a time.")
-    if not kinds:
-        return []
-    model, answer_only = kinds[0]
-    shared = {"model": model, "sae_layer": model_entry(model).sae_layer}
-    shared |= {"residual_norm": residual_norm, "answer_only": answer_only}
-    return build_edits(shared, trials, device)[1]
+    return build_edits(Steering.of(*kinds[0]), trials, device)[1] if kinds else []
 
 
 @torch.no_grad()
 def max_activations(
-    model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **reading
+    model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **options
 ) -> Float[np.ndarray, "documents d_sae"]:
     """Every latent's largest activation over the answer's tokens; 0 for an empty answer. `reading` as in `residuals`.
 
     The whole SAE is applied, to one document at a time.
     """
     maxima = np.zeros((len(documents), sae.W_dec.shape[0]), dtype=np.float32)
-    for i, hidden in residuals(model, documents, layer, edits, **reading):
+    for i, hidden in residuals(model, documents, layer, edits, **options):
         if len(hidden):
             maxima[i] = sae.encode(hidden.float()).amax(0).cpu().numpy()
     return maxima
@@ -56,11 +49,11 @@ def max_activations(
 
 @torch.no_grad()
 def latent_activity(
-    model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **reading
+    model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **options
 ) -> Activity:
     """How often and how strongly every latent fires on answers' tokens; a running sum. `reading` as in `residuals`."""
     fired, summed, tokens = 0.0, 0.0, 0
-    for _, hidden in residuals(model, documents, layer, edits, **reading):
+    for _, hidden in residuals(model, documents, layer, edits, **options):
         activations = sae.encode(hidden.float())
         fired = fired + (activations > 0).sum(0).double()
         summed = summed + activations.sum(0, dtype=torch.float64)
@@ -72,11 +65,16 @@ def latent_activity(
 
 @torch.no_grad()
 def token_activations(
-    model, readout: Readout, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **reading
+    model,
+    subset: LatentSubset,
+    documents: Sequence[Document],
+    layer: int,
+    edits: Sequence[Intervention] = (),
+    **options,
 ) -> Iterator[tuple[int, Float[np.ndarray, "answer_tokens latents"]]]:
     """Index of each document and the activations of the readout's latents, token by token, as in `residuals`."""
-    for i, hidden in residuals(model, documents, layer, edits, **reading):
-        yield i, readout.activations(hidden).cpu().numpy()
+    for i, hidden in residuals(model, documents, layer, edits, **options):
+        yield i, subset.activations(hidden).cpu().numpy()
 
 
 @dataclass(frozen=True)

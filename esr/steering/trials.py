@@ -7,22 +7,22 @@ that they are compared in pairs.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from esr.config.registry import check_latents, model_entry
-from esr.engine.generation import Row, generate
+from esr.engine.generation import Response, Row, generate
 from esr.engine.guard import Guard, watched
 from esr.engine.interventions import AddVector, Intervention, ZeroAblate
 from esr.engine.workers import Report, Workers, split
 from esr.models.chat import chat_tokens
 from esr.models.loading import resident_model, stop_tokens
 from esr.models.provenance import engine_provenance
-from esr.sae.loading import load_directions, load_readout
-from esr.storage.digests import digest, trial_seed
+from esr.sae.loading import load_directions, load_latent_subset
+from esr.steering.strength import residual_norm
+from esr.storage.digests import digest, seeded, trial_seed
 from esr.storage.records import Prompt, Trial
 
 
@@ -52,10 +52,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Settings:
-    """Sampling settings and the scale of the steering, shared by the answers of a run.
+    """Sampling settings, shared by the responses of a run.
 
-    residual_norm: median norm of the residual stream at the steered layer, without BOS.
-    answer_only: steer the tokens of the answer alone; the paper steers the prompt as well.
+    response_only: steer the tokens of the response alone; the paper steers the prompt as well.
     adapter: LoRA weights merged into the model, a folder relative to the repository's root.
     """
 
@@ -63,9 +62,44 @@ class Settings:
     temperature: float
     batch_size: int
     max_new_tokens: int
-    residual_norm: float
-    answer_only: bool = False
+    response_only: bool = False
     adapter: str = ""
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What turns boosts and latents of a model's plans into edits of its residual stream.
+
+    residual_norm: the unit of boosts. sae_layer: where latents are ablated.
+    """
+
+    model: str
+    sae_layer: int
+    residual_norm: float
+    response_only: bool = False
+
+    @classmethod
+    def of(cls, model_id: str, response_only: bool = False) -> Steering:
+        """By the registry and what the stage `sae` measured."""
+        return cls(model_id, model_entry(model_id).sae_layer, residual_norm(model_id), response_only)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Plans that one worker runs together, and everything else that determines their responses."""
+
+    settings: Settings
+    steering: Steering
+    repetition_penalty: float
+    provenance: dict[str, str]
+    plans: tuple[Plan, ...]
+
+    @classmethod
+    def read(cls, content: dict) -> Chunk:
+        """From `asdict`, also after a detour through JSON."""
+        plans = (Plan(**p | {name: tuple(p[name]) for name in ("ablate", "prefill")}) for p in content["plans"])
+        fields = {"settings": Settings(**content["settings"]), "steering": Steering(**content["steering"])}
+        return cls(**content | fields | {"plans": tuple(plans)})
 
 
 def plan_condition(
@@ -88,7 +122,7 @@ def plan_condition(
     plans = []
     for latent, boost in boosts.items():
         # A shuffle of all: fewer prompts are the first of more, so that conditions of different size share trials.
-        drawn = random.Random(digest(seed, latent)).sample(list(prompts), len(prompts))
+        drawn = seeded(seed, latent).sample(list(prompts), len(prompts))
         for prompt in drawn[:n_prompts]:
             for repeat in range(n_seeds):
                 own = trial_seed(seed, latent, prompt.id, repeat)
@@ -96,99 +130,113 @@ def plan_condition(
     return plans
 
 
-def write_answers(plans: Sequence[Plan], settings: Settings, workers: Workers, what: str) -> list[Trial]:
-    """Write the answer of every plan; trials come back in the order of `plans`.
+def generate_responses(plans: Sequence[Plan], settings: Settings, workers: Workers, what: str) -> list[Trial]:
+    """Generate the response of every plan; trials come back in the order of `plans`.
 
-    Chunks of at most `batch_size` answers run in worker processes and survive a kill; the answers to one (latent,
+    Chunks of at most `batch_size` responses run in worker processes and survive a kill; the responses to one (latent,
     prompt, seed) under all conditions stand together. Raises ConfigError before any model loads when a latent does not
     exist.
     """
     check_latents(settings.model, sorted({x for plan in plans for x in (plan.latent, *plan.ablate)}))
     entry = model_entry(settings.model)
-    shared = asdict(settings) | {
-        "repetition_penalty": entry.repetition_penalty,
-        "sae_layer": entry.sae_layer,
-        "provenance": engine_provenance(settings.model, settings.adapter),
-    }
-    # Pairs side by side, whatever their conditions: full batches are fast, and a prompt is read once for all its rows.
-    order = sorted(range(len(plans)), key=lambda i: (plans[i].latent, plans[i].prompt_id, plans[i].seed))
-    # An even number of chunks, so that two cores finish together; it does not depend on how many there are.
-    pairs = -(-len(plans) // (2 * settings.batch_size))
-    places = split(order, -(-len(plans) // (2 * pairs))) if plans else []
-    chunks = []
-    for part in places:
-        own = [plans[i] for i in part]
-        own = [asdict(p) | {"layer": entry.steer_layer if p.layer is None else p.layer} for p in own]
-        chunks.append(shared | {"plans": own})
-    sizes = [len(part) for part in places]
-    limit = settings.max_new_tokens
-    files = workers.map(write_chunk, chunks, what=what, items=sizes, item="answers", units_per_item=limit)
+    steering = Steering.of(settings.model, settings.response_only)
+    provenance = engine_provenance(settings.model, settings.adapter)
+    plans = [p if p.layer is not None else replace(p, layer=entry.steer_layer) for p in plans]
+    parts = chunk_indices(plans, settings.batch_size)
+    chunks = [
+        Chunk(settings, steering, entry.repetition_penalty, provenance, tuple(plans[i] for i in part)) for part in parts
+    ]
+    files = workers.map(
+        generate_chunk, [asdict(chunk) for chunk in chunks], what=what, items=[len(part) for part in parts],
+        item="responses", units_per_item=settings.max_new_tokens,
+    )  # fmt: skip
     trials: dict[int, Trial] = {}
-    for part, file in zip(places, files, strict=True):
+    for part, file in zip(parts, files, strict=True):
         rows = [Trial.model_validate(row) for row in json.loads(file.read_bytes())]
         trials |= dict(zip(part, rows, strict=True))
     return [trials[i] for i in range(len(plans))]
 
 
-def write_chunk(chunk: dict, report: Report) -> bytes:
-    """Answers of one chunk as JSON rows of `Trial`. Runs in a worker, which keeps its model between chunks."""
-    model, tokenizer = resident_model(chunk["model"], chunk["adapter"])
-    plans = [Plan(**plan | {name: tuple(plan[name]) for name in ("ablate", "prefill")}) for plan in chunk["plans"]]
-    rows = [Row(chat_tokens(tokenizer, said(p), p.prefill), p.seed, chunk["max_new_tokens"]) for p in plans]
-    guards, edits = build_edits(chunk, plans, model.device)
+def chunk_indices(plans: Sequence[Plan], batch_size: int) -> list[Sequence[int]]:
+    """Indices of the plans of each chunk: an even number of chunks, so that two cores finish together, whatever the
+    number of cores.
+
+    Pairs stand side by side, whatever their conditions: full batches are fast, and a prompt is read once for all its
+    rows.
+    """
+    if not plans:
+        return []
+    order = sorted(range(len(plans)), key=lambda i: (plans[i].latent, plans[i].prompt_id, plans[i].seed))
+    pairs = -(-len(plans) // (2 * batch_size))
+    return split(order, -(-len(plans) // (2 * pairs)))
+
+
+def generate_chunk(content: dict, report: Report) -> bytes:
+    """Responses of one chunk as JSON rows of `Trial`. Runs in a worker, which keeps its model between chunks."""
+    chunk = Chunk.read(content)
+    settings, plans = chunk.settings, chunk.plans
+    model, tokenizer = resident_model(settings.model, settings.adapter)
+    rows = [Row(chat_tokens(tokenizer, user_message(p), p.prefill), p.seed, settings.max_new_tokens) for p in plans]
+    guards, edits = build_edits(chunk.steering, plans, model.device)
     with watched(model, guards):
-        answers = generate(
+        responses = generate(
             model,
             rows,
             [*guards, *edits],
-            batch_size=chunk["batch_size"],
-            temperature=chunk["temperature"],
-            repetition_penalty=chunk["repetition_penalty"],
+            batch_size=settings.batch_size,
+            temperature=settings.temperature,
+            repetition_penalty=chunk.repetition_penalty,
             stop_tokens=stop_tokens(model),
             on_progress=lambda written, finished: report(finished, written),
         )
-    shared = ("adapter", "max_new_tokens", "temperature", "repetition_penalty", "answer_only")
-    settings = {name: chunk[name] for name in shared}
-    trials = []
-    for plan, answer in zip(plans, answers, strict=True):
-        fields = {"model": chunk["model"]} | asdict(plan) | settings
-        fields |= {"ablate": list(plan.ablate), "prefill": list(plan.prefill)}
-        trials.append(
-            Trial(
-                id=digest(fields, chunk["residual_norm"], chunk["provenance"]),
-                tokens=answer.tokens,
-                text=tokenizer.decode(answer.tokens, skip_special_tokens=True),
-                finish_reason=answer.finish_reason,
-                **fields,
-            )
-        )
+    trials = [_trial(chunk, plan, response, tokenizer) for plan, response in zip(plans, responses, strict=True)]
     return json.dumps([t.model_dump() for t in trials], ensure_ascii=False).encode()
 
 
-def said(plan: Plan) -> str:
+def _trial(chunk: Chunk, plan: Plan, response: Response, tokenizer) -> Trial:
+    settings = chunk.settings
+    fields = asdict(plan) | {
+        "model": settings.model,
+        "ablate": list(plan.ablate),
+        "prefill": list(plan.prefill),
+        "adapter": settings.adapter,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "repetition_penalty": chunk.repetition_penalty,
+        "response_only": settings.response_only,
+    }
+    return Trial(
+        id=digest(fields, chunk.steering.residual_norm, chunk.provenance),
+        tokens=response.tokens,
+        text=tokenizer.decode(response.tokens, skip_special_tokens=True),
+        finish_reason=response.finish_reason,
+        **fields,
+    )
+
+
+def user_message(plan: Plan) -> str:
     """The user's turn: the prompt, and the instruction in a paragraph of its own."""
     return f"{plan.prompt}\n\n{plan.instruction}" if plan.instruction else plan.prompt
 
 
-def build_edits(chunk: dict, plans: Sequence[Plan], device) -> tuple[list[Guard], list[Intervention]]:
+def build_edits(steering: Steering, plans: Sequence[Plan | Trial], device) -> tuple[list[Guard], list[Intervention]]:
     """What edits the residual stream for these plans, and the guards that watch it: per layer, the vectors of the rows
     steered there, then the ablation, which reads after them. Layers that no plan edits get neither.
     """
-    layers = sorted(
-        {p.layer for p in plans if p.boost} | ({chunk["sae_layer"]} if any(p.ablate for p in plans) else set())
-    )
-    guards, edits = [], []
-    for layer in layers:
+    ablated = [p.ablate for p in plans]
+    layers = {p.layer for p in plans if p.boost} | ({steering.sae_layer} if any(ablated) else set())
+    guards: list[Guard] = []
+    edits: list[Intervention] = []
+    for layer in sorted(layers):
+        vectors = subset = chosen = None
         boosts = torch.tensor([p.boost if p.layer == layer else 0.0 for p in plans])
-        parts: dict = {}
         if boosts.any():
-            directions = load_directions(chunk["model"], [p.latent for p in plans])
-            vectors = (boosts[:, None] * chunk["residual_norm"] * directions).to(device)
-            parts |= {"vectors": vectors, "answer_only": chunk["answer_only"]}
-            edits.append(AddVector(layer, vectors, chunk["answer_only"]))
-        if layer == chunk["sae_layer"] and any(p.ablate for p in plans):
-            readout = load_readout(chunk["model"], sorted({x for p in plans for x in p.ablate}))
-            parts |= {"readout": readout, "chosen": readout.rows([p.ablate for p in plans])}
-            edits.append(ZeroAblate(layer, readout, parts["chosen"]))
-        guards.append(Guard(layer, **parts))
+            directions = load_directions(steering.model, [p.latent for p in plans])
+            vectors = (boosts[:, None] * steering.residual_norm * directions).to(device)
+            edits.append(AddVector(layer, vectors, steering.response_only))
+        if layer == steering.sae_layer and any(ablated):
+            subset = load_latent_subset(steering.model, sorted({x for latents in ablated for x in latents}))
+            chosen = subset.rows(ablated)
+            edits.append(ZeroAblate(layer, subset, chosen))
+        guards.append(Guard(layer, vectors, steering.response_only, subset, chosen))
     return guards, edits

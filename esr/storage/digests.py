@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +20,11 @@ def digest(*parts: object) -> str:
     """16 hex digits of SHA-256 over the JSON of `parts`: a stable name for what they describe."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def seeded(*parts: object) -> random.Random:
+    """A generator of random draws that follow from what `parts` describe."""
+    return random.Random(digest(*parts))
 
 
 def trial_seed(seed: int, latent: int, prompt_id: str, repeat: int) -> int:

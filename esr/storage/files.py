@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,8 +61,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write a stage's small results, readable and byte-stable."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a stage's small results, readable and byte-stable; dataclasses become objects."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=asdict) + "\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

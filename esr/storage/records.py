@@ -71,7 +71,7 @@ class Trial(Record):
     instruction: str = ""  # said to the model after the prompt
     prefill: list[int] = []  # token ids put in as the beginning of the answer
     adapter: str = ""  # folder of LoRA weights merged into the model
-    answer_only: bool = False  # steered at the answer's tokens alone
+    response_only: bool = False  # steered at the answer's tokens alone
     max_new_tokens: int
     temperature: float
     repetition_penalty: float
@@ -109,8 +109,8 @@ class Judgement(Record):
     unverified: int = 0  # attempts the judge claimed but the answer does not show: merged into the one before
 
 
-class LabelledAnswer(Record):
-    """An answer of data/judge/gold.jsonl, read twice or three times under data/judge/RUBRIC.md.
+class AnnotatedResponse(Record):
+    """An answer of data/judge/annotated.jsonl, read twice or three times under data/judge/RUBRIC.md.
 
     part: `develop` to improve a judge on, `report` only to measure it. starts: character offsets of the attempts after
     the first. scores: 0-100, one per attempt, mean of the readings. near_miss: restart-like words and no restart.
@@ -127,7 +127,7 @@ class LabelledAnswer(Record):
     starts: list[int]
     scores: list[float]
     near_miss: bool
-    readings: Literal[2, 3]
+    n_annotations: Literal[2, 3]
 
 
 class Detector(Record):

@@ -146,14 +146,12 @@ def _course(ax: Axes, entry: dict, colour: str, label: str) -> None:
     """The aligned mean with its band, unsteered answers dashed and steered ones that never restart dotted."""
     bins = entry["bins"]
     middles = (np.arange(len(bins)) + 0.5) / max(1, len(bins))
-    ax.plot(middles, [b["estimate"] for b in bins], color=colour, linewidth=1.2, label=label)
-    if bins and all(b["low"] is not None for b in bins):
-        ax.fill_between(
-            middles, [b["low"] for b in bins], [b["high"] for b in bins], color=colour, alpha=0.2, linewidth=0
-        )
+    ax.plot(middles, [b.estimate for b in bins], color=colour, linewidth=1.2, label=label)
+    if bins and all(b.is_bounded for b in bins):
+        ax.fill_between(middles, [b.low for b in bins], [b.high for b in bins], color=colour, alpha=0.2, linewidth=0)
     for name, dashes in (("baseline_mean", (4, 2)), ("never_restarted_mean", (1, 1))):
-        if entry[name]["estimate"] is not None:
-            ax.axhline(entry[name]["estimate"], color=colour, linewidth=0.9, linestyle=(0, dashes))
+        if entry[name].is_known:
+            ax.axhline(entry[name].estimate, color=colour, linewidth=0.9, linestyle=(0, dashes))
 
 
 def controls(rates: dict) -> Figure:

@@ -73,7 +73,7 @@ def judge_calibration(deciles: dict) -> Figure:
     ax.plot([0, 100], [0, 100], color=PALE, linewidth=1.0, zorder=0)
     for (name, rows), colour in zip(deciles.items(), (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY), strict=False):
         ax.plot(
-            [r["readers"] for r in rows], [r["judge"] for r in rows], "o-", color=colour, markersize=3.5, label=name
+            [r["annotators"] for r in rows], [r["judge"] for r in rows], "o-", color=colour, markersize=3.5, label=name
         )
     ax.set_xlim(0, 100)
     ax.set_ylim(0, 100)

@@ -88,7 +88,7 @@ def first_attempt_scores(frame: pd.DataFrame, esr: dict, published: dict) -> Fig
             scores = rows[scored(rows)].first_score
             shares = np.histogram(scores, bins)[0] / max(1, len(scores))
             top = max(top, shares.max())
-            label = f"{condition} (n = {entry['first_attempt_score']['n']})"
+            label = f"{condition} (n = {entry['first_attempt_score'].n})"
             ax.stairs(shares, bins, fill=True, color=colour, alpha=0.28)
             ax.stairs(shares, bins, color=colour, linewidth=1.1, label=label)
         for place, (condition, entry) in enumerate(esr[model].items()):

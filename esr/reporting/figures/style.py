@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from esr import paths
+from esr.statistics.estimates import Estimate
 from esr.storage.files import write_bytes
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -56,7 +57,7 @@ def save(figure: Figure, name: str) -> Path:
     """Write paper/figures/NAME.svg, byte-identical for an identical figure, and return its path."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    path = paths.FIGURES / f"{name}.svg"
+    path = paths.output_file(paths.FIGURES / f"{name}.svg")
     write_bytes(path, buffer.getvalue())
     return path
 
@@ -66,13 +67,13 @@ def condition_colour(condition: str, place: int) -> str:
     return CONDITIONS.get(condition) or others[place % len(others)]
 
 
-def draw_interval(ax: Axes, result: dict, y: float, colour: str) -> None:
+def draw_interval(ax: Axes, measured: Estimate, y: float, colour: str) -> None:
     """A point with its interval; nothing for a null estimate."""
-    if result["estimate"] is None:
+    if not measured.is_known:
         return
-    if result["low"] is not None:
-        ax.plot([result["low"], result["high"]], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
-    ax.plot(result["estimate"], y, "o", color=colour, markersize=4.5, clip_on=False, zorder=3)
+    if measured.is_bounded:
+        ax.plot([measured.low, measured.high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+    ax.plot(measured.estimate, y, "o", color=colour, markersize=4.5, clip_on=False, zorder=3)
 
 
 def draw_note(ax: Axes, text: str, y: float, alignment: str) -> None:
@@ -99,12 +100,12 @@ def legend_below(figure: Figure) -> None:
 
 def draw_line(ax: Axes, places, results, colour: str, label: str) -> None:
     """Estimates joined by a line, with their intervals; what could not be estimated is left out."""
-    known = [(x, r) for x, r in zip(places, results, strict=True) if r["estimate"] is not None]
+    known = [(x, r) for x, r in zip(places, results, strict=True) if r.is_known]
     if not known:
         ax.plot([], [], color=colour, marker="o", markersize=3.5, label=label)
         return
-    x, values = [k[0] for k in known], [k[1]["estimate"] for k in known]
+    x, values = [k[0] for k in known], [k[1].estimate for k in known]
     ax.plot(x, values, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=label)
     for place, entry in known:
-        if entry["low"] is not None:
-            ax.plot([place, place], [entry["low"], entry["high"]], color=colour, linewidth=0.9, alpha=0.7)
+        if entry.is_bounded:
+            ax.plot([place, place], [entry.low, entry.high], color=colour, linewidth=0.9, alpha=0.7)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
@@ -19,24 +21,30 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep
 
+from esr.statistics.estimates import Estimate
 from esr.statistics.intervals import (
-    LEVEL,
-    RESAMPLES,
+    CONFIDENCE,
+    N_BOOTSTRAP,
     SEED,
+    bootstrap_means,
     clustered,
     effective_size,
     exact,
     mean,
-    resampled_means,
-    result,
     tails,
 )
 
 
 def paired_difference(
-    a: Sequence, b: Sequence, clusters: Sequence, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
-) -> dict:
-    """mean(b) - mean(a) over pairs, `{"estimate", "low", "high", "n"}`, `n` the number of pairs.
+    a: Sequence,
+    b: Sequence,
+    clusters: Sequence,
+    *,
+    confidence: float = CONFIDENCE,
+    n_bootstrap: int = N_BOOTSTRAP,
+    seed: int = SEED,
+) -> Estimate:
+    """mean(b) - mean(a) over pairs; `n` counts pairs.
 
     Numbers, such as scores: esr.statistics.intervals.mean of the differences, its interval null where all are equal.
 
@@ -50,25 +58,33 @@ def paired_difference(
     """
     a, b = _paired(a, b)
     if a.dtype != bool:
-        return mean(b - a, clusters, level=level, resamples=resamples, seed=seed)
+        return mean(b - a, clusters, confidence=confidence, n_bootstrap=n_bootstrap, seed=seed)
     differences, codes, count = clustered(b.astype(float) - a, clusters)
     n = len(differences)
     if not n:
-        return result(None, None, None, 0)
+        return Estimate.of(None, None, None, 0)
     estimate = differences.mean()
     if np.ptp(differences) == 0:
-        room = exact(0, count, level)[1] * (1 + abs(estimate))  # a lost 1 counts twice: it may be a -1 instead of a 0
-        return result(estimate, max(-1.0, estimate - room), min(1.0, estimate + room), n)
+        room = exact(0, count, confidence)[1] * (
+            1 + abs(estimate)
+        )  # a lost 1 counts twice: it may be a -1 instead of a 0
+        return Estimate.of(estimate, max(-1.0, estimate - room), min(1.0, estimate + room), n)
     if count == 1:
-        return result(estimate, -1.0, 1.0, n)
-    size = effective_size(differences, codes, count, resamples, seed)
-    interval = _tango((differences > 0).mean(), (differences < 0).mean(), size, t.ppf((1 + level) / 2, count - 1))
-    return result(estimate, *interval, n)
+        return Estimate.of(estimate, -1.0, 1.0, n)
+    size = effective_size(differences, codes, count, n_bootstrap, seed)
+    interval = _tango((differences > 0).mean(), (differences < 0).mean(), size, t.ppf((1 + confidence) / 2, count - 1))
+    return Estimate.of(estimate, *interval, n)
 
 
 def relative_reduction(
-    a: Sequence, b: Sequence, clusters: Sequence, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
-) -> dict:
+    a: Sequence,
+    b: Sequence,
+    clusters: Sequence,
+    *,
+    confidence: float = CONFIDENCE,
+    n_bootstrap: int = N_BOOTSTRAP,
+    seed: int = SEED,
+) -> Estimate:
     """1 - mean(b) / mean(a) over pairs: 0.25 is a quarter less than the baseline, below 0 is more than it.
 
     Numbers of 0 or more: the interval of `ratio`, turned round; a low of null is no bound.
@@ -81,17 +97,17 @@ def relative_reduction(
     """
     a, b = _paired(a, b)
     if a.dtype != bool or not a.any():
-        kept = ratio(b, a, clusters, level=level, resamples=resamples, seed=seed)
-        estimate, low, high = (None if kept[x] is None else 1 - kept[x] for x in ("estimate", "high", "low"))
-        return result(estimate, low, high, len(a))
+        kept = ratio(b, a, clusters, confidence=confidence, n_bootstrap=n_bootstrap, seed=seed)
+        ends = (None if x is None else 1 - x for x in (kept.estimate, kept.high, kept.low))
+        return Estimate.of(*ends, len(a))
     estimate = b.mean() / a.mean()
     spread, codes, count = clustered(b - estimate * a, clusters)
     if count == 1:
-        return result(1 - estimate, None, 1.0, len(a))
-    size = effective_size(spread, codes, count, resamples, seed) if np.ptp(spread) else count
+        return Estimate.of(1 - estimate, None, 1.0, len(a))
+    size = effective_size(spread, codes, count, n_bootstrap, seed) if np.ptp(spread) else count
     shares = [float(x.mean()) for x in (a & b, a & ~b, b & ~a)]
-    low, high = _nam_blackwelder(*shares, size, t.ppf((1 + level) / 2, count - 1))
-    return result(1 - estimate, 1 - high, 1 - low, len(a))
+    low, high = _nam_blackwelder(*shares, size, t.ppf((1 + confidence) / 2, count - 1))
+    return Estimate.of(1 - estimate, 1 - high, 1 - low, len(a))
 
 
 def ratio(
@@ -100,10 +116,10 @@ def ratio(
     clusters: Sequence,
     denominator_clusters: Sequence | None = None,
     *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    n_bootstrap: int = N_BOOTSTRAP,
     seed: int = SEED,
-) -> dict:
+) -> Estimate:
     """mean(numerator) / mean(denominator) of values of 0 or more (activations, events), cluster bootstrap percentiles.
 
     Paired values share `clusters`, which are drawn together, and `n` is the number of pairs. Two sets of their own,
@@ -119,40 +135,44 @@ def ratio(
         raise ValueError("A ratio of means needs values of 0 or more: some are negative or missing.")
     n = len(over) if paired else len(over) + len(under)
     if not len(over) or not under.any():
-        return result(None, None, None, n)
+        return Estimate.of(None, None, None, n)
     above, below = clustered(over, clusters), clustered(under, clusters if paired else denominator_clusters)
-    low, high = _ratio_bounds(above, below, level, resamples, (seed, seed if paired else seed + 1))
+    low, high = _ratio_bounds(above, below, confidence, n_bootstrap, (seed, seed if paired else seed + 1))
     if low == high or min(above[2], below[2]) == 1:
         low = high = None
-    return result(over.mean() / under.mean(), low, None if high == np.inf else high, n)
+    return Estimate.of(over.mean() / under.mean(), low, None if high == np.inf else high, n)
 
 
-def unclustered_difference(a: Sequence[bool], b: Sequence[bool], *, level: float = LEVEL) -> dict:
+def unclustered_difference(a: Sequence[bool], b: Sequence[bool], *, confidence: float = CONFIDENCE) -> Estimate:
     """Difference of two rates, b - a, with the authors' z interval: all trials independent, the pairing unused.
 
     `n` is the number of trials of both conditions. Nulls where one has none; width zero where neither rate varies.
     """
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if not len(a) or not len(b):
-        return result(None, None, None, len(a) + len(b))
-    low, high = confint_proportions_2indep(b.sum(), len(b), a.sum(), len(a), method="wald", alpha=1 - level)
-    return result(b.mean() - a.mean(), low, high, len(a) + len(b))
+        return Estimate.of(None, None, None, len(a) + len(b))
+    low, high = confint_proportions_2indep(b.sum(), len(b), a.sum(), len(a), method="wald", alpha=1 - confidence)
+    return Estimate.of(b.mean() - a.mean(), low, high, len(a) + len(b))
 
 
-def mcnemar_exact(a: Sequence[bool], b: Sequence[bool]) -> dict:
-    """McNemar's exact test that neither condition has more events, `{"p_value", "only_a", "only_b", "n"}`.
+class McNemar(NamedTuple):
+    """`only_a`, `only_b`: pairs with an event under one condition only; `n`: pairs."""
+
+    p_value: float
+    only_a: int
+    only_b: int
+    n: int
+
+
+def mcnemar_exact(a: Sequence[bool], b: Sequence[bool]) -> McNemar:
+    """McNemar's exact test that neither condition has more events.
 
     Counts the pairs with an event in one condition only; p is 1 where there are none. It takes pairs as independent:
     where an intervention acts on some latents and not on others, `paired_difference` is the judge.
     """
     a, b = _paired_events(a, b)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return {
-        "p_value": float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue),
-        "only_a": only_a,
-        "only_b": only_b,
-        "n": len(a),
-    }
+    return McNemar(float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue), only_a, only_b, len(a))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -163,16 +183,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
 
 
-def gee_difference(a: Sequence[bool], b: Sequence[bool], clusters: Sequence, *, level: float = LEVEL) -> dict:
+@dataclass(frozen=True)
+class OddsRatio:
+    """The odds of an event under the condition over those under the baseline, with interval, p and n pairs; everything
+    but n is None where `reason` says why there is none."""
+
+    odds_ratio: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    n: int
+    reason: str | None
+
+
+def gee_difference(
+    a: Sequence[bool], b: Sequence[bool], clusters: Sequence, *, confidence: float = CONFIDENCE
+) -> OddsRatio:
     """Odds ratio of b to a by a clustered logistic model (GEE): a second opinion on `paired_difference`.
 
     Exchangeable correlation within clusters, bias-reduced covariance (Mancl and DeRouen 2001), t with clusters - 1
-    degrees of freedom. `{"odds_ratio", "low", "high", "p_value", "n", "reason"}`, `n` pairs; all null but the last two
-    where the model cannot be estimated, and `reason` says why (null otherwise).
+    degrees of freedom. None where the model cannot be estimated, with the reason.
     """
     a, b = _paired_events(a, b)
     outcome, codes, count = clustered(np.concatenate([a, b]).astype(float), [*clusters, *clusters])
-    names = ("odds_ratio", "low", "high", "p_value")
     reason = _not_estimable(a, b, count)
     if reason is None:
         design = np.column_stack([np.ones(len(outcome)), np.repeat([0.0, 1.0], len(a))])
@@ -185,10 +218,10 @@ def gee_difference(a: Sequence[bool], b: Sequence[bool], clusters: Sequence, *, 
         if not (fit.converged and np.isfinite(error) and error > 0):
             reason = "the fit does not converge"
     if reason is not None:
-        return dict.fromkeys(names) | {"n": len(a), "reason": reason}
-    bounds = effect + np.array([0, -1, 1]) * t.ppf((1 + level) / 2, count - 1) * error
+        return OddsRatio(None, None, None, None, len(a), reason)
+    bounds = effect + np.array([0, -1, 1]) * t.ppf((1 + confidence) / 2, count - 1) * error
     values = [*np.exp(bounds), 2 * t.sf(abs(effect / error), count - 1)]
-    return dict(zip(names, map(float, values), strict=True)) | {"n": len(a), "reason": None}
+    return OddsRatio(*map(float, values), n=len(a), reason=None)
 
 
 def _not_estimable(a: np.ndarray, b: np.ndarray, count: int) -> str | None:
@@ -244,14 +277,14 @@ def _nam_blackwelder(both: float, only_a: float, only_b: float, n: float, z: flo
     return low, brentq(excess, (1 + near) * b / a or near, far)
 
 
-def _ratio_bounds(above: tuple, below: tuple, level: float, resamples: int, seeds: tuple) -> tuple[float, float]:
+def _ratio_bounds(above: tuple, below: tuple, confidence: float, n_bootstrap: int, seeds: tuple) -> tuple[float, float]:
     """Percentiles of the ratio of two `clustered` sets' means; equal seeds draw the same clusters for both."""
     count = min(above[2], below[2])
     if count == 1:
         return 0.0, np.inf
-    tops, bottoms = resampled_means(*above, resamples, seeds[0]), resampled_means(*below, resamples, seeds[1])
-    ratios = np.divide(tops, bottoms, out=np.full(resamples, np.nan), where=bottoms > 0)
-    low, high = tails(count, level)
+    tops, bottoms = bootstrap_means(*above, n_bootstrap, seeds[0]), bootstrap_means(*below, n_bootstrap, seeds[1])
+    ratios = np.divide(tops, bottoms, out=np.full(n_bootstrap, np.nan), where=bottoms > 0)
+    low, high = tails(count, confidence)
     return (
         float(np.quantile(np.nan_to_num(ratios, nan=0.0), low, method="inverted_cdf")),
         float(np.quantile(np.nan_to_num(ratios, nan=np.inf), high, method="inverted_cdf")),

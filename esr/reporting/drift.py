@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from esr import paths
-from esr.reporting.numbers import read_numbers
+from esr.reporting.numbers import parse_numbers, read_numbers
+from esr.statistics.estimates import Estimate
 
 TOLERANCE = 0.05  # relative, for figures without an interval
 SHOWN = 6  # differences named per file
@@ -44,10 +44,10 @@ def _differences(fresh, committed, key: str) -> Iterator[tuple[str, str, str, st
     if isinstance(fresh, list) and isinstance(committed, list) and len(fresh) == len(committed):
         for place, (now, was) in enumerate(zip(fresh, committed, strict=True)):
             yield from _differences(now, was, f"{key}[{place}]")
+    elif isinstance(fresh, Estimate) and isinstance(committed, Estimate):
+        yield key, _judge_estimates(fresh, committed), _show(committed), _show(fresh)
     elif not (isinstance(fresh, dict) and isinstance(committed, dict)):
         yield key, _judge(fresh, committed), _show(committed), _show(fresh)
-    elif _is_estimate(fresh) and _is_estimate(committed):
-        yield key, _judge_estimates(fresh, committed), _show(committed), _show(fresh)
     else:
         largest = max(_largest_count(fresh), _largest_count(committed))
         for name in {**committed, **fresh}:
@@ -69,17 +69,13 @@ def _judge(fresh, committed) -> str:
     return "within intervals" if close else "different"
 
 
-def _judge_estimates(fresh: dict, committed: dict) -> str:
-    if None in (fresh["estimate"], committed["estimate"]):
+def _judge_estimates(fresh: Estimate, committed: Estimate) -> str:
+    if not (fresh.is_known and committed.is_known):
         return "within intervals"
-    if None in (fresh["low"], fresh["high"], committed["low"], committed["high"]):
-        return _judge(fresh["estimate"], committed["estimate"])
-    overlap = fresh["low"] <= committed["high"] and committed["low"] <= fresh["high"]
+    if not (fresh.is_bounded and committed.is_bounded):
+        return _judge(fresh.estimate, committed.estimate)
+    overlap = fresh.low <= committed.high and committed.low <= fresh.high
     return "within intervals" if overlap else "different"
-
-
-def _is_estimate(value: dict) -> bool:
-    return {"estimate", "low", "high"} <= set(value)
 
 
 def _are_numbers(*values) -> bool:
@@ -91,10 +87,10 @@ def _largest_count(values: dict) -> float:
 
 
 def _show(value) -> str:
-    if isinstance(value, dict) and _is_estimate(value):
-        if value["low"] is None:
-            return f"{_show(value['estimate'])} (n {value.get('n')})"
-        return f"{value['estimate']:.4g} [{value['low']:.4g}, {value['high']:.4g}]"
+    if isinstance(value, Estimate):
+        if not value.is_bounded:
+            return f"{_show(value.estimate)} (n {value.n})"
+        return f"{value.estimate:.4g} [{value.low:.4g}, {value.high:.4g}]"
     if isinstance(value, dict):
         return f"{len(value)} keys"
     if isinstance(value, list):
@@ -117,7 +113,7 @@ def committed_numbers() -> tuple[str, dict[str, dict]]:
         ) from None
     listed = _git("ls-tree", "--name-only", "HEAD", "paper/numbers/").splitlines()
     files = [name for name in listed if name.endswith(".json") and Path(name).stem not in UNCOMPARED]
-    return commit, {name.rsplit("/", 1)[-1]: json.loads(_git("show", f"HEAD:./{name}")) for name in files}
+    return commit, {name.rsplit("/", 1)[-1]: parse_numbers(_git("show", f"HEAD:./{name}")) for name in files}
 
 
 def _git(*arguments: str) -> str:
