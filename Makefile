@@ -51,10 +51,10 @@ $(VLLM): benchmarks/vllm-requirements.txt
 	touch $@
 
 test: venv ## the tests one waits for: science, exact edits, the form of notebooks; two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_pipeline.py --ignore tests/test_kernels.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/pipeline/test_pipeline.py --ignore tests/pipeline/test_kernels.py
 
 test-all: test ## these and what takes longer: the pipeline at scale smoke, kernels
-	$(BIN)/python -m pytest tests/test_kernels.py tests/test_pipeline.py
+	$(BIN)/python -m pytest tests/pipeline/test_kernels.py tests/pipeline/test_pipeline.py
 
 lint: venv ## check style, formatting, and that notebooks are stripped of outputs
 	$(BIN)/ruff check .

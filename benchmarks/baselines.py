@@ -1,4 +1,4 @@
-"""Steering as replications do it: `transformers.generate` and a forward hook that adds the vector, on all threads."""
+"""Baseline steering: `transformers.generate` with a forward hook that adds the vector, on all threads."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def steered(model, layer: int, vectors: Float[Tensor, "rows d_model"]) -> Iterat
 
 
 def ignore_stop_tokens(model) -> None:
-    """Let `generate` write on to the length limit, as every method here does."""
+    """Make `generate` continue to the length limit, as every method here does."""
     model.generation_config.eos_token_id = None
 
 
 def sampling(temperature: float, repetition_penalty: float) -> dict[str, Any]:
-    """Arguments of `generate` for the study's sampling: the whole vocabulary, no top-k, no top-p."""
+    """Arguments of `generate` for the experiments' sampling: whole vocabulary, no top-k, no top-p."""
     chosen = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     return {"do_sample": False, "repetition_penalty": repetition_penalty} | chosen
 
@@ -37,7 +37,7 @@ def sampling(temperature: float, repetition_penalty: float) -> dict[str, Any]:
 def generate_batch(
     model, prompts: Sequence[Sequence[int]], vectors: Float[Tensor, "rows d_model"], layer: int, tokens: int, **settings
 ) -> list[list[int]]:
-    """`tokens` new tokens a prompt, all prompts in one batch padded on the left. settings: of `sampling`."""
+    """`tokens` new tokens per prompt, all prompts in one left-padded batch. settings: of `sampling`."""
     width = max(map(len, prompts))
     ids = torch.zeros(len(prompts), width, dtype=torch.long, device=model.device)
     mask = torch.zeros_like(ids)
@@ -58,7 +58,7 @@ def generate_batch(
 def generate_one(
     model, prompts: Sequence[Sequence[int]], vectors: Float[Tensor, "rows d_model"], layer: int, tokens: int, **settings
 ) -> list[list[int]]:
-    """The same, one prompt after the other."""
+    """`generate_batch`, one prompt at a time."""
     return [
         generate_batch(model, [prompt], vectors[row : row + 1], layer, tokens, **settings)[0]
         for row, prompt in enumerate(prompts)

@@ -1,4 +1,4 @@
-"""The engine as the study uses it: esr.steering.trials.generate_responses over single-threaded workers."""
+"""The engine as the experiments use it: esr.steering.trials.generate_responses over single-threaded workers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from esr.storage.records import Trial
 
 PATIENCE = 300.0  # seconds for all workers to load their model
 
-study_chunk = trials.write_chunk
+study_chunk = trials.generate_chunk
 
 
 def write_to_the_limit(chunk: dict, report: Report) -> bytes:
-    """The study's chunk, its answers written on past tokens that would end them. Runs in a worker."""
+    """The experiments' chunk with stop tokens ignored. Runs in a worker."""
     with patch.object(trials, "stop_tokens", lambda _model: []):
         return study_chunk(chunk, report)
 
 
 class Untouched:
-    """Stands where an edit would and makes none; like an edit, it keeps rows from sharing a prompt above its layer."""
+    """Intervention without an edit; like an edit, it keeps rows from sharing a prompt above its layer."""
 
     def __init__(self, layer: int):
         self.layer = layer
@@ -45,13 +45,13 @@ class Untouched:
 
 
 def write_unsteered(chunk: dict, report: Report) -> bytes:
-    """The steered chunk without edit and guard, all else alike: what is missing is what steering costs."""
-    with patch.object(trials, "build_edits", lambda chunk, plans, device: ([], [Untouched(plans[0].layer)])):
+    """The steered chunk without edit and guard: the difference in time is the cost of steering."""
+    with patch.object(trials, "build_edits", lambda steering, plans, device: ([], [Untouched(plans[0].layer)])):
         return write_to_the_limit(chunk, report)
 
 
 def write_bare(chunk: dict, report: Report) -> bytes:
-    """The study's chunk, its prompts without the chat template: a fifth as long."""
+    """The experiments' chunk with prompts without the chat template, a fifth as long."""
     with patch.object(trials, "chat_tokens", _bare_tokens):
         return study_chunk(chunk, report)
 
@@ -66,9 +66,9 @@ def _bare_tokens(tokenizer, prompt: str, _prefill=()) -> tuple[int, ...]:
 
 
 def load_and_wait(chunk: dict, report: Report) -> bytes:
-    """Load the model, then wait for the other workers: else a quick one would take a late one's share of the work.
+    """Load the model, then wait for the other workers: an early one would take a late one's share of the work.
 
-    Raises TimeoutError when they do not come.
+    Raises TimeoutError after PATIENCE.
     """
     resident_model(chunk["model"])
     folder = Path(chunk["folder"])
@@ -83,12 +83,12 @@ def load_and_wait(chunk: dict, report: Report) -> bytes:
 
 
 def worker_count() -> int:
-    """Worker processes of the study on this machine's cores, one at least."""
+    """Worker processes on this machine's cores, at least one."""
     return max(1, default_count())
 
 
 def everywhere(function: ChunkFunction, shared: dict, pool: Workers, what: str) -> list[bytes]:
-    """Results of `function` in every worker at once: for functions that take long enough that none gets two."""
+    """Results of `function` in every worker at once; it must take long enough that no worker gets two calls."""
     chunks = [shared | {"worker": worker} for worker in range(pool.count)]
     with tempfile.TemporaryDirectory() as folder, patch.object(esr.engine.workers, "CACHE", Path(folder)):
         files = pool.map(function, chunks, what=what, items=[1] * len(chunks), item="workers")
@@ -96,7 +96,7 @@ def everywhere(function: ChunkFunction, shared: dict, pool: Workers, what: str) 
 
 
 def load_workers(pool: Workers, model: str) -> None:
-    """Start every worker and load its model: what follows is timed warm."""
+    """Start every worker and load its model: later timings are warm."""
     with tempfile.TemporaryDirectory() as meeting:
         everywhere(load_and_wait, {"model": model, "folder": meeting, "workers": pool.count}, pool, "loading")
 
@@ -104,14 +104,15 @@ def load_workers(pool: Workers, model: str) -> None:
 def generate_responses(
     plans: Sequence[Plan], settings: Settings, pool: Workers, chunk: ChunkFunction, what: str
 ) -> tuple[list[Trial], float]:
-    """Answers of esr.steering.trials.generate_responses with `chunk` in place of its own chunk, and the seconds they took.
+    """esr.steering.trials.generate_responses with `chunk` in place of its chunk function, and the seconds it took.
 
-    Chunks are kept in a folder of their own that is thrown away: nothing finished earlier is found.
+    Finished chunks go to a temporary folder: nothing finished earlier is found.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(patch.object(esr.engine.workers, "CACHE", Path(folder)))
-        stack.enter_context(patch.object(trials, "write_chunk", chunk))
+        stack.enter_context(patch.object(trials, "generate_chunk", chunk))
+        stack.enter_context(patch.object(trials, "residual_norm", residual_norm))
         start = time.perf_counter()
         responses = trials.generate_responses(plans, settings, pool, what)
         return responses, time.perf_counter() - start
@@ -120,14 +121,14 @@ def generate_responses(
 def time_engine(
     plans: Sequence[Plan], model: str, rows: int, tokens: int, pool: Workers, what: str, chunk=write_to_the_limit
 ) -> Timing:
-    """Write the plans' answers of `tokens` tokens, `rows` side by side in each worker."""
-    settings = Settings(model, TEMPERATURE, rows, tokens, residual_norm(model))
+    """Timing of the plans' responses of `tokens` tokens, `rows` per batch in each worker."""
+    settings = Settings(model, TEMPERATURE, rows, tokens)
     responses, seconds = generate_responses(plans, settings, pool, chunk, what)
     return Timing(trials=len(responses), tokens=sum(len(response.tokens) for response in responses), seconds=seconds)
 
 
 def time_matmul(model: str, rows: int, seconds: float, pool: Workers) -> MatmulTiming:
-    """The rate of the model's matrix products alone, in all workers at once for `seconds`."""
+    """Rate of the model's matrix products alone, in all workers at once for `seconds`."""
     shared = {"model": model, "rows": rows, "seconds": seconds}
     steps = [json.loads(result) for result in everywhere(time_matmuls, shared, pool, "matmul")]
     return MatmulTiming(

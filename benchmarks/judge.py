@@ -1,7 +1,6 @@
-"""How many answers a second the offline judge judges, on both cores: `python -m benchmarks.judge`.
+"""Responses per second of the offline judge on all cores: `python -m benchmarks.judge`.
 
-Writes paper/numbers/judge_speed.json: the median of five rounds over the labelled answers, with lowest and
-highest.
+Writes paper/numbers/judge_speed.json: median, minimum and maximum of five rounds over the annotated responses.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from esr.judging.annotations import as_trials
 from esr.judging.offline import load_judge
 from esr.paths import DATA
 from esr.reporting.numbers import write_numbers
+from esr.statistics.estimates import Estimate
 from esr.storage.files import read_rows
 from esr.storage.records import AnnotatedResponse
 
@@ -26,14 +26,14 @@ def main() -> None:
     trials = as_trials(read_rows(DATA / "judge" / "annotated.jsonl", AnnotatedResponse))
     speeds = []
     for _ in range(ROUNDS):
-        judge = load_judge(model)  # anew: it remembers prompts and labels
+        judge = load_judge(model)  # a new one: it caches prompts and labels
         begin = time.perf_counter()
         judge.judge(trials)
         speeds.append(len(trials) / (time.perf_counter() - begin))
     median, n = statistics.median(speeds), len(trials)
-    result = {"estimate": median, "low": min(speeds), "high": max(speeds), "n": n}
+    result = Estimate(median, min(speeds), max(speeds), n)
     write_numbers("judge_speed", {"responses_per_second": result, "rounds": ROUNDS, "cores": os.cpu_count()})
-    print(f"{median:.0f} answers a second ({min(speeds):.0f} to {max(speeds):.0f}), {n} answers, {ROUNDS} rounds")
+    print(f"{median:.0f} responses per second ({min(speeds):.0f} to {max(speeds):.0f}), {n} responses, {ROUNDS} rounds")
 
 
 if __name__ == "__main__":

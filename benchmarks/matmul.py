@@ -1,8 +1,8 @@
-"""How fast this machine multiplies the model's matrices: no token can be written with fewer multiplications.
+"""Speed of the model's matrix products on this machine, an upper bound on tokens per second.
 
-One token step of a batch puts [rows, in] through every linear layer, the output layer included. Their time alone, with
-the model's own weights and as many single-threaded processes at once as the engine has, bounds the tokens per second.
-What the engine reaches of that bound is its share; the rest is attention, sampling, norms and Python.
+One token step of a batch puts [rows, in] through every linear layer, the output layer included. The bound is the rate
+of these products alone, with the model's weights, in as many single-threaded processes as the engine has. The engine
+also spends time on attention, sampling, norms and Python.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def step_flops(layers: list[torch.nn.Linear], rows: int) -> int:
 
 
 def prompt_cost(model) -> float:
-    """Operations of a prompt's token as a share of a new token's: it needs no output layer."""
+    """Operations of a prompt token as a share of a new token's: prompt tokens need no output layer."""
     output = step_flops([model.get_output_embeddings()], 1)
     return 1 - output / step_flops(linear_layers(model), 1)
 
 
 @torch.inference_mode()
 def step_seconds(layers: list[torch.nn.Linear], rows: int, seconds: float) -> list[float]:
-    """Durations of token steps at `rows`, repeated for `seconds`;."""
+    """Durations of token steps at `rows`, repeated for `seconds`."""
     draw = torch.Generator().manual_seed(0)
     weights = [layer.weight for layer in layers]
     widths = sorted({weight.shape[1] for weight in weights})
@@ -49,7 +49,7 @@ def step_seconds(layers: list[torch.nn.Linear], rows: int, seconds: float) -> li
 
 
 def time_matmuls(chunk: dict, report: Report) -> bytes:
-    """Median seconds of a token step and its operations, as JSON. Runs in a worker, at its one thread."""
+    """Median seconds of a token step and its operations, as JSON. Runs in a worker, on one thread."""
     model, _ = resident_model(chunk["model"])
     layers = linear_layers(model)
     step_seconds(layers, chunk["rows"], 0.0)  # the first step fills caches

@@ -1,4 +1,4 @@
-"""What a run of the benchmark leaves: typed timings, their medians and ratios, paper/numbers/bench.json, a table."""
+"""Results of a benchmark run: typed timings, their medians and ratios, paper/numbers/bench.json, a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METHODS = {
 
 
 class Timing(Record):
-    """One timed run: trials finished, new tokens written in all, wall-clock seconds."""
+    """One timed run: finished trials, total new tokens, wall-clock seconds."""
 
     trials: int = Field(gt=0)
     tokens: int = Field(gt=0)
@@ -30,7 +30,7 @@ class Timing(Record):
 
 
 class MatmulTiming(Record):
-    """The model's matrix products alone, all processes together. prompt_cost: of a prompt's token, in new tokens."""
+    """The model's matrix products alone, all processes together. prompt_cost: of a prompt token, in new tokens."""
 
     processes: int
     prompt_cost: float
@@ -39,7 +39,7 @@ class MatmulTiming(Record):
 
 
 class Round(Record):
-    """Every method once, one after the other; a method that is not installed is None."""
+    """Every method once, in turn; a method that is not installed is None."""
 
     engine: Timing
     unsteered: Timing
@@ -50,7 +50,7 @@ class Round(Record):
 
 
 class Scale(Record):
-    """The full path at one number of trials. memory: resident, all processes together, at its highest."""
+    """The full path at one number of trials. peak_memory_mb: resident, all processes together."""
 
     seconds: list[float] = Field(min_length=1)  # of every repeat
     seconds_per_trial: float = Field(gt=0)  # by the median of the repeats
@@ -68,7 +68,7 @@ class Machine(Record):
     cpu: str
     cores: int
     workers: int
-    threads: int  # of the methods that run in one process
+    threads: int  # of the methods with one process
     memory_gb: float
     python: str
     torch: str
@@ -82,9 +82,9 @@ class Machine(Record):
 def summarize(
     rounds: list[Round], sizes: dict[int, Timing], scaling: Scaling, settings: dict, machine: Machine
 ) -> dict:
-    """The content of bench.json. Ratios are of one round's neighbours, then medians: a slow minute hits both.
+    """Content of bench.json. Ratios are within rounds, then medians: a slow minute affects both sides.
 
-    settings: among them `tokens` and `prompt_tokens`, of a trial on average.
+    settings: include `tokens` and `prompt_tokens`, means per trial.
     """
     prompts = settings["prompt_tokens"] / settings["tokens"]
     speeds = {name: _median(_speed(getattr(r, name)) for r in rounds) for name in METHODS}
@@ -141,13 +141,13 @@ def _ratio(value: float, other: float | None) -> float | None:
 
 
 def _median(values) -> float | None:
-    """None where the method was not run."""
+    """Median without None; None where the method was not run."""
     values = [value for value in values if value is not None]
     return median(values) if values else None
 
 
 def table(numbers: dict) -> str:
-    """bench.json as Markdown: methods, then what else was measured; `–` for a method that was not installed."""
+    """bench.json as Markdown: methods, then other measurements; `–` for a method that was not installed."""
     few, many = (key for key in numbers["scaling"] if key.isdigit())
     scaling, machine = numbers["scaling"], numbers["machine"]
     lines = [["method", "tokens/s", "engine is faster", "trials"], ["---", "--:", "--:", "--:"]]
@@ -171,7 +171,7 @@ def table(numbers: dict) -> str:
 
 
 def rounds_table(numbers: dict) -> pd.DataFrame:
-    """New tokens per second of everything that took turns, one row a round."""
+    """New tokens per second of every method, one row per round."""
     rounds = [Round.model_validate(entry) for entry in numbers["rounds"]["methods"]]
     columns = {name: [_speed(getattr(r, name)) for r in rounds] for name in Round.model_fields}
     return pd.DataFrame(columns, index=pd.RangeIndex(1, len(rounds) + 1, name="round")).round(1)

@@ -1,11 +1,11 @@
-"""Measure everything, write paper/numbers/bench.json: `make bench`, or
+"""Run the benchmark and write paper/numbers/bench.json: `make bench`, or
 
     python -m benchmarks.run            about ten minutes on two cores
-    python -m benchmarks.run --quick    every method twice, too short to mean anything; the numbers are only printed
+    python -m benchmarks.run --quick    every method twice, very short; prints the numbers only
     python -m benchmarks.run table      the table of the last run in Markdown
 
-Methods take turns, round by round, the order reversed every second round, so that a machine that slows down or is busy
-for a while slows down all of them. Everything that loads, loads before its time counts.
+Methods take turns in rounds, in reverse order every second round: a machine that slows down affects all of them.
+Loading is not timed.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ TURNS = ("matmul", "engine", "unsteered", "generate_one", "generate_batch", "vll
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything: enough that a timing takes ten seconds or more, and all of them ten minutes or less.
+    """Size of a run: a timing takes ten seconds or more, all of them ten minutes or less.
 
-    rounds: times every method runs; tokens: of an answer; rows: side by side in a worker of the engine, as in the
-    study; one, batch, vllm: trials of the other methods, the first of the engine's; matmul: seconds;
-    batch_sizes: rows a worker, batch_trials or a few more in each, with answers of batch_tokens to prompts without chat
-    template, so that it is mostly the token steps that take time; few, many: trials of the scaling.
+    rounds: runs of every method; tokens: of a response; rows: batch size of an engine worker, as in the experiments;
+    one, batch, vllm: trials of the other methods, the first of the engine's; matmul: seconds; batch_sizes: rows per
+    worker, at batch_trials or slightly more trials each, with responses of batch_tokens to prompts without chat
+    template, which leaves mostly token steps; few, many: trials of the scaling.
     """
 
     rounds: int
@@ -75,19 +75,19 @@ class Sizes:
     many: int
 
     def batch_of(self, rows: int) -> int:
-        """Trials of a worker when the batch size is `rows`: whole batches."""
+        """Trials of a worker at batch size `rows`: whole batches."""
         return -(-self.batch_trials // rows) * rows
 
 
 FULL = Sizes(3, 96, 192, 4, 96, 96, 5.0, (32, 64, 96, 128, 192), 24, 96, 100, 10_000)
 QUICK = Sizes(2, 8, 8, 1, 4, 4, 0.5, (2, 4), 4, 4, 10, 40)
-# Seconds each step of FULL takes on two cores, until it has been measured
+# Estimated seconds of each step of FULL on two cores, until measured
 GUESSES = {"loading": 40, "matmul": 5, "engine": 26, "unsteered": 26, "generate_one": 10, "generate_batch": 20}
 GUESSES |= {"vllm_lens": 20, "batch sizes": 45, "scaling": 120}
 
 
 def measure(sizes: Sizes, folder: Path) -> dict:
-    """Content of bench.json. `folder` takes logs and what processes hand over."""
+    """Content of bench.json. folder: for logs and results of subprocesses."""
     model_id, with_vllm = default_model(), vllm_client.available()
     turns = [turn for turn in TURNS if turn != "vllm_lens" or with_vllm]
     if not with_vllm:
@@ -120,7 +120,7 @@ def measure(sizes: Sizes, folder: Path) -> dict:
 
 
 def load_methods(sizes: Sizes, plans: Sequence, work: Workload, pool: Workers) -> dict[str, Callable]:
-    """Each method as a function that runs it once and returns its timing; all of them loaded and warm."""
+    """Each method as a function that runs it once and returns its timing; all are loaded and warm."""
     load_workers(pool, work.model)
     model = load_model(work.model)
     baselines.ignore_stop_tokens(model)
@@ -160,13 +160,13 @@ def run_round(methods: dict[str, Callable], turns: Sequence[str], schedule: Sche
 
 
 def time_batch_sizes(sizes: Sizes, plans: Sequence, model: str, pool: Workers, schedule: Schedule) -> dict[int, Timing]:
-    """The engine at each number of rows a worker."""
+    """Timing of the engine at each number of rows per worker."""
     timings = {}
     with schedule.step("batch sizes"):
         for rows in sizes.batch_sizes:
-            some = plans[: pool.count * sizes.batch_of(rows)]
+            subset = plans[: pool.count * sizes.batch_of(rows)]
             timings[rows] = time_engine(
-                some, model, rows, sizes.batch_tokens, pool, f"{rows} rows", write_bare_to_the_limit
+                subset, model, rows, sizes.batch_tokens, pool, f"{rows} rows", write_bare_to_the_limit
             )
             say(f"    {rows} rows: {timings[rows].tokens_per_second:.1f} tokens/s")
     return timings
@@ -204,9 +204,9 @@ def describe_machine(model: str, versions: dict[str, str]) -> Machine:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Measure tokens per second.")
     parser.add_argument("what", nargs="?", choices=("measure", "table"), default="measure")
-    parser.add_argument("--quick", action="store_true", help="every method once, very short; nothing is written")
+    parser.add_argument("--quick", action="store_true", help="every method twice, very short; nothing is written")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("ESR_DEVICE", "cpu")  # all methods run there
+    os.environ.setdefault("ESR_DEVICE", "cpu")  # all methods run on the CPU
     try:
         if options.what == "table":
             print(table(read_numbers("bench")))

@@ -1,11 +1,10 @@
-"""Does the full path cost more per trial, or more memory, when there are a hundred times more trials?
+"""Time per trial and peak memory of the full path at few trials and at a hundred times more.
 
     python -m benchmarks.scaling RESULT.json FEW MANY
 
-The path is esr.steering.trials.generate_responses with all it does: plans, chunks, guards, worker processes, files,
-records. Two things are made small so that many trials take minutes: answers of a few tokens, and prompts without chat
-template. Both sizes hold the same (prompt, latent) pairs, each equally often, in chunks of equal size. A process of
-its own, so that nothing else's memory is counted.
+The path is esr.steering.trials.generate_responses: plans, chunks, guards, worker processes, files, records. Responses
+of a few tokens and prompts without chat template keep many trials to minutes. Both sizes use the same (prompt, latent)
+pairs equally often, in chunks of equal size. A separate process excludes other memory.
 """
 
 from __future__ import annotations
@@ -21,31 +20,31 @@ import psutil
 
 from benchmarks.engine import generate_responses, load_workers, worker_count, write_bare
 from benchmarks.results import Scale, Scaling
-from benchmarks.trials import TEMPERATURE, default_model, plan_trials, residual_norm
+from benchmarks.trials import TEMPERATURE, default_model, plan_trials
 from esr.engine.workers import Workers
 from esr.progress import say
 from esr.steering.trials import Settings
 from esr.storage.files import write_text
 
-TOKENS = 4  # of an answer
-CHUNK = 50  # answers: at `few` trials two workers have one chunk each, at `many` they have as many as the other
+TOKENS = 4  # of a response
+CHUNK = 50  # responses: two workers get one chunk each at `few` trials, equally many at `many`
 REPEATS = 5  # of `few`, which takes a second
-EVERY = 0.2  # seconds between looks at the memory
+EVERY = 0.2  # seconds between samples of the memory
 
 
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
-    """Resident memory of this process and its workers in MB, looked at while the block runs: a list to take max of.
+    """Samples of the resident memory of this process and its workers during the block, in MB.
 
-    Pages that processes share are counted in each.
+    Counts pages shared by processes in each of them.
     """
     seen, done = [resident_mb()], threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         while not done.wait(EVERY):
             seen.append(resident_mb())
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
         yield seen
@@ -66,17 +65,17 @@ def resident_mb() -> float:
 
 
 def write(model: str, n: int, pairs: int, pool: Workers) -> float:
-    """Seconds that `n` answers take."""
+    """Seconds for `n` responses."""
     plans = plan_trials(model, n, pairs)
-    settings = Settings(model, TEMPERATURE, CHUNK, TOKENS, residual_norm(model))
+    settings = Settings(model, TEMPERATURE, CHUNK, TOKENS)
     responses, seconds = generate_responses(plans, settings, pool, write_bare, f"scaling, {n} trials")
     if len(responses) != n:
-        raise RuntimeError(f"generate_responses returned {len(responses)} answers for {n} trials.")
+        raise RuntimeError(f"generate_responses returned {len(responses)} responses for {n} trials.")
     return seconds
 
 
 def measure(few: int, many: int) -> Scaling:
-    """Raises ValueError when `many` is no multiple of `few`: the pairs would not be used equally often."""
+    """Time and memory at both sizes. Raises ValueError unless `many` is a multiple of `few`."""
     if many % few:
         raise ValueError(f"{many} trials are no multiple of {few}: choose numbers that are.")
     model, scales = default_model(), {}

@@ -1,4 +1,4 @@
-"""Says before each step of a long run what begins and how long everything still takes."""
+"""Progress of a long run: reports each step and the remaining time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from esr.progress import say
 
 
 class Schedule:
-    """Steps in their order, the same name for what takes equally long.
+    """Steps in order; steps of equal duration share a name.
 
-    guesses: seconds a step of that name may take; the first measured one replaces it.
+    guesses: estimated seconds by name; the latest measurement replaces them.
     """
 
     def __init__(self, steps: Sequence[str], guesses: dict[str, float]):
@@ -20,7 +20,7 @@ class Schedule:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Raises ValueError when `name` is not next: the times said would be wrong."""
+        """Report and time a step. Raises ValueError when `name` is not next: the remaining time would be wrong."""
         if self.done == len(self.steps) or self.steps[self.done] != name:
             raise ValueError(f"{name} is not the step after {self.done} of {len(self.steps)}.")
         left = sum(self.guesses[step] for step in self.steps[self.done :])

@@ -1,7 +1,7 @@
-"""What every method writes: the study's prompts, steered by latents of its SAE at one boost.
+"""Trials of every method: the evaluation prompts, steered by latents of the SAE at one boost.
 
-A trial is one answer of a fixed number of tokens. Tokens that would end an answer are ignored, so that no method gains
-by answers that happen to stop early: tokens written per second then compare equal work.
+A trial is one response of a fixed number of tokens. Stop tokens are ignored: no method gains from early stops, and
+tokens per second compare equal work.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from esr.steering.trials import Plan
 from esr.storage.digests import trial_seed
 from esr.storage.prompts import read_prompts
 
-BOOST = 0.38  # median residual norms: of the size that calibration finds
-LATENTS = 24  # enough that neighbours in a batch are pushed in different directions
+BOOST = 0.38  # median residual norms, as calibration finds
+LATENTS = 24  # enough to steer neighbours in a batch in different directions
 TEMPERATURE = 0.6  # paper, section 3
 SEED = 2602
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Trials as methods other than the engine take them, in the engine's order.
+    """Trials as input of methods other than the engine, in the engine's order.
 
-    prompts: token ids, chat template included; vectors: what is added to the residual stream at every token after
-    `layer`, in its own units; repetition_penalty: the model's.
+    prompts: token ids, chat template included; vectors: steering vectors added at every token after `layer`, in
+    residual-stream units; repetition_penalty: the model's.
     """
 
     model: str
@@ -50,12 +50,12 @@ class Workload:
 
 
 def residual_norm(model_id: str) -> float:
-    """Median norm of the residual stream, as the shipped SAE's training measured it: no stage but `fetch` is needed."""
+    """Median norm of the residual stream, measured in the shipped SAE's training; needs only the stage `fetch`."""
     return read_contexts(data_dir("train_sae", model_id) / "contexts.safetensors").median_norm
 
 
 def draw_latents(model_id: str, n: int = LATENTS) -> list[int]:
-    """`n` latents whose density is within the study's bounds. Raises ConfigError when the SAE has fewer."""
+    """`n` latents with density within the bounds of the stage `latents`. Raises ConfigError when there are fewer."""
     bounds = stage_parameters("latents", model_id)
     density = read_contexts(data_dir("train_sae", model_id) / "contexts.safetensors").density
     within = ((density >= bounds["min_density"]) & (density <= bounds["max_density"])).nonzero().flatten().tolist()
@@ -67,7 +67,7 @@ def draw_latents(model_id: str, n: int = LATENTS) -> list[int]:
 def plan_trials(model_id: str, n: int, pairs: int | None = None) -> list[Plan]:
     """`n` steered trials over the evaluation prompts and the drawn latents.
 
-    pairs: (prompt, latent) pairs to use, each as often as the others; default as many as there are trials.
+    pairs: number of (prompt, latent) pairs, used equally often; default one per trial.
     """
     prompts, latents = read_prompts("evaluation"), draw_latents(model_id)
     plans = []
@@ -81,7 +81,7 @@ def plan_trials(model_id: str, n: int, pairs: int | None = None) -> list[Plan]:
 
 
 def load_workload(plans: Sequence[Plan], model_id: str, tokenizer) -> Workload:
-    """What `plans` come to, computed before time counts."""
+    """Workload of `plans`, computed before timing."""
     entry = model_entry(model_id)
     boosts = torch.tensor([plan.boost for plan in plans])
     directions = load_directions(model_id, [plan.latent for plan in plans])

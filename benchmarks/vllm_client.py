@@ -1,4 +1,4 @@
-"""The other end of vllm_process: start it in its environment, ask it for timed runs."""
+"""Client of vllm_process: starts it in its environment and requests timed runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esr.models.provenance import environment
 from esr.paths import ROOT
 
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
-KV_CACHE = "1"  # GiB; all trials of a run take a tenth of it
+KV_CACHE = "1"  # GiB; ten times what all trials of a run take
 
 
 def available() -> bool:
@@ -22,13 +22,13 @@ def available() -> bool:
 
 
 class Vllm:
-    """vLLM with vllm-lens in its own process, alive within its `with` block; it starts while others load."""
+    """vLLM with vllm-lens in a separate process, alive within its `with` block; it starts while others load."""
 
     def __init__(self, workload: Workload, tokens: int, log: Path):
         cores = sorted(os.sched_getaffinity(0))
         settings = {
             "OMP_NUM_THREADS": str(len(cores)),
-            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),  # by itself it leaves a core to a web server
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),  # the default leaves one core to a web server
             "VLLM_CPU_KVCACHE_SPACE": KV_CACHE,
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_NO_USAGE_STATS": "1",
@@ -52,7 +52,7 @@ class Vllm:
             "repetition_penalty": workload.repetition_penalty,
             "trials": trials,
         }
-        self._say(json.dumps(job))
+        self._send(json.dumps(job))
 
     def __enter__(self) -> Vllm:
         return self
@@ -65,21 +65,21 @@ class Vllm:
             self.process.kill()
 
     def wait(self) -> dict[str, str]:
-        """Until it is loaded, warm, and known to steer; returns the versions it runs."""
-        return self._hear()["versions"]
+        """Wait until it is loaded, warm and verified to steer; returns its versions."""
+        return self._receive()["versions"]
 
     def write(self) -> Timing:
-        self._say("run")
-        return Timing(**self._hear())
+        self._send("run")
+        return Timing(**self._receive())
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         try:
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             self._fail()
 
-    def _hear(self) -> dict:
+    def _receive(self) -> dict:
         line = self.process.stdout.readline()
         return json.loads(line) if line else self._fail()
 

@@ -1,10 +1,10 @@
-"""vLLM with the vllm-lens plugin, in its own environment and process: python -m benchmarks.vllm_process
+"""vLLM with the vllm-lens plugin, in a separate environment and process: python -m benchmarks.vllm_process
 
-The first line on stdin is the job, then every line asks for one timed run; the answer to each is one line of JSON on
-stdout. Start-up and a first run do not count. Before any run the residual stream is captured with and without steering
-and must differ by the vector on every prompt: the plugin logs errors in its hooks and goes on unsteered.
+The first line on stdin is the job; every further line requests one timed run. Each reply is one line of JSON on stdout.
+Start-up and a first run are not timed. Before any run the residual stream, captured with and without steering, must
+differ by the vector on every prompt: the plugin logs errors in its hooks and continues unsteered.
 
-Runs in .venv-vllm, so nothing of this project is imported; run as a module, not as a file.
+Runs in .venv-vllm and imports nothing of this project; run as a module, not as a file.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import os
 import sys
 import time
 
-TOLERANCE = 0.02  # of the vector's norm: bfloat16 keeps 8 bits, and sums are rounded
+TOLERANCE = 0.02  # of the vector's norm: bfloat16 keeps 8 bits and rounds sums
 
 
 def main() -> None:
-    responses = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what vLLM prints goes where its log goes
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # vLLM's output goes to its log
     job = json.loads(sys.stdin.readline())
     llm = start(job)
     check_steering(llm, job)
     write(llm, job, job["trials"], job["tokens"])
-    print(json.dumps({"ready": True, "versions": versions()}), file=responses, flush=True)
+    print(json.dumps({"ready": True, "versions": versions()}), file=replies, flush=True)
     for _line in sys.stdin:
         begin = time.perf_counter()
         written = write(llm, job, job["trials"], job["tokens"])
         seconds = time.perf_counter() - begin
         result = {"trials": len(written), "tokens": sum(map(len, written)), "seconds": seconds}
-        print(json.dumps(result), file=responses, flush=True)
+        print(json.dumps(result), file=replies, flush=True)
 
 
 def start(job: dict):
-    """The engine with all trials in one dynamic batch; the plugin turns compilation off so that its hooks run."""
+    """The engine with all trials in one dynamic batch; the plugin turns compilation off to run its hooks."""
     from vllm import LLM
 
     longest = max(len(trial["prompt"]) for trial in job["trials"]) + job["tokens"]
@@ -44,7 +44,7 @@ def start(job: dict):
         seed=0,
         max_model_len=longest + 1,
         max_num_seqs=len(job["trials"]),
-        enable_prefix_caching=False,  # the same prompts are run again and again
+        enable_prefix_caching=False,  # runs repeat the same prompts
         disable_log_stats=True,
     )
 
@@ -58,7 +58,7 @@ def _generate(llm, job: dict, trials: list[dict], tokens: int, steered: bool, ex
     from vllm import SamplingParams
 
     parameters = [
-        # Used once: the plugin takes the vectors out of the parameters, so that used again they would not steer.
+        # Used once: the plugin removes the vectors from the parameters, which would not steer again.
         SamplingParams(
             temperature=job["temperature"],
             repetition_penalty=job["repetition_penalty"],
@@ -82,7 +82,7 @@ def _vector(job: dict, trial: dict):
 
 
 def check_steering(llm, job: dict) -> None:
-    """Raises RuntimeError unless steering adds to every trial's residual stream its own vector and nothing else."""
+    """Raises RuntimeError unless steering adds each trial's vector to its residual stream and nothing else."""
     import torch
 
     residuals = {}

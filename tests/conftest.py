@@ -1,8 +1,12 @@
-"""Tiny random models: real architectures, real code paths, milliseconds."""
+"""Tiny random models (real architectures, real code paths, milliseconds), latents of theirs, and judgements by hand."""
 
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from esr.engine.interventions import LatentSubset
+from esr.paths import PIPELINE
+from esr.storage.records import Attempt, Judgement
 
 SIZES = {
     "vocab_size": 97,
@@ -20,6 +24,12 @@ SIZES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def in_pipeline(monkeypatch):
+    """Outputs go where the pipeline puts them, not to the scratch folder of notebooks run by hand."""
+    monkeypatch.setenv(PIPELINE, "1")
+
+
 def tiny_llama():
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
@@ -29,6 +39,35 @@ def tiny_gemma2():
     torch.manual_seed(0)
     config = Gemma2Config(**SIZES, query_pre_attn_scalar=8, sliding_window=6, attn_implementation="eager")
     return Gemma2ForCausalLM(config).eval()
+
+
+def latent_subset(n=4, bias=0.0, seed=5):
+    """Latents whose decoder is their encoder's direction, orthogonal to each other, as in a well-trained SAE."""
+    draw = torch.Generator().manual_seed(seed)
+    directions = torch.linalg.qr(torch.randn(32, n, generator=draw)).Q
+    center = 0.1 * torch.randn(32, generator=draw)
+    return LatentSubset(
+        tuple(range(10, 10 + n)), directions, torch.full((n,), bias), torch.full((n,), 0.3), center, directions.T
+    )
+
+
+def judgement(
+    latent=1, seed=0, scores=(80.0,), outcome="scored", condition="steered", degraded=False, model="tiny", unverified=0
+):
+    attempts = [Attempt(start=i, end=i + 1, restart="wait" if i else "", score=s) for i, s in enumerate(scores)]
+    return Judgement(
+        trial_id=f"{model}-{condition}-{latent}-{seed}",
+        model=model,
+        condition=condition,
+        latent=latent,
+        prompt_id="evaluation-01",
+        seed=seed,
+        judge="offline",
+        outcome=outcome,
+        attempts=attempts,
+        degraded=degraded,
+        unverified=unverified,
+    )
 
 
 @pytest.fixture(params=[tiny_llama, tiny_gemma2], ids=["llama", "gemma2"])

@@ -54,6 +54,6 @@ def test_every_import_of_the_package_is_a_direct_dependency():
     for module in sorted((ROOT / "esr").rglob("*.py")):
         for node in ast.walk(ast.parse(module.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.confidence else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"esr"}:
                 assert direct & set(map(canonicalize_name, provided.get(top, []))), f"{module.name} imports {top}"

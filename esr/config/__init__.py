@@ -1,5 +1,4 @@
-"""params.yaml and data/models.yaml: typed, checked before heavy work, one sentence for each mistake.
+"""params.yaml and data/models.yaml, typed and checked before heavy work: parameters, registry, model sources.
 
-Here: sections of parameters, registry entries, model sources, a stage's parameters. Not here: anything that loads
-a model or reads data.
+Not here: code that loads a model or reads data.
 """

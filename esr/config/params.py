@@ -1,4 +1,4 @@
-"""The sections of params.yaml, one class a stage, and the table of stages."""
+"""The sections of params.yaml, one class per stage, and the table of stages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from esr.config.schema import Positive, Section, Share
 
 
 class Shared(Section):
-    """Parameters every stage may ask for."""
+    """Parameters of stages with a model and a seed."""
 
     model: str = "smollm2-135m"
     seed: int
@@ -68,18 +68,18 @@ class Steer(Shared, Generation):
 
 
 class LlmJudge(Section):
-    """A language model as a judge, under a `name` of its own; `model` as inspect-ai names it, provider first.
+    """A language model as a judge, under a unique `name`; `model` is inspect-ai's name, provider first.
 
-    An OpenAI-compatible server is `openai-api/<service>/<model>` at `base_url`, its key <SERVICE>_API_KEY.
+    For an OpenAI-compatible server: `openai-api/<service>/<model>`, its `base_url`, and the key in <SERVICE>_API_KEY.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     model: str = Field(pattern=r"^[^/\s]+/\S+$")
     base_url: str | None = None
     temperature: float | None = Field(default=0.0, ge=0, le=2)  # null for models that take none
-    structured: bool = True  # ask for the reply's schema; false for servers that refuse such requests
+    structured: bool = True  # request replies in a schema; false for servers that refuse
     max_connections: Positive = 8  # requests at the same time
-    max_retries: int = Field(default=5, ge=0)  # of a request that failed, with growing pauses
+    max_retries: int = Field(default=5, ge=0)  # of a failed request, with increasing delays
     timeout_s: Positive = 120  # of one request
     max_tokens: Positive = 1024  # of one reply
     max_cost: float | None = Field(default=None, gt=0)  # USD a run
@@ -94,7 +94,7 @@ class LlmJudge(Section):
 
 
 class Judge(Section):
-    """The judge whose numbers are the study's, and those that judge beside it."""
+    """The judge of the reported numbers, and additional judges."""
 
     model: str
     name: Literal["offline"]
@@ -104,7 +104,7 @@ class Judge(Section):
     def _names_differ(self):
         names = [self.name, *(judge.name for judge in self.judges)]
         if len(set(names)) < len(names):
-            raise ValueError(f"each judge needs a name of its own, these are {', '.join(names)}")
+            raise ValueError(f"each judge needs a unique name, these are {', '.join(names)}")
         return self
 
 
@@ -248,7 +248,7 @@ class Figures(Section):
     restarting_models: list[str]
 
 
-# The stages, in the order of their notebooks, each with the sections of params.yaml it reads besides its own.
+# Stages in the order of their notebooks: the section's class, and other sections of params.yaml that the stage reads.
 STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "fetch": (Fetch, ()),
     "train_sae": (TrainSae, ()),

@@ -1,4 +1,4 @@
-"""data/models.yaml, the registry: everything the study knows about a model, checked before anything heavy begins."""
+"""The model registry, data/models.yaml."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REGISTRY = DATA / "models.yaml"
 
 
 class SaeSource(Section):
-    """A SAELens SAE: a folder of this repository, or a published release and the id within it."""
+    """A SAELens SAE: a folder of this repository, or a published release and an id in it."""
 
     kind: Literal["folder", "release"]
     path: str | None = None
@@ -31,7 +31,7 @@ class SaeSource(Section):
 
 
 class Boost(Section):
-    """Search bounds and Gaussian prior of the calibration, in units of the median residual norm."""
+    """Search bounds and Gaussian prior of the calibration, in median residual norms."""
 
     min: float = Field(ge=0)
     max: float = Field(gt=0)
@@ -70,7 +70,7 @@ def load_registry() -> dict[str, ModelEntry]:
 
 
 def model_entry(model_id: str) -> ModelEntry:
-    """The registry's entry of `model_id`. Raises ConfigError naming the ids there are."""
+    """The entry of `model_id`. Raises ConfigError with the known ids."""
     registry = load_registry()
     if model_id not in registry:
         raise ConfigError(f"Unknown model {model_id!r}: {REGISTRY.name} has {', '.join(registry)}.")
@@ -78,16 +78,16 @@ def model_entry(model_id: str) -> ModelEntry:
 
 
 def base_of(model_id: str) -> str:
-    """The model whose SAE, latents and relevance scorer serve `model_id`: itself, or what it was fine-tuned from.
+    """The model whose SAE, latents and relevance scorer serve `model_id`: itself, or the base of its adapter.
 
-    Adapters sit above the layer that is steered and read, so that the residual stream there is the base's own.
+    Adapters sit above the steered layer and the SAE's layer, where the residual stream is thus that of the base.
     """
     source = model_entry(model_id).source
     return source.base if source.kind == "adapter" else model_id
 
 
 def check_latents(model_id: str, latents: list[int]) -> None:
-    """Raises ConfigError unless every index names a latent of the model's SAE; loads no weights."""
+    """Raise ConfigError unless every index is a latent of the model's SAE; loads no weights."""
     d_sae = model_entry(model_id).d_sae
     for latent in latents:
         if d_sae is None or not 0 <= latent < d_sae:

@@ -1,4 +1,4 @@
-"""Strict schemas, one YAML reader, errors of one sentence: what params.yaml and the registry share."""
+"""Strict schemas, YAML and one-sentence errors, shared by params.yaml and the registry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ConfigError(ValueError):
-    """What is wrong in params.yaml, in the registry or in a notebook's parameters, in one sentence."""
+    """A mistake in params.yaml, the registry or a notebook's parameters, in one sentence."""
 
 
 class Section(BaseModel):
@@ -20,6 +20,7 @@ class Section(BaseModel):
 
 
 def load_yaml(path) -> dict:
+    """The mapping in a YAML 1.2 file. Raises ConfigError."""
     if not path.exists():
         raise ConfigError(f"{path} does not exist: run inside a clone of the repository, or set ESR_ROOT to one.")
     try:
@@ -29,10 +30,11 @@ def load_yaml(path) -> dict:
 
 
 def validate(adapter: TypeAdapter, values: Any, where: str):
+    """`values` as the adapter's type. Raises ConfigError that names `where`, key, value and what is allowed."""
     try:
         return adapter.validate_python(values)
     except ValidationError as error:
-        # A misspelt key is also a missing one: name the misspelling.
+        # a misspelt key also counts as missing: report the misspelling
         problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(map(str, problem["loc"])) or "the entry"
         if problem["type"] == "extra_forbidden":

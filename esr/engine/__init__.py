@@ -1,4 +1,4 @@
-"""Batched generation under interventions: the loop, its cache, attention, sampling, guard, activations, workers.
+"""Batched generation under interventions: loop, cache, attention, sampling, guard, activations, workers.
 
-Knows neither SAE nor registry: it gets a model, rows and interventions.
+Takes a model, rows and interventions; knows neither SAE nor registry.
 """

@@ -1,8 +1,8 @@
-"""Attention over a ragged cache: one query per row against keys that lie row by row, most of a decoding step's cost.
+"""Attention over a ragged cache: one query per row against keys stored row by row, the main cost of a decoding step.
 
-PyTorch's CPU kernel for scaled dot products is made for long queries. For a single one the product `keys @ query` of
-all heads that share a key head, taken as one batched matrix product, is two to three times faster (SmolLM2-135M,
-96 rows, 236 keys, one core: 1.2 ms a layer instead of 2.7).
+PyTorch's CPU kernel for scaled dot products targets long queries. For a single query, one batched matrix product
+`keys @ query` over all heads that share a key head is two to three times faster (SmolLM2-135M, 96 rows, 236 keys, one
+core: 1.2 ms a layer instead of 2.7).
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ def ragged_attention(
     softcap: float | None = None,
     **kwargs,
 ) -> tuple[Float[Tensor, "rows queries heads head_dim"], None]:
-    """Attention as transformers' layers call it, with an additive float32 mask and Gemma 2's soft cap of the scores.
+    """Attention output as transformers' layers expect it. Takes an additive float32 mask and Gemma 2's soft cap.
 
-    Scores are products in the model's dtype and are normalized in float32, as in transformers' eager attention.
+    Scores are products in the model's dtype, normalized in float32, as in transformers' eager attention.
     """
     if query.shape[2] > 1 and softcap is None:
         mask = attention_mask.to(query.dtype)
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=False)
     rows, heads, queries, head_dim = query.shape
     key_heads, keys = key.shape[1:3]
-    sharing = heads // key_heads  # query heads that share a key head
-    together = query.reshape(rows * key_heads, sharing * queries, head_dim)
-    scores = torch.bmm(key.flatten(0, 1), together.transpose(1, 2))  # keys first: they are read as they lie
+    group = heads // key_heads  # query heads that share a key head
+    grouped = query.reshape(rows * key_heads, group * queries, head_dim)
+    scores = torch.bmm(key.flatten(0, 1), grouped.transpose(1, 2))  # keys first: read in storage order
     scores = scores.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True).mul_(scaling)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
-    scores.view(rows, key_heads, sharing, queries, keys).add_(attention_mask[:, :, None])
+    scores.view(rows, key_heads, group, queries, keys).add_(attention_mask[:, :, None])
     mixed = torch.bmm(scores.softmax(dim=-1).to(value.dtype), value.flatten(0, 1))
     return mixed.view(rows, heads, queries, head_dim).transpose(1, 2).contiguous(), None
 
@@ -54,7 +54,7 @@ AttentionInterface.register(RAGGED, ragged_attention)
 
 @contextmanager
 def attention_by(model, name: str) -> Iterator[None]:
-    """Within the block `model` attends as transformers names it ("eager") or as here (RAGGED); afterwards as before."""
+    """Within the block `model` uses the attention transformers registers as `name`, such as "eager" or RAGGED."""
     before = model.config._attn_implementation
     model.config._attn_implementation = name
     try:

@@ -13,9 +13,9 @@ ROOM = 16  # positions by which the cache grows
 
 
 class RaggedLayer(CacheLayerMixin):
-    """Keys and values of one layer, `[slots, heads, room, head_dim]`, written at each row's own positions.
+    """Keys and values of one layer, `[slots, heads, room, head_dim]`, written at each row's positions.
 
-    All of the room is handed to the attention, which masks what is empty: matrix products of a part would copy it.
+    Attention gets the whole room and masks empty positions: matrix products of a slice would copy it.
     """
 
     is_sliding = False
@@ -37,10 +37,10 @@ class RaggedLayer(CacheLayerMixin):
         if missing := self.plan.room - self.keys.shape[2]:
             self.keys, self.values = (pad(tensor, (0, 0, 0, missing)) for tensor in (self.keys, self.values))
         rows, positions = self.plan.rows[:, None], self.plan.positions
-        own = slice(None) if len(key_states) == len(rows) else self.plan.prompts  # see Generator._spread
-        self.keys[rows, :, positions] = key_states[own].transpose(1, 2)
-        self.values[rows, :, positions] = value_states[own].transpose(1, 2)
-        if self.plan.prefill:  # a prompt attends to itself alone
+        sources = slice(None) if len(key_states) == len(rows) else self.plan.prompts  # see Generator._spread
+        self.keys[rows, :, positions] = key_states[sources].transpose(1, 2)
+        self.values[rows, :, positions] = value_states[sources].transpose(1, 2)
+        if self.plan.prefill:  # prompts attend only to themselves
             return key_states, value_states
         return self.keys, self.values
 
@@ -48,7 +48,7 @@ class RaggedLayer(CacheLayerMixin):
         self.keys, self.values = self.keys[rows], self.values[rows]
 
     def copy(self, sources: Int[Tensor, " copies"], rows: Int[Tensor, " copies"], length: int) -> None:
-        """Give `rows` the first `length` keys and values of `sources`."""
+        """Copy the first `length` keys and values of `sources` to `rows`."""
         for tensor in (self.keys, self.values):
             tensor[rows, :, :length] = tensor[sources, :, :length]
 
@@ -64,14 +64,14 @@ class RaggedLayer(CacheLayerMixin):
 
 @dataclass
 class Plan:
-    """Where the current forward pass writes: shared by all layers of the cache, updated before every pass."""
+    """Where the current forward pass writes; shared by all layers of the cache, updated before every pass."""
 
     slots: int
-    room: int = 0  # positions a row has in the cache: grows in steps of ROOM, never shrinks
+    room: int = 0  # cache positions of a row: grows in steps of ROOM, never shrinks
     rows: Tensor | None = None
     positions: Tensor | None = None
     prefill: bool = False
-    prompts: Tensor | None = None  # while prompts are run: for each of `rows`, its prompt among the distinct ones
+    prompts: Tensor | None = None  # during prefill: for each of `rows`, its prompt's index among the distinct ones
 
     def reserve(self, length: int) -> None:
         """Make room for `length` positions."""

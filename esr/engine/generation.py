@@ -1,12 +1,12 @@
 """Batched steered generation over a transformers model: one loop for every condition.
 
-A *row* is one answer to write. Rows have their own prompt, seed and length limit; interventions give each row its own
-edit. Finished rows leave the batch and waiting ones take their place. The key-value cache is ragged: row `r` keeps
-token `p` at `[r, :, p]`, so no row is ever padded once its prompt is in, and prompt padding is never attended to.
+A *row* is one response to generate. Rows differ in prompt, seed, length limit and edit. Finished rows leave the batch
+and waiting rows take their place. The key-value cache is ragged: row `r` keeps token `p` at `[r, :, p]`, unpadded after
+prefill. Right-pad: causal attention ignores what follows.
 
-What is promised: the same list of rows, batch size, dtype, thread count, machine and library versions give the same
-tokens, bit for bit. In float32 a row's tokens do not depend on the rows beside it; in bfloat16 they may, because
-matrix kernels round differently at different batch shapes.
+Deterministic: equal rows, batch size, dtype, threads and versions give equal tokens on one machine. In float32 a row's
+tokens do not depend on the other rows; in bfloat16 they may, because matrix kernels round differently at different
+batch shapes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from esr.engine.interventions import Intervention, Step, apply, check_layers, sh
 from esr.engine.linear import packed
 from esr.engine.sampling import sample
 
-PREFILL = 1024  # prompt tokens run at once: what they need stays in a core's cache, however many rows are admitted
+PREFILL = 1024  # prompt tokens a pass: fit in a core's cache, however many rows are admitted
 
 
 @dataclass(frozen=True)
 class Row:
-    """One answer to write: `prompt` token ids (chat template and any prefill included), seed and length limit."""
+    """One response to generate. `prompt`: token ids, chat template and any prefill included."""
 
     prompt: tuple[int, ...]
     seed: int
@@ -39,14 +39,14 @@ class Row:
 
 @dataclass
 class Response:
-    """Token ids written (the stop token left out) and why writing ended: `stop` or `length`."""
+    """Generated token ids without the stop token, and why generation ended: `stop` or `length`."""
 
     tokens: list[int] = field(default_factory=list)
     finish_reason: str = "length"
 
 
 class Generator:
-    """Writes answers for one list of rows. Made, run and thrown away by `generate`."""
+    """Generates the responses of one list of rows; `generate` makes one per call."""
 
     def __init__(self, model, rows, interventions, batch_size: int, temperature, repetition_penalty, stop_tokens):
         self.model, self.rows, self.interventions = model, rows, interventions
@@ -60,13 +60,13 @@ class Generator:
         self.responses = [Response() for _ in rows]
         self.waiting = list(range(len(rows)))[::-1]
         self.trials = torch.full((slots,), -1, device=self.device)  # -1: idle
-        self.lengths = torch.zeros(slots, dtype=torch.long, device=self.device)  # tokens known, last one not yet run
+        self.lengths = torch.zeros(slots, dtype=torch.long, device=self.device)  # known tokens; the last is not yet run
         self.tokens = torch.zeros(slots, max_length, dtype=torch.long, device=self.device)
         self.uniforms = torch.zeros(slots, max(r.max_new_tokens for r in rows), device=self.device)
         self.step = Step(self.trials, self.trials[:, None] >= 0, self.trials[:, None] >= 0)
 
     def run(self, on_progress: Callable[[int, int], None] | None = None) -> list[Response]:
-        """Write every answer. `on_progress(new_tokens, finished_rows)` is called after every token step."""
+        """All responses. Calls `on_progress(new_tokens, finished_rows)` after every token step."""
         while self.waiting or bool((self.trials >= 0).any()):
             self._admit()
             self._shrink()
@@ -76,19 +76,19 @@ class Generator:
         return self.responses
 
     def _admit(self) -> None:
-        """Give idle slots to waiting rows and run their prompts, all but the last token, into the cache."""
+        """Give idle slots to waiting rows and prefill their prompts, all but the last token."""
         idle = (self.trials < 0).nonzero().flatten().tolist()[: len(self.waiting)]
-        # Joining one at a time costs a small forward pass each: wait until a few slots are free.
+        # Every admission costs a forward pass: wait until an eighth of the slots is idle.
         if not idle or (len(idle) < min(len(self.waiting), max(1, len(self.trials) // 8))):
             return
         for slot in idle:
             trial = self.waiting.pop()
             row = self.rows[trial]
             self.trials[slot], self.lengths[slot] = trial, len(row.prompt)
-            self.tokens[slot] = row.prompt[0]  # unused places repeat a seen token: the repetition penalty ignores them
+            self.tokens[slot] = row.prompt[0]  # pad with a seen token: the repetition penalty ignores repeats
             self.tokens[slot, : len(row.prompt)] = torch.tensor(row.prompt, device=self.device)
-            own = torch.Generator().manual_seed(row.seed)
-            self.uniforms[slot, : row.max_new_tokens] = torch.rand(row.max_new_tokens, generator=own).to(self.device)
+            rng = torch.Generator().manual_seed(row.seed)
+            self.uniforms[slot, : row.max_new_tokens] = torch.rand(row.max_new_tokens, generator=rng).to(self.device)
         self.plan.reserve(int(self.lengths.max()))
         firsts, copies = self._alike(idle)
         for group in self._groups(firsts):
@@ -99,7 +99,7 @@ class Generator:
                 layer.copy(sources, rows, int(self.lengths[rows].max()) - 1)
 
     def _prefill(self, group: list[int]) -> None:
-        """Run the prompts of some slots, all but the last token of each, into the cache."""
+        """Run the prompts of some slots, each without its last token, into the cache."""
         slots = torch.tensor(group, device=self.device)
         width = int(self.lengths[slots].max()) - 1
         numbers: dict[tuple[int, ...], int] = {}
@@ -114,9 +114,9 @@ class Generator:
         self._run(self.tokens[slots[firsts], :width], positions, causal)
 
     def _spread(self, _module, _inputs, output):
-        """From each distinct prompt to all rows that have it: a hook before the edits of the first layer that has any.
+        """Expand each distinct prompt to all rows that have it: a hook before the edits of the first edited layer.
 
-        Below that layer rows with the same prompt are the same, whatever is added to each later.
+        Below that layer, rows with equal prompts are equal.
         """
         if not self.plan.prefill:
             return None
@@ -125,10 +125,10 @@ class Generator:
         return output[self.plan.prompts]
 
     def _groups(self, slots: list[int]) -> Iterator[list[int]]:
-        """Slots of prompts of like length, together at most PREFILL tokens; prompts of one token need no prefill."""
+        """Slots of prompts of similar length, at most PREFILL tokens a group; one-token prompts need no prefill."""
         lengths = dict(zip(slots, (self.lengths[slots] - 1).tolist(), strict=True))
         group: list[int] = []
-        # The same prompts side by side: a group runs each of its prompts once below the first edit.
+        # Equal prompts side by side: a group runs each distinct prompt once below the first edit.
         for slot in sorted(slots, key=lambda s: (lengths[s], self.rows[int(self.trials[s])].prompt)):
             if group and (len(group) + 1) * lengths[slot] > PREFILL:
                 yield group
@@ -139,7 +139,7 @@ class Generator:
             yield group
 
     def _alike(self, slots: list[int]) -> tuple[list[int], dict[int, int]]:
-        """Slots whose prompts must be run; for each other slot, the one with the same prompt under the same edits."""
+        """Slots whose prompts must run; for each other slot, the one with an equal prompt under equal edits."""
         firsts: dict = {}
         copies: dict[int, int] = {}
         for slot in slots:
@@ -162,7 +162,7 @@ class Generator:
         self.plan.slots = len(active)
 
     def _decode(self) -> tuple[int, int]:
-        """Run the last known token of every slot, draw the next; returns (tokens written, rows finished)."""
+        """Run the last known token of every slot and sample the next: (tokens generated, rows finished)."""
         active = self.trials >= 0
         positions = (self.lengths - 1).clamp(min=0)[:, None]
         length = int(self.lengths.max())
@@ -196,12 +196,12 @@ class Generator:
         return int(active.sum()), finished
 
     def _plan(self, slots, positions, prefill: bool) -> None:
-        """Tell cache and interventions which rows and positions the next pass is for."""
+        """Set the rows and positions of the next pass for cache and interventions."""
         self.plan.rows, self.plan.positions, self.plan.prefill = slots, positions, prefill
         self.step.trials = self.trials[slots].clamp(min=0)
 
     def _run(self, tokens: Int[Tensor, "rows queries"], positions, mask) -> Float[Tensor, "rows vocab"] | None:
-        """One forward pass; the logits of the next tokens, or None for prompts, which need none."""
+        """Logits of the next tokens from one forward pass; None for prompts, which need none."""
         inputs = {
             "input_ids": tokens,
             "attention_mask": self._masks(mask, positions),
@@ -215,7 +215,7 @@ class Generator:
         return self.model(**inputs).logits[:, -1]
 
     def _masks(self, seen: Bool[Tensor, "rows 1 queries keys"], positions: Int[Tensor, "rows queries"]):
-        """The additive mask of the attention; one per kind of layer where layers differ (Gemma 2)."""
+        """Additive attention mask; one per layer type where types differ (Gemma 2)."""
         config = self.model.config
         if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
             return additive(seen)
@@ -225,7 +225,7 @@ class Generator:
 
 
 def additive(seen: Tensor) -> Tensor:
-    """The mask to add to scores: 0 where a key is seen, the lowest float32 where it is not."""
+    """Mask to add to scores: 0 where a key is seen, the float32 minimum elsewhere."""
     mask = torch.zeros(seen.shape, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(torch.float32).min)
 
@@ -242,7 +242,7 @@ def generate(
     stop_tokens: Sequence[int],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Response]:
-    """Write one answer per row, `batch_size` at a time, under `interventions` indexed like `rows`.
+    """One response per row, `batch_size` at a time, under `interventions` indexed like `rows`.
 
     temperature 0 is greedy. Raises ValueError on an empty prompt or a length limit below 1.
     """

@@ -1,8 +1,8 @@
-"""The guard of a steered run: at every forward pass, what the next layer reads is what was intended, or the run ends.
+"""Guard of a steered run: at every forward pass the next layer receives the intended edit, or the run ends.
 
-An unsteered answer that passes for a steered one is the worst defect of a steering study. The guard does not trust the
-hooks that edit: it keeps a layer's raw output, works out what the plans ask for, and compares it with what the module
-after the layer receives, for every row and token, prompt and answer.
+An unsteered response recorded as steered is the worst defect of a steering study. The guard does not trust the editing
+hooks: it keeps a layer's raw output, computes the planned edit, and compares the result with the input of the next
+module, for every row and token of prompt and response.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from esr.engine.interventions import LatentSubset
 
 
 class SteeringError(RuntimeError):
-    """The residual stream does not show the intended edit: a run that went on would be unsteered or wrongly steered."""
+    """The residual stream lacks the intended edit: the responses would be unsteered or wrongly steered."""
 
 
 class Guard:
-    """Watches one layer; itself the first intervention there, one that edits nothing.
+    """Watches one layer as its first intervention, which edits nothing.
 
-    vectors: added to every token of each trial (to answers alone with `response_only`); None adds nothing.
-    chosen: of `readout`'s latents, those each trial loses, read after the addition.
+    vectors: added to every token of each trial (to response tokens alone with `response_only`); None adds nothing.
+    chosen: the latents of `subset` that each trial ablates, after the addition.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Guard:
         self.passes = 0
 
     def edit(self, hidden, step):
-        self.raw = hidden.clone()  # a hook that edits in place must not change what is compared
+        self.raw = hidden.clone()  # a hook that edits in place must not change the copy
         self.trials, self.real, self.response = step.trials.clone(), step.real, step.response
         return hidden
 
@@ -50,21 +50,23 @@ class Guard:
         return ()
 
     def compare(self, received: Float[Tensor, "rows seq d_model"]) -> None:
-        """Raises SteeringError unless `received` is the raw output with the intended edit: exactly, where vectors are
-        added, and to one rounding of the dtype where latents are ablated."""
+        """Raises SteeringError unless `received` is the raw output with the intended edit.
+
+        Added vectors must match exactly, ablations to one rounding of the dtype.
+        """
         if self.raw is None or self.raw.shape != received.shape:
             raise SteeringError(
-                f"Steering check failed: layer {self.layer} ran without its hooks; do not use the answers."
+                f"Steering check failed: layer {self.layer} ran without its hooks; do not use the responses."
             )
         expected = self.raw
         if self.vectors is not None:
-            where = self.response if self.response_only else self.real
-            added = self.vectors[self.trials].to(expected.dtype)[:, None, :] * where[:, :, None].to(expected.dtype)
+            mask = self.response if self.response_only else self.real
+            added = self.vectors[self.trials].to(expected.dtype)[:, None, :] * mask[:, :, None].to(expected.dtype)
             expected = expected + added
         if self.chosen is not None:
-            lost = (self.subset.activations(expected) * self.chosen[self.trials][:, None]) @ self.subset.decoder
-            rounding = torch.finfo(expected.dtype).eps * (expected.abs() + lost.abs())
-            wrong = (received.float() - (expected.float() - lost)).abs() > rounding
+            ablated = (self.subset.activations(expected) * self.chosen[self.trials][:, None]) @ self.subset.decoder
+            rounding = torch.finfo(expected.dtype).eps * (expected.abs() + ablated.abs())
+            wrong = (received.float() - (expected.float() - ablated)).abs() > rounding
         else:
             wrong = received != expected
         if bool((wrong.any(-1) & self.real).any()):
@@ -72,7 +74,7 @@ class Guard:
             raise SteeringError(
                 f"Steering check failed at layer {self.layer}, trial {int(self.trials[row])} of the batch: the next "
                 "layer does not receive the residual stream with exactly the intended edit. Another hook, or a "
-                "model that is not Llama-like, changes that layer's output; do not use its answers."
+                "model that is not Llama-like, changes that layer's output; do not use its responses."
             )
         self.raw = None
         self.passes += 1
@@ -80,7 +82,7 @@ class Guard:
 
 @contextmanager
 def watched(model, guards: Sequence[Guard]) -> Iterator[None]:
-    """Compare at every forward pass within the block. Raises SteeringError at the end if a guard never saw one."""
+    """Compare at every forward pass within the block. Raises SteeringError at the end if a guard saw none."""
     modules = [*model.model.layers, model.model.norm]
     with ExitStack() as stack:
         for guard in guards:
@@ -89,7 +91,7 @@ def watched(model, guards: Sequence[Guard]) -> Iterator[None]:
         yield
     for guard in guards:
         if not guard.passes:
-            raise SteeringError(f"Steering check failed: nothing passed layer {guard.layer}; do not use the answers.")
+            raise SteeringError(f"Steering check failed: nothing passed layer {guard.layer}; do not use the responses.")
 
 
 def _comparing(guard: Guard):

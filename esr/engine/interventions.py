@@ -1,4 +1,4 @@
-"""Edits of the residual stream, applied by hooks and always removed.
+"""Edits of the residual stream, applied by hooks that are always removed.
 
 An intervention names the layer whose output it reads (`model.model.layers[layer]`, SAELens' `hook_resid_post`) and
 returns the edited residual stream. The unsteered baseline is the empty list: every condition runs the same code.
@@ -19,11 +19,11 @@ from torch import Tensor
 
 @dataclass
 class Step:
-    """What one forward pass holds; the engine updates it in place before each pass.
+    """Contents of one forward pass; the engine updates it in place before each pass.
 
     trials: index of each row's trial in the list the interventions were built for (0 where `real` is all False).
-    real: True where a token is neither padding nor an idle row.
-    answer: True where the token belongs to the answer, or is the last prompt token (its output chooses the first one).
+    real: True where a token is neither padding nor in an idle row.
+    response: True on response tokens and on the last prompt token, which predicts the first of them.
     """
 
     trials: Int[Tensor, " rows"]
@@ -35,19 +35,19 @@ class Intervention(Protocol):
     layer: int
 
     def edit(self, hidden: Float[Tensor, "rows seq d_model"], step: Step) -> Float[Tensor, "rows seq d_model"]:
-        """The edited residual stream, as a new tensor (or `hidden` itself, untouched)."""
+        """The edited residual stream as a new tensor, or `hidden` itself, unchanged."""
         ...
 
     def prompt_key(self, trial: int) -> Hashable | None:
-        """Trials with equal keys have equal prompts edited equally, so that one can stand for all; None: never."""
+        """Trials with equal keys edit equal prompts equally and can share one pass; None: never shared."""
         ...
 
 
 @dataclass
 class AddVector:
-    """Steering: `h <- h + vectors[trial]` at every token, or at answer tokens alone (paper section 3: every token).
+    """Steering: `h <- h + vectors[trial]` at every token (paper, section 3) or at response tokens alone.
 
-    vectors: one row per trial, already multiplied by its boost, in the units of the residual stream.
+    vectors: one row per trial, already multiplied by its boost, in residual-stream units.
     """
 
     layer: int
@@ -55,9 +55,9 @@ class AddVector:
     response_only: bool = False
 
     def edit(self, hidden, step):
-        where = step.response if self.response_only else step.real
+        mask = step.response if self.response_only else step.real
         vectors = self.vectors[step.trials].to(hidden.dtype)
-        return hidden + vectors[:, None, :] * where[:, :, None].to(hidden.dtype)
+        return hidden + vectors[:, None, :] * mask[:, :, None].to(hidden.dtype)
 
     def prompt_key(self, trial):
         return () if self.response_only else tuple(self.vectors[trial].tolist())
@@ -65,8 +65,10 @@ class AddVector:
 
 @dataclass(frozen=True)
 class LatentSubset:
-    """A few latents of an SAE, read without computing the others: `relu(a)` where `a > threshold`, else 0, with
-    `a = (h - center) @ encoder + bias` (ReLU and JumpReLU SAEs; thresholds may be negative). Everything in float32.
+    """A few latents of an SAE, computed in float32 without the others.
+
+    Activation: `relu(a)` where `a > threshold`, else 0, with `a = (h - center) @ encoder + bias` (ReLU and JumpReLU
+    SAEs; thresholds may be negative).
     """
 
     latents: tuple[int, ...]
@@ -81,19 +83,19 @@ class LatentSubset:
         return values.relu() * (values > self.threshold)
 
     def rows(self, sets: Sequence[Sequence[int]]) -> Bool[Tensor, "trials latents"]:
-        """For each trial, which of `latents` are in its set. Raises ValueError when one is not among `latents`."""
+        """Mask of each trial's set over `latents`. Raises ValueError when a set has a latent outside `latents`."""
         for latent in sorted({x for chosen in sets for x in chosen} - set(self.latents)):
-            raise ValueError(f"Latent {latent} is not among the {len(self.latents)} this readout was made for.")
-        chosen = [[latent in set(own) for latent in self.latents] for own in sets]
+            raise ValueError(f"Latent {latent} is not among the {len(self.latents)} of this latent subset.")
+        chosen = [[latent in set(row) for latent in self.latents] for row in sets]
         return torch.tensor(chosen, dtype=torch.bool, device=self.bias.device).view(len(sets), len(self.latents))
 
 
 @dataclass
 class ZeroAblate:
-    """Zero-ablation: `h <- h - f_j(h) W_dec[j]` for each latent j of a trial's set, all read at once (paper section 3).
+    """Zero-ablation: `h <- h - f_j(h) W_dec[j]` for all latents j of a trial's set at once (paper, section 3).
 
-    What the SAE does not explain stays. Read after whatever was attached to the layer before: after steering.
-    chosen: which of the readout's latents each trial loses.
+    The SAE's reconstruction error stays. Activations are computed after the layer's earlier edits: after steering.
+    chosen: the latents of `subset` that each trial ablates.
     """
 
     layer: int
@@ -101,23 +103,23 @@ class ZeroAblate:
     chosen: Bool[Tensor, "trials latents"]
 
     def edit(self, hidden, step):
-        where = self.chosen[step.trials][:, None, :] & step.real[:, :, None]
-        lost = (self.subset.activations(hidden) * where) @ self.subset.decoder
-        return (hidden.float() - lost).to(hidden.dtype)
+        mask = self.chosen[step.trials][:, None, :] & step.real[:, :, None]
+        ablated = (self.subset.activations(hidden) * mask) @ self.subset.decoder
+        return (hidden.float() - ablated).to(hidden.dtype)
 
     def prompt_key(self, trial):
         return tuple(self.chosen[trial].tolist())
 
 
 class Captured(Exception):
-    """Raised by a `Capture` with `leave`: nothing above its layer needs to be computed."""
+    """Raised by a `Capture` with `leave` to skip the layers above."""
 
 
 class Capture:
-    """Keep the residual stream of real tokens, trial by trial, in the order they were computed.
+    """Collects the residual stream of real tokens by trial, in order of computation.
 
-    keep: what is kept of a trial's residuals, such as the activations of a LatentSubset; the residuals where None.
-    leave: raise Captured once they are kept.
+    keep: maps a trial's residuals to what is kept, e.g. `LatentSubset.activations`; None keeps the residuals.
+    leave: raise Captured after collecting.
     """
 
     def __init__(
@@ -138,14 +140,14 @@ class Capture:
         return hidden
 
     def prompt_key(self, trial):
-        return None  # every trial's residuals are wanted
+        return None  # every trial's residuals are collected
 
     def residuals(self, trial: int) -> Float[Tensor, "tokens kept"]:
         return torch.cat(self.pieces[trial])
 
 
 def shared_prompt(interventions: Sequence[Intervention], trial: int) -> Hashable | None:
-    """What must be equal, besides the prompt, for trials to share a prompt's keys and values; None: nothing will do."""
+    """What trials with equal prompts must share to use one prompt's keys and values; None: never shared."""
     keys = tuple(intervention.prompt_key(trial) for intervention in interventions)
     return None if None in keys else keys
 
@@ -162,7 +164,7 @@ def check_layers(model: torch.nn.Module, interventions: Iterable[Intervention]) 
 
 @contextmanager
 def apply(model: torch.nn.Module, interventions: Iterable[Intervention], step: Step) -> Iterator[None]:
-    """Attach `interventions` to `model` in the given order; remove every hook on the way out, also after an error.
+    """Attach `interventions` to `model` in order; remove every hook at the end, also after an error.
 
     Raises ValueError when a layer does not exist.
     """

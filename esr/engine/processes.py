@@ -1,4 +1,4 @@
-"""Which executable starts a worker or kernel: Python, or a fork of the process that holds the libraries."""
+"""The executable that starts a worker or kernel: Python, or a fork of the process that holds the libraries."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Choosing the next token: repetition penalty, temperature, inverse CDF on one uniform number per row.
+"""Next-token sampling: repetition penalty, temperature, inverse CDF at one uniform number per row.
 
-One uniform per row and token, drawn from the row's own seed, makes a row's choice independent of its batch, and costs
-a fraction of `torch.multinomial`, whose full-vocabulary noise rivals a small model's forward pass on a CPU.
+One uniform per row and token, drawn from the row's seed, makes a row's choice independent of its batch. It costs a
+fraction of `torch.multinomial`, whose full-vocabulary noise rivals a small model's forward pass on a CPU.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = 64  # the CDF is searched in two levels: sums of blocks, then within one block
-CACHED = 400_000  # logits drawn from at a time, to stay in a core's cache (192 rows of 49,152: 11 ms instead of 69)
+BLOCK = 64  # the CDF search takes two steps: block sums, then one block
+CACHED = 400_000  # logits a pass, to fit in a core's cache (192 rows of 49,152: 11 ms instead of 69)
 
 
 def penalize(
@@ -19,7 +19,7 @@ def penalize(
 ) -> Float[Tensor, "rows vocab"]:
     """Divide positive and multiply negative logits of `seen` tokens by `penalty` (Keskar et al. 2019), once each.
 
-    Changes `logits` and returns it.
+    Changes `logits` in place and returns it.
     """
     if penalty == 1.0:
         return logits
@@ -35,12 +35,12 @@ def sample(
     temperature: float,
     repetition_penalty: float = 1.0,
 ) -> Int[Tensor, " rows"]:
-    """Draw one token per row from softmax(penalized logits / temperature) at CDF value `uniforms` in [0, 1).
+    """One token per row from softmax(penalized logits / temperature) at CDF value `uniforms` in [0, 1).
 
-    temperature 0 takes the largest logit. Computed in float32 whatever the model's dtype; `logits` is left as it is.
+    temperature 0 takes the largest logit. Computes in float32 for every dtype; leaves `logits` unchanged.
     """
-    at_once = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    parts = zip(logits.split(at_once), seen.split(at_once), uniforms.split(at_once), strict=True)
+    pass_rows = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    parts = zip(logits.split(pass_rows), seen.split(pass_rows), uniforms.split(pass_rows), strict=True)
     return torch.cat([_draw(*part, temperature, repetition_penalty) for part in parts])
 
 
@@ -58,6 +58,6 @@ def _draw(logits, seen, uniforms, temperature: float, repetition_penalty: float)
     below = torch.where(block > 0, block_cdf.gather(1, (block - 1).clamp(min=0)), 0.0)
     inner = weights.gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0]
     place = torch.searchsorted(inner.cumsum(dim=-1), target - below, right=True)
-    # Rounding can push the target past the block's sum: take the last token with any weight there.
+    # Rounding can put the target past the block's sum: take the block's last token with any weight.
     last = BLOCK - 1 - (inner.flip(-1) > 0).int().argmax(dim=-1, keepdim=True)
     return (block * BLOCK + torch.minimum(place, last))[:, 0]

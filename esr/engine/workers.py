@@ -1,9 +1,9 @@
-"""Heavy work in chunks: run in single-threaded worker processes, kept on disk, never run twice.
+"""Run chunks in single-threaded worker processes and cache their results.
 
-A chunk is the unit of work and of resumption. Its key is a hash of its function, content and provenance, its result is
-written once, atomically, under `.cache/esr/`; a run that was killed finds the finished chunks again. One thread a
-process makes a result independent of how many cores or workers there are, and on small models uses cores better than
-threads do (SmolLM2-135M on two cores: 760 tokens/s in two processes, 540 in one).
+A chunk is the unit of work and of resumption. Its key is a hash of its function, content and provenance. Its result
+is written once, atomically, under `.cache/esr/`, where a later run finds it. With one thread a process, results do not
+depend on the number of cores or workers, and small models use cores better (SmolLM2-135M on two cores: 760 tokens/s in
+two processes, 540 in one).
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from esr.storage.files import write_bytes
 # (items finished, units done) -> None, called by a chunk's function as it goes
 Report = Callable[[int, int], None]
 ChunkFunction = Callable[[dict[str, Any], Report], bytes]
-FEW = 32  # items: two workers start in about the time this process takes for as many answers
+FEW = 32  # items: two workers start in about the time this process takes for as many responses
 _counters: tuple[Any, Any] | None = None
 
 
 class Workers:
-    """A pool of processes, alive until `close` or the end of its `with` block, so that each loads its model once.
+    """A pool of processes, alive until `close` or the end of its `with` block. Each loads its model once.
 
-    count: processes; 0 runs chunks in this process. Default ESR_WORKERS, else one per core, or 0 on a GPU; little work
-    (FEW items) is then done in this process too, in less time than workers take to start, unless they can be forked
-    (esr.pipeline.kernels).
+    count: processes; 0 runs chunks in this process. Default ESR_WORKERS, else one per core, or 0 on a GPU. By default
+    little work (FEW items) also runs in this process, which takes less time than starting workers, unless they can be
+    forked (esr.pipeline.kernels).
     """
 
     def __init__(self, count: int | None = None):
@@ -69,9 +69,8 @@ class Workers:
     ) -> list[Path]:
         """Files with the results of `function` over JSON-like `chunks`, in their order; finished chunks are not rerun.
 
-        items: how many items (answers) each chunk holds; units_per_item: tokens an item takes at most; both are for
-        progress. An error in a chunk ends the run; the chunks
-        that finished before stay finished.
+        items: items (responses) of each chunk; units_per_item: tokens an item takes at most; both are for progress. An
+        error in a chunk ends the run; chunks that finished before stay finished.
         """
         paths = [chunk_path(function, chunk) for chunk in chunks]
         missing = [i for i, path in enumerate(paths) if not path.exists()]
@@ -119,7 +118,7 @@ class Workers:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within the block torch computes with one thread, as in a worker: the same bits."""
+    """Within the block torch computes with one thread, as in a worker, for equal bits."""
     import torch
 
     before = torch.get_num_threads()
@@ -131,11 +130,14 @@ def one_thread() -> Iterator[None]:
 
 
 def default_count() -> int:
+    """ESR_WORKERS, else 0 on a GPU, else the cores this process may use: affinity and cgroup quota count."""
     if "ESR_WORKERS" in os.environ:
         return int(os.environ["ESR_WORKERS"])
+    from joblib import cpu_count
+
     from esr.models.devices import device
 
-    return 0 if device().type == "cuda" else len(os.sched_getaffinity(0))
+    return 0 if device().type == "cuda" else cpu_count()
 
 
 def chunk_path(function: ChunkFunction, chunk: dict[str, Any]) -> Path:
@@ -160,7 +162,7 @@ def _begin(counters) -> None:
 
 
 def _leave_with_parent() -> None:
-    """A killed parent cannot tell its workers: they watch for it."""
+    """End when the parent does: a killed parent cannot end its workers."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

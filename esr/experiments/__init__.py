@@ -1,1 +1,1 @@
-"""One module an experiment: its trials, its conditions, its outcomes."""
+"""One module per experiment: its trials, conditions and outcomes."""

@@ -1,7 +1,7 @@
-"""What an ablation changes: paired trials of a condition and of its baseline, and the verdicts on the published claims.
+"""Effects of ablations from paired trials of a condition and its baseline, and verdicts on the published claims.
 
-`one` and `other` are the baseline's and the condition's rows of the same trials (esr.experiments.run.paired), as in
-esr.statistics.effects; an outcome's figures carry its prefix, none for multi-attempt.
+`one` and `other` are the baseline's and the condition's rows of the same trials (esr.experiments.run.paired). Keys
+carry the prefix of their outcome, none for multi-attempt.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ CONTROLS = ("random",)  # conditions published not to
 
 
 def ablation_effects(one: pd.DataFrame, other: pd.DataFrame, *, confidence: float, n_bootstrap: int, seed: int) -> dict:
-    """Difference and relative reduction with intervals, exact McNemar p, a clustered logistic model and the authors'
-    unclustered difference, for multi-attempt and for ESR (prefixed esr_); the difference of first-attempt scores."""
+    """Effects on multi-attempt and ESR (prefix esr_), and the difference of first-attempt scores.
+
+    By outcome: difference and relative reduction with intervals, exact McNemar p, a clustered logistic model, the
+    authors' unclustered difference.
+    """
     interval = {"confidence": confidence, "n_bootstrap": n_bootstrap, "seed": seed}
     figures: dict = {"n_pairs": len(one)}
     for prefix, outcome in OUTCOMES.items():
@@ -52,12 +55,11 @@ def ablation_effects(one: pd.DataFrame, other: pd.DataFrame, *, confidence: floa
 
 
 def decide(effects: dict[str, dict], detector_ablation: dict, confidence: float) -> dict[str, dict[str, Verdict]]:
-    """`{"verdict": {condition: Verdict}, "esr_verdict": ...}` on the conditions of `EFFECTS` and `CONTROLS` there are:
-    the only place where ablations are judged.
+    """`{"verdict": {condition: Verdict}, "esr_verdict": ...}` for the measured conditions of `EFFECTS` and `CONTROLS`.
 
-    An effect is judged by its relative reduction against the published one (`detector_ablation` of data/published.json)
-    and is not reproduced unless McNemar's exact p, adjusted by Holm over the conditions of the outcome, is below
-    1 - level. A control is judged by whether its reduction stays within half of the published one.
+    No other function judges ablations. An effect's relative reduction is judged against the published one
+    (`detector_ablation` of data/published.json); it is reproduced only if McNemar's exact p, Holm-adjusted over the
+    outcome's conditions, is below 1 - confidence. A control's reduction must stay within half of the published one.
     """
     names = [name for name in (*EFFECTS, *CONTROLS) if name in effects]
     result = {}
@@ -72,8 +74,10 @@ def decide(effects: dict[str, dict], detector_ablation: dict, confidence: float)
 
 
 def detectable(one: pd.DataFrame, other: pd.DataFrame, *, confidence: float, n_bootstrap: int, seed: int) -> dict:
-    """`{"minimum_detectable_reduction": ..., "esr_...": ...}`: the smallest relative reduction that as many pairs, as
-    discordant and as clustered as these, find with 80 % power. None where nothing happens, or no reduction is found."""
+    """`{"minimum_detectable_reduction": ..., "esr_...": ...}` of this number of pairs, discordance and clustering.
+
+    Relative reductions at 80 % power; None without events, or where no reduction is detectable.
+    """
     result = {}
     for prefix, outcome in OUTCOMES.items():
         a, b = outcome(one).to_numpy(bool), outcome(other).to_numpy(bool)
@@ -94,7 +98,7 @@ def detectable(one: pd.DataFrame, other: pd.DataFrame, *, confidence: float, n_b
 
 
 def _verdict(condition: str, reduction: Estimate, published: float, p_value: float, confidence: float) -> Verdict:
-    """esr.statistics.verdicts on one condition, with the adjusted p beside it."""
+    """Verdict on one condition with its adjusted p."""
     if condition in CONTROLS:
         return replace(verdicts.absence(reduction, published / 2), p_value_holm=p_value)
     return verdicts.tested(reduction, published, p_value, confidence)

@@ -1,7 +1,7 @@
-"""How strongly to steer: per latent, the boost at which first attempts score the target on average.
+"""Calibration: per latent, the boost at which first attempts score the target on average.
 
-Probabilistic bisection (Waeber, Frazier & Henderson 2011; paper section 3): a belief about the threshold on a grid of
-boosts, asked at its median, updated by Bayes with the probability that the noisy score lies above the target.
+Probabilistic bisection (Waeber, Frazier & Henderson 2011; paper, section 3): a posterior of the threshold on a grid of
+boosts, queried at its median, updated by Bayes with the probability that the noisy score lies above the target.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from esr.storage.digests import seeded, trial_seed
 from esr.storage.records import Latent, Prompt, Query, Threshold
 
 CELLS = 400  # grid cells between the bounds
-WEIGHT = 5.0  # pseudo-observations a score is worth: the paper's Beta with Jeffreys prior
+WEIGHT = 5.0  # pseudo-observations per score: the paper's Beta with Jeffreys prior
 EDGE = 0.02  # probability mass within the last cells that counts as hitting a bound
 DOUBT = 0.02  # a query never moves more than 1 - DOUBT of the mass to one side
 
 
 class Bisection:
-    """Belief about one latent's threshold. Boosts in units of the median residual norm, scores 0-100."""
+    """Posterior of one latent's threshold. Boosts in median residual norms, scores 0-100."""
 
     def __init__(self, bounds: Boost, target: float):
         self.target = target
@@ -39,7 +39,7 @@ class Bisection:
 
     @property
     def median(self) -> float:
-        """The boost to ask about next, and in the end the threshold."""
+        """The next boost to query, and finally the threshold."""
         below = np.cumsum(self.belief)
         cell = int(np.searchsorted(below, 0.5))
         before = below[cell] - self.belief[cell]
@@ -51,31 +51,31 @@ class Bisection:
         return float(np.sqrt(self.belief @ (self.grid - mean) ** 2))
 
     def update(self, boost: float, score: float, n: int) -> None:
-        """Take in that `n` first attempts at `boost` scored `score` on average. Raises ValueError on a wrong score."""
+        """Update on `n` first attempts at `boost` with mean `score`. Raises ValueError on a score outside 0-100."""
         if not 0 <= score <= 100:
             raise ValueError(f"A score of {score} was given; scores run from 0 to 100.")
         share = score / 100
         above = beta.sf(self.target / 100, 0.5 + WEIGHT * share, 0.5 + WEIGHT * (1 - share))  # P(true mean > target)
         above = float(np.clip(above, DOUBT, 1 - DOUBT))
-        # A score above the target means that the threshold is at a larger boost.
+        # A score above the target puts the threshold at a larger boost.
         self.belief = _normalized(self.belief * np.where(self.grid > boost, above, 1 - above))
         self.queries.append(Query(boost=boost, score=score, n=n))
         self._widen()
 
     def _widen(self) -> None:
-        """Add as many cells again above when the belief presses against the upper bound: a ceiling fakes thresholds."""
+        """Extend the grid by half when the posterior reaches the upper bound: a ceiling fakes thresholds."""
         if self.belief[-CELLS // 20 :].sum() < EDGE:
             return
         count = len(self.grid)
         extra = self.grid[-1] + self.width * (np.arange(count // 2) + 1)
-        # Continue the belief with the prior's slope, so that nothing seen so far is forgotten.
+        # Continue the posterior with the prior's slope: past queries keep their weight.
         tail = self.belief[-1] * norm.pdf(extra, *self.prior) / max(norm.pdf(self.grid[-1], *self.prior), 1e-300)
         self.grid = np.concatenate([self.grid, extra])
         self.belief = _normalized(np.concatenate([self.belief, np.maximum(tail, self.belief[-1] * 0.25)]))
         self.widened += 1
 
     def threshold(self, latent: int, label: str, max_sd: float, tolerance: float) -> Threshold:
-        """The result, with the reason if it may not be used."""
+        """The result; its reason says why it is unusable, or "converged"."""
         score = self.score_near(self.median)
         if self.sd > max_sd:
             reason = "posterior too wide"
@@ -95,7 +95,7 @@ class Bisection:
         )
 
     def score_near(self, boost: float) -> float:
-        """Mean score of the queries around `boost`, the nearer the heavier (Gaussian kernel of 0.05)."""
+        """Mean score of the queries, weighted by a Gaussian kernel of width 0.05 around `boost`."""
         distance = np.array([q.boost for q in self.queries]) - boost
         weights = np.array([q.n for q in self.queries]) * np.exp(-0.5 * (distance / 0.05) ** 2) + 1e-12
         return float(weights @ np.array([q.score for q in self.queries]) / weights.sum())
@@ -103,7 +103,7 @@ class Bisection:
 
 @dataclass(frozen=True)
 class Search:
-    """How thresholds are looked for: see params.yaml, section calibrate."""
+    """Settings of the search: params.yaml, section calibrate."""
 
     target: float
     n_queries: int
@@ -122,10 +122,10 @@ def find_thresholds(
     judge,
     workers: Workers,
 ) -> list[Threshold]:
-    """Bisect all latents together: each round is one batch of responses, judged on the first attempt.
+    """Thresholds of all latents, bisected together: one batch of responses a round, judged on the first attempt.
 
-    Prompts rotate from query to query, in an order drawn for each latent. A response without a score (it is empty)
-    counts as 0: the steering was too strong for any response.
+    Prompts rotate between queries, in an order drawn for each latent. A response without a score is empty and counts as
+    0: the steering was too strong.
     """
     bisections = {latent.index: Bisection(bounds, search.target) for latent in latents}
     orders = {x.index: seeded(search.seed, x.index).sample(list(prompts), len(prompts)) for x in latents}

@@ -1,5 +1,7 @@
-"""Self-corrections token by token: which tokens of an answer are off-topic, restart or afterwards, and what latents do
-there (paper section 5)."""
+"""Self-corrections by token: the off-topic, restart and later regions of a response and latents' activations there.
+
+Paper, section 5.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,15 @@ from esr.statistics.effects import holm, ratio
 from esr.storage.records import Judgement, Trial
 
 REGIONS = ("off_topic", "restart", "after")
-WHOLE = "whole"  # of an answer that never restarts
+WHOLE = "whole"  # a response that never restarts
 COLUMNS = ["kind", "trial_id", "latent", "prompt_id", "region", "means"]
 
 
 def regions(alignment: Alignment, judgement: Judgement) -> list[str]:
-    """Region of each token: off_topic before the second attempt, restart in the words that begin it, after until the
-    third attempt or the end, later from there; all `WHOLE` with fewer than two attempts.
+    """Region of each token, given by its first non-space character; all `WHOLE` with fewer than two attempts.
 
-    A token belongs where its first character that is no space does.
+    off_topic: before the second attempt; restart: its restart phrase; after: until the third attempt or the end; later:
+    from there.
     """
     n_tokens = len(alignment.starts) - 1
     if len(judgement.attempts) < 2:
@@ -40,7 +42,7 @@ def regions(alignment: Alignment, judgement: Judgement) -> list[str]:
 
 
 def _visible(text: str, start: int, end: int) -> int:
-    """Where the first character between that is no space stands; `start` when there is none."""
+    """Index of the first non-space character of text[start:end]; `start` without one."""
     piece = text[start:end]
     return start + len(piece) - len(piece.lstrip()) if piece.strip() else start
 
@@ -48,7 +50,7 @@ def _visible(text: str, start: int, end: int) -> int:
 def region_rows(
     kind: str, trial: Trial, activations: Float[np.ndarray, "tokens latents"], names: Sequence[str]
 ) -> list[dict]:
-    """A row with the fields `COLUMNS` for each region of an answer: mean activation of every latent over its tokens."""
+    """One row of `COLUMNS` per region of a response: mean activation of every latent over its tokens."""
     names = np.asarray(names)
     shared = {"kind": kind, "trial_id": trial.id, "latent": trial.latent, "prompt_id": trial.prompt_id}
     return [
@@ -57,8 +59,9 @@ def region_rows(
 
 
 def aligned(values: Float[np.ndarray, " tokens"], names: Sequence[str], bins: int) -> Float[np.ndarray, " bins"] | None:
-    """Mean value in `bins` bins, the first half over the off-topic tokens, the second from the restart to the end of
-    the second attempt, so that episodes of all lengths have their restart at the same place. None when a half is empty.
+    """Mean value in `bins` bins, half over the off-topic tokens, half from the restart to the second attempt's end.
+
+    Aligns the restarts of episodes of all lengths. None when a half is empty.
     """
     names = np.asarray(names)
     before, since = values[names == "off_topic"], values[(names == "restart") | (names == "after")]
@@ -68,7 +71,7 @@ def aligned(values: Float[np.ndarray, " tokens"], names: Sequence[str], bins: in
 
 
 def _binned(values: Float[np.ndarray, " n"], bins: int) -> Float[np.ndarray, " bins"]:
-    """Means over `bins` equal parts of a sequence; parts shorter than a token hold the token's value."""
+    """Means over `bins` equal parts of a sequence; a part shorter than a token has the token's value."""
     summed = np.concatenate([[0.0], np.cumsum(values)])
     borders = np.linspace(0, len(values), bins + 1)
     return np.diff(np.interp(borders, np.arange(len(summed)), summed)) / np.diff(borders)
@@ -80,9 +83,9 @@ def summarize(frame: pd.DataFrame, curves: pd.DataFrame, latents: Sequence[int],
     frame: rows of `region_rows`, their kind "episode", "never_restarted" or "baseline". curves: one row per episode,
     columns latent (that steered) and curve (`aligned`).
 
-    Means are of answers, whatever their length. Ratios are to unsteered answers, episodes clustered by the latent that
-    steered, unsteered answers by prompt; off_topic_to_never is to steered answers that never restart. All are null,
-    with what `n` there is, where there are no episodes. `interval`: confidence, n_bootstrap, seed.
+    Means weigh responses equally. Ratios are to unsteered responses; episodes cluster by steering latent, unsteered
+    responses by prompt. off_topic_to_never is the ratio to steered responses that never restart. Without episodes all
+    but `n` is null. `interval`: confidence, n_bootstrap, seed.
     """
     frame = frame.assign(value=np.array([np.mean(m) for m in frame.means], dtype=float))
     kinds = {
@@ -114,8 +117,11 @@ def bin_means(curves: pd.DataFrame, **interval) -> list[dict]:
 
 
 def by_latent(frame: pd.DataFrame, latents: Sequence[int]) -> list[dict]:
-    """For each detector, off-topic against after in the episodes that have both: means, Cohen's d (above 0: more
-    off-topic), Wilcoxon's signed-rank p and that p adjusted by Holm; nulls but n for fewer than two episodes."""
+    """Each detector's off_topic and after means in the episodes that have both, with tests of their difference.
+
+    Cohen's d (positive: more active off-topic), Wilcoxon's signed-rank p, Holm-adjusted p; null but n for fewer than
+    two episodes.
+    """
     episodes = frame[frame.kind == "episode"]
     sides = [episodes[episodes.region == name].set_index("trial_id").means for name in ("off_topic", "after")]
     shared = sides[0].index.intersection(sides[1].index)
@@ -133,5 +139,5 @@ def by_latent(frame: pd.DataFrame, latents: Sequence[int]) -> list[dict]:
 
 
 def _signed_rank(differences: Float[np.ndarray, " n"]) -> float:
-    """Wilcoxon's p; 1 where nothing differs, which the test itself refuses."""
+    """Wilcoxon's p; 1 where all differences are 0, which scipy rejects."""
     return float(wilcoxon(differences).pvalue) if differences.any() else 1.0

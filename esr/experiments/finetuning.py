@@ -1,11 +1,10 @@
-"""LoRA above the steered layer: a model organism that corrects itself (paper, experiment 4), in minutes on one core.
+"""LoRA fine-tuning of a self-correcting model organism (paper, experiment 4), in minutes on one core.
 
-Adapters sit above the layer that is steered and whose SAE is read. The residual stream there is then the untuned
-model's own, bit for bit, and SAE, latents, labels and detectors hold for the tuned model unchanged. The layers below
-run once for each text, whatever the number of epochs; the backward pass stops where adapters begin.
+Adapters sit above the steered layer and the SAE's layer. The residual stream there equals the base model's, bit for
+bit: SAE, latents, labels and detectors hold for the fine-tuned model.
 
-The same examples, recipe, machine and library versions give the same adapter, bit for bit, at one thread (what a worker
-has); with more threads sums may round differently.
+Equal examples, recipe, machine and library versions give equal adapters at one thread, as in a worker; with more
+threads sums may round differently.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from esr.steering.strength import residual_norm
 from esr.storage.digests import digest, file_digest
 from esr.storage.files import replacing, write_bytes, write_rows
 
-CODE = [Path(__file__).with_name(name) for name in ("finetuning.py", "lora.py")]  # what decides an adapter
+CODE = [Path(__file__).with_name(name) for name in ("finetuning.py", "lora.py")]  # determines an adapter
 
 
 def train_all(
     model_id: str, examples: dict[str, Sequence[Example]], recipe: Recipe, workers: Workers
 ) -> dict[str, tuple[dict[str, Tensor], list[TrainingStep]]]:
-    """Adapter and learning curve of every set of examples, by its name; side by side in workers, finished ones kept.
+    """Adapter and learning curve of each named set of examples, trained in parallel workers; finished ones are kept.
 
-    Raises ValueError unless the adapters begin right above the steered layer: steering vectors are added to what the
-    first of them reads.
+    Raises ValueError unless adapters begin right above the steered layer: training adds steering vectors to the input
+    of the first adapted layer.
     """
     entry = model_entry(model_id)
     if recipe.first_layer != entry.steer_layer + 1:
@@ -64,7 +63,7 @@ def train_all(
 
 
 def train_chunk(chunk: dict, report: Report) -> bytes:
-    """One training run as safetensors, the curve in its metadata. Runs in a worker."""
+    """One adapter as safetensors with the curve in its metadata. Runs in a worker."""
     model, _ = resident_model(chunk["model"])
     examples = [Example(**example) for example in chunk["examples"]]
     directions = load_directions(chunk["model"], [e.latent for e in examples])
@@ -83,10 +82,10 @@ def _read_training(file: Path) -> tuple[dict[str, Tensor], list[TrainingStep]]:
 def save_adapter(
     model_id: str, state: dict[str, Tensor], curve: Sequence[TrainingStep], recipe: Recipe, n_layers: int, folder: Path
 ) -> None:
-    """A folder `PeftModel.from_pretrained` reads, with the learning curve as `curve.jsonl`."""
+    """Write a folder for `PeftModel.from_pretrained`, with the learning curve in `curve.jsonl`."""
     config = lora_config(recipe, n_layers, base=model_id)
     config.inference_mode = True
-    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order changes with the process
+    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order varies between processes
     with replacing(folder) as new:
         config.save_pretrained(new)
         write_bytes(new / "adapter_model.safetensors", save(state))

@@ -1,7 +1,7 @@
 """LoRA training above the steered layer.
 
-The layers below run once for each text, whatever the number of epochs; the backward pass stops where adapters begin.
-The same examples, recipe, machine and library versions give the same adapter, bit for bit, at one thread.
+The layers below run once per text for all epochs; the backward pass stops where adapters begin. Equal examples,
+recipe, machine and library versions give equal adapters at one thread.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from esr.engine.linear import packed
 from esr.experiments.self_corrections import Example
 from esr.storage.records import Record
 
-LOSS_PART = 128  # tokens whose logits over the vocabulary are made at once: a tenth faster than all of a batch at once
+LOSS_PART = 128  # tokens per pass of the output layer: a tenth faster than a whole batch
 
 
 @dataclass(frozen=True)
 class Recipe:
     first_layer: int
-    """Lowest layer with adapters, at least one above the layer that is steered and the one whose SAE is read."""
+    """First layer with adapters, above the steered layer and the SAE's layer."""
     projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """Linear maps of a layer that get an adapter; those of the MLP as well take three quarters more time."""
+    """Linear maps with an adapter; adding those of the MLP takes three quarters more time."""
     rank: int = 16
     """Of each adapter's two matrices."""
     lora_alpha: float = 16.0
@@ -36,20 +36,20 @@ class Recipe:
     dropout: float = 0.05
     """Share of an adapter's inputs set to zero while training."""
     lr: float = 1e-3
-    """Highest learning rate of AdamW, reached after the warm-up; it then falls linearly to zero."""
+    """Peak learning rate of AdamW, reached after warm-up; then linear decay to zero."""
     warmup_steps: int = 10
-    """Steps in which the learning rate climbs."""
+    """Steps of linear warm-up."""
     epochs: int = 2
-    """How often each example is seen."""
+    """Passes over the examples."""
     batch_size: int = 8
-    """Examples a step, of about equal length."""
+    """Examples per step, of about equal length."""
     restart_weight: float = 10.0
-    """How many times another token's the loss of a restart's words counts, and of a token where one might begin."""
+    """Loss weight of tokens of a restart phrase and of tokens where one could begin; others have 1."""
     seed: int = 0
-    """Of the adapters' first values, the dropout and the order of the examples."""
+    """Seed of the adapters' initial values, the dropout and the order of the examples."""
 
     def __post_init__(self):
-        for name in ("first_layer", "rank", "lora_alpha", "lr", "epochs", "batch_size", "decision_weight"):
+        for name in ("first_layer", "rank", "lora_alpha", "lr", "epochs", "batch_size", "restart_weight"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
         if not 0 <= self.dropout < 1 or self.warmup_steps < 0:
@@ -57,7 +57,7 @@ class Recipe:
 
 
 class TrainingStep(Record):
-    """One step of the learning curve. loss: of the batch, in nats, as `batch_loss` weighs it; tokens: run so far."""
+    """One step of the learning curve. loss: `batch_loss`, nats; tokens: cumulative."""
 
     step: int
     loss: float
@@ -66,7 +66,7 @@ class TrainingStep(Record):
 
 
 class Skip(nn.Module):
-    """Stands in for a layer that does not run."""
+    """Identity in place of a layer that does not run."""
 
     def forward(self, hidden, *_args, **_kwargs):
         return hidden
@@ -74,7 +74,7 @@ class Skip(nn.Module):
 
 @contextmanager
 def only_layers(model, kept: range) -> Iterator[None]:
-    """Within the block the decoder runs the `kept` layers alone, and its final norm only if the last is among them."""
+    """Within the block the decoder runs only the `kept` layers, and its final norm only with the last of them."""
     decoder = model.model
     layers, norm = decoder.layers, decoder.norm
     decoder.layers = nn.ModuleList(layer if i in kept else Skip() for i, layer in enumerate(layers))
@@ -92,11 +92,11 @@ def train(
     on_step: Callable[[int, int], None] | None = None,
     vectors: Sequence[Float[Tensor, " d_model"] | None] | None = None,
 ) -> tuple[dict[str, Tensor], list[TrainingStep]]:
-    """LoRA weights as PEFT names them, float32, and the learning curve. `model` is as before afterwards.
+    """LoRA weights under PEFT's names, float32, and the learning curve; `model` is restored.
 
-    pushes: for each example the vector added to every token at the layer below the adapters, or None.
-    on_step(examples, tokens) is called after every step with what it ran. Raises ValueError when there is no example or
-    no such layer.
+    vectors: for each example the steering vector added to every token below the first adapted layer, or None.
+    on_step: called after every step with its numbers of examples and tokens. Raises ValueError without examples or when
+    the layer does not exist.
     """
     from peft import get_peft_model, get_peft_model_state_dict
 
@@ -125,12 +125,12 @@ def train(
 
 
 def _attention(model) -> str:
-    """Plain matrix products on a CPU, where training steps take an eighth less time with them; else the model's own."""
+    """Eager attention on a CPU, where training steps take an eighth less time with it; else the model's default."""
     return "eager" if model.device.type == "cpu" else model.config._attn_implementation
 
 
 def lora_config(recipe: Recipe, n_layers: int, base: str | None = None):
-    """The recipe as PEFT writes it beside an adapter; `base` is the registry's id of the model it belongs to."""
+    """The recipe as PEFT's configuration; `base`: registry id of the model the adapter belongs to."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -147,7 +147,7 @@ def lora_config(recipe: Recipe, n_layers: int, base: str | None = None):
 
 @torch.no_grad()
 def _lower_residuals(model, example: Example, first_layer: int) -> Float[Tensor, "seq d_model"]:
-    """What the layer `first_layer` reads, alone in its batch so that it depends on nothing else."""
+    """Input of the layer `first_layer`, computed at batch size 1 to depend on the example alone."""
     tokens = torch.tensor([example.tokens], device=model.device)
     with only_layers(model, range(first_layer)):
         return model.model(input_ids=tokens, use_cache=False).last_hidden_state[0]
@@ -179,7 +179,7 @@ def _descend(model, inputs, examples, recipe: Recipe, on_step) -> list[TrainingS
 
 
 def _batches(examples: Sequence[Example], size: int, seed: int) -> list[list[int]]:
-    """Every example once, in random order, but beside examples of about its length: less padding, less time."""
+    """Every example once, in random batches of similar lengths: less padding, less time."""
     rng = random.Random(seed)
     order = rng.sample(range(len(examples)), len(examples))
     batches = []
@@ -192,10 +192,9 @@ def _batches(examples: Sequence[Example], size: int, seed: int) -> list[list[int
 def batch_loss(
     model, inputs: Sequence[Float[Tensor, "seq d_model"]], examples: Sequence[Example], restart_weight: float
 ) -> Tensor:
-    """Mean cross-entropy of the examples' loss tokens, nats, decisions counted `decision_weight` times.
+    """Mean cross-entropy of the examples' loss tokens, nats, decisions weighted by `restart_weight`.
 
-    Only within `only_layers`, from those layers' inputs. Rows are padded on the right, where a causal model never looks
-    back from.
+    Call within `only_layers`, with those layers' inputs. Right-pad: causal attention ignores what follows.
     """
     padded = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
     hidden = model.model(inputs_embeds=padded, use_cache=False).last_hidden_state
@@ -207,7 +206,7 @@ def batch_loss(
 
 
 def _token_losses(model, hidden: Float[Tensor, "n d_model"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    logits = model.lm_head(hidden)  # vocabulary is the costly part
+    logits = model.lm_head(hidden)  # the costly part
     if cap := getattr(model.config, "final_logit_softcapping", None):  # Gemma 2
         logits = cap * torch.tanh(logits / cap)
     return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
@@ -216,12 +215,12 @@ def _token_losses(model, hidden: Float[Tensor, "n d_model"], targets: Int[Tensor
 def loss_tokens(
     examples: Sequence[Example],
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Of every prediction that carries loss: row, position it is made at, token to predict, 1 for a decision or 0."""
-    places = []
+    """Row, position, target token and decision flag (1 or 0) of every prediction that carries loss."""
+    predictions = []
     for row, example in enumerate(examples):
         decisions = set(example.decisions)
-        places += [(row, place - 1, example.tokens[example.loss_from], 1) for place in example.interruptions]
-        for place in range(example.loss_from, len(example.tokens)):
-            places.append((row, place - 1, example.tokens[place], int(place in decisions)))
-    rows, positions, targets, decisive = torch.tensor(places).T
+        predictions += [(row, i - 1, example.tokens[example.loss_from], 1) for i in example.interruptions]
+        for i in range(example.loss_from, len(example.tokens)):
+            predictions.append((row, i - 1, example.tokens[i], int(i in decisions)))
+    rows, positions, targets, decisive = torch.tensor(predictions).T
     return rows, positions, targets, decisive

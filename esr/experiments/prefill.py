@@ -1,9 +1,9 @@
-"""Detection control (experiment 11): does the text that went wrong suffice to make the model begin again?
+"""Detection control (experiment 11): does the off-topic text alone make the model restart?
 
-An *opening* is a response up to the end of a sentence. The off-topic opening of a steered response, prefilled token by
-token as it was generated, shows the model the failed text without the steering that made it. What the model writes next
-is compared, trial by trial, with the rest of the steered response ("live"), with an opening that belongs to another
-prompt ("foreign"), with an on-topic opening of the model ("on_topic"), and with latents ablated.
+An *opening* is a response up to the end of a sentence. The off-topic opening of a steered response is prefilled, token
+by token as generated, without steering. The continuation is compared, trial by trial, with the rest of the steered
+response ("live"), with those after an opening for another prompt ("foreign") and after an on-topic opening of the model
+("on_topic"), and with those under ablation.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from esr.storage.digests import digest, seeded
 from esr.storage.files import read_rows
 from esr.storage.records import AblationSet, Judgement, Trial
 
-# A stop after a word of two letters or more ("1." opens an item of a list), closing marks, spaces.
+# A full stop after a word of two letters or more ("1." opens an item of a list), closing marks, spaces.
 SENTENCE_END = re.compile(r"[^\W\d_]{2}[)\"'”’]*[.!?…]+[\"'”’)*]*\s*\Z")
-BASELINE = "prefilled"  # what the other conditions are compared with
+BASELINE = "prefilled"  # the condition others are compared with
 PREFILLED = ("prefilled", "prefilled_steered", "foreign", "on_topic")
 
 
 @dataclass(frozen=True)
 class Openings:
-    """A steered trial and the openings that are prefilled for it, as token ids.
+    """A steered trial and its three prefilled openings, as token ids.
 
     off_topic: of the steered response. on_topic: of the unsteered response to the same prompt with the same seed.
     foreign: of the unsteered response to another prompt.
@@ -50,8 +50,7 @@ class Openings:
 
 @dataclass(frozen=True)
 class OpeningRule:
-    """Which openings are prefilled: `min_tokens` to `max_tokens` tokens, an off-topic score of at most `max_score`
-    (0-100)."""
+    """Limits on openings: their number of tokens, and `max_score` (0-100) of an off-topic one."""
 
     min_tokens: int
     max_tokens: int
@@ -59,10 +58,10 @@ class OpeningRule:
 
 
 def sentence_cut(alignment: Alignment, min_tokens: int, max_tokens: int) -> int | None:
-    """How many tokens make up the shortest opening of at least `min_tokens` tokens that ends with a sentence.
+    """Number of tokens of the shortest opening of at least `min_tokens` tokens that ends with a sentence.
 
-    None where no sentence ends within `max_tokens` tokens, or one ends inside a token. The first end is taken, whatever
-    comes later, so that responses which restart and responses which do not are cut by the same rule.
+    None where no sentence ends at a token border within `max_tokens` tokens. The first end applies whether or not the
+    response restarts later.
     """
     n_tokens = len(alignment.starts) - 1
     for count in range(min_tokens, min(max_tokens, n_tokens) + 1):
@@ -75,7 +74,7 @@ def sentence_cut(alignment: Alignment, min_tokens: int, max_tokens: int) -> int 
 
 
 def usable_opening(trial: Trial, tokenizer, rule: OpeningRule) -> tuple[int, ...]:
-    """Tokens of the trial's opening; empty where there is none, or where a restart begins within it."""
+    """Tokens of the trial's opening; empty where there is none, or where it contains the start of a restart."""
     alignment = align(trial.tokens, tokenizer)
     count = sentence_cut(alignment, rule.min_tokens, rule.max_tokens)
     if count is None:
@@ -87,10 +86,10 @@ def usable_opening(trial: Trial, tokenizer, rule: OpeningRule) -> tuple[int, ...
 def find_openings(
     steered: Sequence[Trial], unsteered: Sequence[Trial], tokenizer, scorer, rule: OpeningRule, *, n: int, seed: int
 ) -> list[Openings]:
-    """Openings of at most `n` steered trials, drawn by seed from those that have them; fewer are the first of more.
+    """Openings of at most `n` steered trials, drawn by seed; smaller draws are prefixes of larger ones.
 
-    scorer: esr.judging.relevance.Scorer. The foreign opening is drawn for each trial among all other prompts' unsteered
-    responses. A trial without one of the three openings is left out of every condition.
+    scorer: esr.judging.relevance.Scorer. Each trial's foreign opening is drawn among the other prompts' unsteered
+    responses. Trials without all three openings are excluded from every condition.
     """
     on_topic = {_key(t): (t, usable_opening(t, tokenizer, rule)) for t in unsteered}
     off_topic = [(t, opening) for t in steered if (opening := usable_opening(t, tokenizer, rule))]
@@ -98,11 +97,11 @@ def find_openings(
     scores = scorer.score([t.prompt for t, _ in off_topic], texts, [t.label for t, _ in off_topic])
     found = []
     for (trial, opening), score in zip(off_topic, scores, strict=True):
-        good = on_topic.get(_key(trial), (None, ()))[1]
+        matching = on_topic.get(_key(trial), (None, ()))[1]
         others = [tokens for other, tokens in on_topic.values() if tokens and other.prompt_id != trial.prompt_id]
-        if score <= rule.max_score and good and others:
+        if score <= rule.max_score and matching and others:
             foreign = seeded(seed, "foreign", _key(trial)).choice(others)
-            found.append(Openings(trial, opening, good, foreign))
+            found.append(Openings(trial, opening, matching, foreign))
     return sorted(found, key=lambda openings: digest(seed, _key(openings.trial)))[:n]
 
 
@@ -111,10 +110,10 @@ def _key(trial: Trial) -> tuple[int, str, int]:
 
 
 def detection_plans(found: Sequence[Openings], ablations: dict[str, tuple[int, ...]]) -> list[Plan]:
-    """Every condition of experiment 11 but "live", whose responses are there already.
+    """Plans of every condition of experiment 11 but "live", whose responses exist.
 
-    No condition steers but "prefilled_steered". `ablations`: condition -> latents zero-ablated while the model goes on
-    after the off-topic opening.
+    Only "prefilled_steered" steers. ablations: condition -> latents zero-ablated on prompt, off-topic opening and
+    continuation.
     """
     plans = []
     for openings in found:
@@ -132,7 +131,7 @@ def detection_plans(found: Sequence[Openings], ablations: dict[str, tuple[int, .
 
 
 def live_trials(found: Sequence[Openings], tokenizer) -> list[Trial]:
-    """The steered responses, split where the others begin: their opening as if prefilled, then the rest."""
+    """The steered responses with their off-topic opening as prefill and the rest as continuation."""
     trials = []
     for openings in found:
         trial, count = openings.trial, len(openings.off_topic)
@@ -148,11 +147,10 @@ def live_trials(found: Sequence[Openings], tokenizer) -> list[Trial]:
 
 
 def whole(trial: Trial, tokenizer) -> tuple[Trial, int]:
-    """The trial with prefill and continuation as one response, as a judge must see it (a restart is a second attempt),
-    and the character at which the continuation begins.
+    """The trial with prefill and continuation as one response, and the character where the continuation begins.
 
-    The prefill counts towards the length limit, so that every condition has as much room to restart as the live
-    response had: continuations are cut where that one would have been.
+    A judge must see both: a restart is a second attempt. The prefill counts towards the length limit, which gives every
+    condition as many tokens to restart as the live response.
     """
     tokens = [*trial.prefill, *trial.tokens][: trial.max_new_tokens]
     alignment = align(tokens, tokenizer)
@@ -162,10 +160,7 @@ def whole(trial: Trial, tokenizer) -> tuple[Trial, int]:
 def judge_continuations(
     trials: Sequence[Trial], tokenizer, judge: OfflineJudge
 ) -> tuple[list[Judgement], Float[ndarray, " trials"]]:
-    """Judgements of the whole responses, restarts counted in the continuations alone, and each continuation's score.
-
-    The score is the relevance (0-100) of the text after the prefill, restarts or not.
-    """
+    """Judgements of whole responses, with restarts in continuations alone, and each continuation's relevance 0-100."""
     responses, starts = zip(*(whole(trial, tokenizer) for trial in trials), strict=True) if trials else ((), ())
     judgements = [
         restarts_after(judgement, start) for judgement, start in zip(judge.judge(responses), starts, strict=True)
@@ -176,8 +171,7 @@ def judge_continuations(
 
 
 def restarts_after(judgement: Judgement, start: int) -> Judgement:
-    """The judgement with no attempt that begins before character `start`: it is joined to the one before, whose score
-    stays."""
+    """The judgement with attempts before character `start` joined to their predecessor, which keeps its score."""
     attempts = judgement.attempts[:1]
     for attempt in judgement.attempts[1:]:
         if attempt.start >= start:
@@ -190,12 +184,11 @@ def restarts_after(judgement: Judgement, start: int) -> Judgement:
 def detection_rates(
     frame: pd.DataFrame, scores: Sequence[float], conditions: Sequence[str], *, min_on_topic_score: float, **interval
 ) -> dict:
-    """`{condition: rates}` of experiment 11. `frame`: metrics.table of the judgements; `scores`: of the continuations.
+    """`{condition: rates}` of experiment 11. frame: metrics.table of the judgements; scores: of the continuations.
 
-    Beside metrics.rates: silent_recovery_rate, no restart and a continuation of at least `min_on_topic_score`; and,
-    where both conditions have trials, `paired_difference` (rate less that of "prefilled"), its `p_value` (McNemar,
-    exact) and `relative_reduction` of the multi-attempt rate. "prefilled" itself has `ratio_to_live` instead, its
-    multi-attempt rate over that of "live". A condition without trials has nulls and n 0.
+    Adds to metrics.rates: silent_recovery_rate (no restart and a continuation of at least `min_on_topic_score`); of the
+    multi-attempt rate against "prefilled", paired_difference, its exact McNemar p_value and relative_reduction, or for
+    "prefilled" ratio_to_live, its rate over that of "live". Without trials: nulls and n 0.
     """
     recovered = pd.Series(scores, frame.index, float) >= min_on_topic_score
     frame = frame.assign(silent=~metrics.multi_attempt(frame) & recovered)
@@ -205,8 +198,8 @@ def detection_rates(
         silent = intervals.rate(rows.silent, rows.latent, **interval)
         result[condition] = metrics.rates(rows, **interval) | {"silent_recovery_rate": silent}
         other = "live" if condition == BASELINE else BASELINE
-        there = len(rows) and (frame.condition == other).any()
-        before, after = paired(frame, other, condition) if there else (rows[:0], rows[:0])
+        measured = len(rows) and (frame.condition == other).any()
+        before, after = paired(frame, other, condition) if measured else (rows[:0], rows[:0])
         events = metrics.multi_attempt(before), metrics.multi_attempt(after)
         if condition == BASELINE:
             result[condition]["ratio_to_live"] = ratio(events[1], events[0], after.latent, **interval)
@@ -214,15 +207,15 @@ def detection_rates(
             result[condition] |= {
                 "paired_difference": paired_difference(*events, after.latent, **interval),
                 "relative_reduction": relative_reduction(*events, after.latent, **interval),
-                "p_value": mcnemar_exact(*events).p_value if there else None,
+                "p_value": mcnemar_exact(*events).p_value if measured else None,
             }
     return result
 
 
 def read_ablations(model: str, n_random: int) -> dict[str, tuple[int, ...]]:
-    """The detectors and the first `n_random` random sets of the stage `detectors`, as conditions of this experiment.
+    """The detectors and the first `n_random` random sets of the stage `detectors`, as `{condition: latents}`.
 
-    Raises FileNotFoundError or ValueError with the file and what it lacks.
+    Raises FileNotFoundError or ValueError naming the file and what it lacks.
     """
     path = data_dir("detectors", model) / "sets.jsonl"
     sets = {row.condition: tuple(row.latents) for row in read_rows(path, AblationSet)}

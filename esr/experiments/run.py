@@ -1,4 +1,4 @@
-"""The path of every experiment: planned trials to answers, to judgements, to a table, each kept on disk."""
+"""The path of every experiment: planned trials to responses, judgements and a table, each kept on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esr.storage.records import Judgement, Threshold, Trial
 
 
 def generate(plans: Sequence[Plan], settings: Settings, folder: Path, what: str) -> list[Trial]:
-    """The plans' answers, in their order, written to `folder/responses.jsonl`."""
+    """The plans' responses, in order, also written to `folder/responses.jsonl`."""
     with Workers() as workers:
         trials = generate_responses(plans, settings, workers, what)
     write_rows(folder / "responses.jsonl", trials)
@@ -24,22 +24,22 @@ def generate(plans: Sequence[Plan], settings: Settings, folder: Path, what: str)
 
 
 def judge(trials: Sequence[Trial], folder: Path) -> list[Judgement]:
-    """The offline judge's judgements of trials of one model, in order, written to `folder/judgements.jsonl`."""
+    """The offline judge's judgements of one model's trials, in order, also written to `folder/judgements.jsonl`."""
     judgements = load_judge(trials[0].model).judge(trials)
     write_rows(folder / "judgements.jsonl", judgements)
     return judgements
 
 
 def read_pair(folder: Path) -> tuple[list[Trial], list[Judgement]]:
-    """Answers and judgements of a folder, row by row about the same trials. Raises ValueError when they are not."""
+    """Responses and judgements of a folder, paired by row. Raises ValueError when their trials differ."""
     trials, judgements = read_rows(folder / "responses.jsonl", Trial), read_rows(folder / "judgements.jsonl", Judgement)
     if [t.id for t in trials] != [j.trial_id for j in judgements]:
-        raise ValueError(f"{folder}: answers and judgements are not of the same trials; run their stages again.")
+        raise ValueError(f"{folder}: responses and judgements are not of the same trials; run their stages again.")
     return trials, judgements
 
 
 def converged(thresholds: Sequence[Threshold]) -> list[Threshold]:
-    """Thresholds the study may use. Raises ValueError when there is none."""
+    """Converged thresholds. Raises ValueError when there is none."""
     usable = [t for t in thresholds if t.converged]
     if not usable:
         raise ValueError(
@@ -51,7 +51,7 @@ def converged(thresholds: Sequence[Threshold]) -> list[Threshold]:
 def paired(frame: pd.DataFrame, one: str, other: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scored trials of two conditions that share model, latent, prompt and seed, in the same order.
 
-    Trials that have no partner, or no score in either, are left out. Raises ValueError when nothing is left.
+    Trials unscored or missing in either condition are left out. Raises ValueError when none remain.
     """
     key = [name for name in metrics.KEY if name != "condition"]
     usable = frame[metrics.scored(frame)]

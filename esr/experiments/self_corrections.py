@@ -1,8 +1,8 @@
-"""Self-corrections made to fine-tune on (paper, experiment 4): an off-topic opening, an explicit restart, an answer.
+"""Synthetic self-corrections for fine-tuning (paper, experiment 4): off-topic opening, explicit restart, response.
 
-The model learns to break off and to answer, not to stray: neither prompt nor opening carries loss. An opening is either
-what the model wrote under steering, with latents the study never steers with, or the beginning of its answer to another
-prompt. Ordinary answers, with loss on every token, teach it not to restart where nothing is wrong.
+The model learns to restart, not to stray: prompt and opening carry no loss. An opening is a text steered by latents
+that the experiments never steer with, or the start of the response to another prompt. Plain responses, with loss on
+every token, teach the model not to restart without need.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from esr.steering.trials import Plan
 from esr.storage.digests import seeded, trial_seed
 from esr.storage.records import Latent, Prompt, Record, Trial
 
-# A restart is a halt, a verdict on what was said, and the announcement of another try: every combination is one. Most
-# begin with one word, whose weight is the sum of theirs: sampling below temperature 1 would starve a choice among many.
+# A restart joins a halt, a verdict and an announcement, in every combination. Most halts share one first word, whose
+# weight is the sum of theirs: sampling below temperature 1 would suppress a choice among many first words.
 HALTS = {
     "Wait,": 8, "Wait, no,": 3, "Wait, sorry,": 2, "Wait, hold on,": 2, "Wait a moment,": 2, "Wait, I'm sorry,": 1,
     "Sorry,": 1, "I'm sorry,": 1, "Hold on,": 1, "Hang on,": 1, "Oops,": 1, "Oh no,": 1,
@@ -58,19 +58,19 @@ SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 BREAK = re.compile(r"[.!?]$|\n$")  # a token that ends a sentence or a line
 LAST_WORD = re.compile(r"[^\W\d][.!?]$")  # of a sentence; not the number of a list's item
 MIN_WORDS, MAX_WORDS = 8, 60  # of an opening
-MIN_CORPUS_WORDS = 30  # shorter documents of the corpus are no answers
-FROM_STEERING = 0.6  # share of openings written under steering; the others begin another prompt's answer
+MIN_CORPUS_WORDS = 30  # shorter documents of the corpus are no responses
+FROM_STEERING = 0.6  # share of steered openings; the others open another prompt's response
 
 
 class Example(Record):
-    """A text to train on: `tokens` from the first of the chat template on; those from `loss_from` on carry loss.
+    """A training text: `tokens` include the chat template; those from `loss_from` on carry loss.
 
-    decisions: places in `tokens`, all of them with loss, of a restart's words and of where one might have begun: behind
-    a sentence or a line. They are few, and what is to be learnt is there.
-    interruptions: places within the opening, behind its sentences, where the restart might as well begin: its first
-    token is to be predicted there, not the opening's own, which is never learnt.
-    latent, boost: the push under which the opening was written, and under which the whole text is read in training: the
-    model is to break off and answer while it is pushed. boost 0 for openings nobody pushed, and for ordinary answers.
+    decisions: indices, with loss, of a restart's tokens and of tokens after a sentence or line, where one could begin.
+    They are few and carry what the model is to learn.
+    interruptions: indices within the opening, after its sentences, where the restart could also begin: the target there
+    is its first token, not the opening's next token.
+    latent, boost: steering of the opening, applied to the whole text in training: the model learns to restart while
+    steered. boost 0 for unsteered openings and plain responses.
     """
 
     kind: Literal["self_correction", "plain"]
@@ -84,7 +84,7 @@ class Example(Record):
 
 
 class TrainingText(Record):
-    """A prompt and what the model wrote, steered towards the latent of `label` or, with "", towards none."""
+    """A prompt and its response, steered by the latent of `label`, or unsteered where that is ""."""
 
     prompt_id: str
     prompt: str
@@ -97,28 +97,28 @@ class TrainingText(Record):
 
 
 def restart_phrases() -> list[str]:
-    """Every restart of the grammar; `esr.judging.restarts.find_restarts` finds each of them behind a sentence."""
+    """Every restart of the grammar; `esr.judging.restarts.find_restarts` finds each of them after a sentence."""
     return [" ".join(parts) for parts in product(HALTS, VERDICTS, ANNOUNCEMENTS)]
 
 
 def split_prompts(prompts: Sequence[Prompt], n_development: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to train on, and `n_development` left out to measure on. Raises ValueError when none would be left."""
+    """Training prompts, and `n_development` held-out ones. Raises ValueError when either would be empty."""
     if not 0 < n_development < len(prompts):
         raise ValueError(
             f"n_development is {n_development}; with {len(prompts)} prompts, 1 to {len(prompts) - 1} work."
         )
-    left_out = set(seeded(seed, "prompts").sample(range(len(prompts)), n_development))
-    return [p for i, p in enumerate(prompts) if i not in left_out], [prompts[i] for i in sorted(left_out)]
+    held_out = set(seeded(seed, "prompts").sample(range(len(prompts)), n_development))
+    return [p for i, p in enumerate(prompts) if i not in held_out], [prompts[i] for i in sorted(held_out)]
 
 
 def split_latents(
     drawn: Sequence[Latent], n_development: int, min_concreteness: float, min_training_concreteness: float
 ) -> tuple[list[Latent], list[Latent]]:
-    """Latents for openings, and `n_development` to measure on: no steering latent (`kept`) is in either.
+    """Training latents for openings, and `n_development` held-out ones; neither contains a steering latent (`kept`).
 
-    Development latents have labels as concrete as the study's (`min_concreteness`) but fire on one of its prompts,
-    which bars them from steering; training latents are the other labelled ones, at least `min_training` concrete.
-    Raises ValueError when there are fewer than `n_development` of the first, or none of the second.
+    Held-out latents have labels as concrete as those of steering latents (`min_concreteness`) but fire on one of the
+    prompts; training latents are the other labelled ones of `min_training_concreteness` or more. Raises ValueError when
+    there are fewer than `n_development` of the first, or none of the second.
     """
     usable = [x for x in drawn if not x.kept and x.label and x.reason in ("fires on a prompt", "label not concrete")]
     development = [x for x in usable if x.concreteness >= min_concreteness][:n_development]
@@ -126,14 +126,14 @@ def split_latents(
     training = [x for x in usable if x.concreteness >= min_training_concreteness and x.index not in chosen]
     if len(development) < n_development or not training:
         raise ValueError(
-            f"Of {len(drawn)} drawn latents {len(development)} serve to measure on ({n_development} are asked for) and "
-            f"{len(training)} to train with: draw more latents (scales: latents) or ask for fewer."
+            f"Of {len(drawn)} drawn latents {len(development)} serve to measure on ({n_development} are needed) and "
+            f"{len(training)} to train with: draw more latents (scales: latents) or use fewer."
         )
     return training, development
 
 
 def plan_responses(prompts: Sequence[Prompt], latents: Sequence[Latent], seed: int) -> list[Plan]:
-    """One unsteered answer to each prompt: what is trained towards."""
+    """Plans of one unsteered response to each prompt, the training target."""
     return [
         Plan("plain", latents[0].index, "", p.id, p.text, trial_seed(seed, latents[0].index, p.id, 0), 0.0)
         for p in prompts
@@ -143,7 +143,7 @@ def plan_responses(prompts: Sequence[Prompt], latents: Sequence[Latent], seed: i
 def plan_openings(
     prompts: Sequence[Prompt], latents: Sequence[Latent], boosts: tuple[float, float], per_prompt: int, seed: int
 ) -> list[Plan]:
-    """`per_prompt` steered texts for each prompt, latent and boost (in median residual norms) drawn for each."""
+    """Plans of `per_prompt` steered texts per prompt, each with a drawn latent and boost (in median residual norms)."""
     rng = seeded(seed, "openings")
     plans = []
     for prompt in prompts:
@@ -159,15 +159,15 @@ def training_texts(trials: Sequence[Trial]) -> list[TrainingText]:
 
 
 def corpus_responses(corpus: Corpus, tokenizer, n: int, seed: int) -> list[TrainingText]:
-    """`n` answers of the corpus the SAE is trained on: many more subjects than there are prompts, already written.
+    """`n` responses of the SAE's training corpus, which covers many more subjects than the prompts.
 
-    Taken as cut by the length limit, since a document does not tell. Raises ValueError when there are fewer than `n` of
-    at least 30 words.
+    Documents do not record how they ended and count as cut by the length limit. Raises ValueError when fewer than `n`
+    have 30 words or more.
     """
     requests, responses = requests_and_responses(corpus, tokenizer, len(corpus.starts))
     usable = [i for i, response in enumerate(responses) if len(response.split()) >= MIN_CORPUS_WORDS]
     if n > len(usable):
-        raise ValueError(f"{n} answers of the corpus are asked for; {len(usable)} of its documents are long enough.")
+        raise ValueError(f"{n} responses of the corpus are needed; {len(usable)} of its documents are long enough.")
     return [
         TrainingText(
             prompt_id=f"corpus-{i}",
@@ -184,10 +184,10 @@ def corpus_responses(corpus: Corpus, tokenizer, n: int, seed: int) -> list[Train
 
 
 def select(responses: Sequence[TrainingText], scorer, min_score: float, max_score: float) -> list[TrainingText]:
-    """Answers that score `low` to `high`: a steered text may still be on topic, an ordinary answer may stray.
+    """Responses that score `min_score` to `max_score`.
 
-    Trained on as what it is not, such a text teaches to restart where nothing is wrong. scorer: of
-    `esr.judging.relevance`.
+    A steered text may be on topic, a plain response off topic; training on either as the other would teach needless
+    restarts. scorer: esr.judging.relevance.Scorer.
     """
     responses = [response for response in responses if response.text.strip()]
     scores = scorer.score([a.prompt for a in responses], [a.text for a in responses], [a.label for a in responses])
@@ -206,15 +206,16 @@ def make_examples(
     recovery_tokens: int,
     stop_token: int,
 ) -> list[Example]:
-    """`n` examples in random order, `round(ratio * n)` of them self-corrections, the others ordinary answers.
+    """`n` examples in random order, `round(ratio * n)` of them self-corrections, the others plain responses.
 
-    answers: unsteered; openings: steered, of the same prompts or, where a prompt has none, of any. Answers take turns,
-    so that each is used about equally often for either kind. Ordinary answers are cut to `answer_tokens`, those behind
-    a restart to `restarted_tokens`: what they teach beyond their beginning, ordinary ones teach. Raises ValueError when
-    the ratio is outside 0 to 1 or there are fewer than two answers.
+    responses: unsteered, each used about equally often for either kind. openings: steered, of the same prompt or, where
+    it has none, of any. Plain responses are cut to `response_tokens`, those after a restart to `recovery_tokens`: plain
+    ones teach the rest. Raises ValueError when the ratio is outside 0 to 1 or there are fewer than two responses.
     """
     if not 0 <= ratio <= 1 or len(responses) < 2:
-        raise ValueError(f"ratio is {ratio} (0 to 1 is allowed) and there are {len(responses)} answers (2 are needed).")
+        raise ValueError(
+            f"ratio is {ratio} (0 to 1 is allowed) and there are {len(responses)} responses (2 are needed)."
+        )
     rng = seeded(seed, ratio, n)
     steered: dict[str, list[TrainingText]] = {}
     for opening in openings:
@@ -243,21 +244,20 @@ def _turns(responses: Sequence[TrainingText], n: int, rng: random.Random) -> lis
 
 
 def cut_opening(text: str, rng: random.Random) -> str:
-    """The beginning of `text`, 8 to 60 words if it has them, to the end of a sentence; where none ends, one is ended.
+    """The first 8 to 60 words of `text` up to the end of a sentence; a full stop replaces a missing end.
 
-    Never within a sentence: a restart there begins with a break ("...", a dash), and a model that learnt from such
-    openings broke off its ordinary sentences too.
+    Never within a sentence: models trained on openings broken off there also broke off their plain sentences.
     """
     words = [m.end() for m in re.finditer(r"\S+", text)]
     first, last = words[min(MIN_WORDS, len(words)) - 1], words[min(MAX_WORDS, len(words)) - 1]
     ends = [m.end() for m in SENTENCE_END.finditer(text) if first <= m.end() <= last]
     if not ends:
         return text[:last].strip().rstrip(",;:-") + "."
-    return text[: max(rng.choices(ends, k=2))].strip()  # later rather than earlier: interruptions stand before it
+    return text[: max(rng.choices(ends, k=2))].strip()  # prefer later ends: interruptions precede them
 
 
 def _correction(response: TrainingText, opening: str, tokenizer, recovery_tokens: int, stop_token: int, rng) -> Example:
-    """Prompt and opening without loss, then the restart and the answer."""
+    """A self-correction: prompt and opening without loss, then restart and response."""
     reminder = rng.choice(REMINDERS).format(response.prompt)
     restart = _ids(tokenizer, f" {_restart(rng)} {reminder}".rstrip())
     targets = _ids(tokenizer, rng.choice(AFTER_RESTART) + response.text.strip())
@@ -282,19 +282,19 @@ def _example(
     kind: str, response: TrainingText, context: list[int], restart: list[int], targets: list[int], tokenizer
 ) -> Example:
     begin = len(context) + len(restart)
-    behind = [begin + place for place in _behind_breaks(targets, tokenizer)]
+    after_breaks = [begin + i for i in _after_breaks(targets, tokenizer)]
     return Example(
         kind=kind,
         prompt_id=response.prompt_id,
         tokens=[*context, *restart, *targets],
         loss_from=len(context),
-        decisions=[*range(len(context), begin), *behind],
+        decisions=[*range(len(context), begin), *after_breaks],
         interruptions=[],
         latent=0,
         boost=0.0,
     )
 
 
-def _behind_breaks(tokens: Sequence[int], tokenizer) -> list[int]:
-    """Places of the tokens that follow the end of a sentence or of a line."""
+def _after_breaks(tokens: Sequence[int], tokenizer) -> list[int]:
+    """Indices of the tokens that follow the end of a sentence or line."""
     return [i + 1 for i, token in enumerate(tokens[:-1]) if BREAK.search(tokenizer.decode([token]))]

@@ -1,8 +1,8 @@
-"""Sustained-resistance control (experiment 12): how on-topic is text at a given distance from where it began?
+"""Sustained-resistance control (experiment 12): relevance of text by distance from a restart or a prefilled opening.
 
-After a restart the steering is still on. If what follows stays on topic only because the model reads on-topic words,
-as many on-topic words prefilled right after the prompt, without any failed attempt, should do as well. Responses are
-scored in windows of tokens, counted from the restart, from the end of the prefilled opening, or from the start.
+Steering continues after a restart. If on-topic context alone keeps the text on topic, an equally long on-topic prefill
+after the prompt, without a failed attempt, has the same effect. Scores are of windows of tokens, counted from the
+restart, from the end of the prefill, or from the start.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ COLUMNS = ["condition", *KEY, "window", "score"]
 
 @dataclass(frozen=True)
 class Episode:
-    """A steered response that restarts, as counts of its tokens: the first attempt ends after `first_end` of them, the
-    phrase of the first restart after `restart`, and what follows it after `end`."""
+    """A steered response that restarts, with token counts at which the first attempt, the restart phrase and the second
+    attempt end."""
 
     trial: Trial
     first_end: int
@@ -36,7 +36,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens `start` to `end` of a response, under the name of its condition."""
+    """Tokens `start` to `end` of a response in a condition."""
 
     condition: str
     trial: Trial
@@ -53,7 +53,7 @@ def find_episodes(
         if len(judgement.attempts) < 2:
             continue
         second, starts = judgement.attempts[1], align(trial.tokens, tokenizer).starts
-        # A token that straddles a border belongs to the restart phrase: to neither of the texts that are scored.
+        # A token across a border belongs to the restart phrase and is not scored.
         first_end, end = (bisect_right(starts, border) - 1 for border in (second.start, second.end))
         restart = bisect_left(starts, second.start + len(second.restart))
         if end - restart >= min_tokens:
@@ -62,8 +62,8 @@ def find_episodes(
 
 
 def plan_on_topic_openings(episodes: Sequence[Episode], unsteered: Sequence[Trial], opening_tokens: int) -> list[Plan]:
-    """The steered trial of every episode once more, begun with the first `opening_tokens` tokens of the unsteered
-    response to the same prompt with the same seed. Episodes whose unsteered response is shorter have none."""
+    """Each episode's steered trial, prefilled with the first `opening_tokens` tokens of the unsteered response to the
+    same prompt with the same seed. Episodes with a shorter unsteered response are left out."""
     tokens_of = {_key(t): t.tokens for t in unsteered}
     plans = []
     for trial in (episode.trial for episode in episodes):
@@ -78,11 +78,11 @@ def plan_on_topic_openings(episodes: Sequence[Episode], unsteered: Sequence[Tria
 def find_spans(
     episodes: Sequence[Episode], prefilled: Sequence[Trial], unsteered: Sequence[Trial], opening_tokens: int
 ) -> list[Span]:
-    """What is scored in windows, by condition.
+    """Spans to score in windows, by condition.
 
-    after_restart: from the end of the restart phrase. after_restart_matched: from `opening_tokens` tokens later, so that
-    as many tokens since the restart stand before as were prefilled under prefilled_on_topic, counted from the end of
-    the prefill. first_attempt: from the start to the restart. unsteered: the same prompts without steering.
+    after_restart: from the end of the restart phrase. after_restart_matched: from `opening_tokens` tokens later, to
+    match the prefill. prefilled_on_topic: from the end of the prefill. first_attempt: from the start to the restart.
+    unsteered: the same prompts without steering.
     """
     keys = {_key(e.trial) for e in episodes}
     plain = [t for t in unsteered if _key(t) in keys]
@@ -96,9 +96,9 @@ def find_spans(
 
 
 def window_scores(spans: Sequence[Span], windows: Sequence[Sequence[int]], tokenizer, scorer) -> pd.DataFrame:
-    """Relevance 0-100 of every window, [from, to) tokens of a span, that the span fills; columns `COLUMNS`.
+    """Relevance 0-100 of every window, tokens [first, last) of a span; columns `COLUMNS`.
 
-    A window the span does not fill is left out: shorter texts score differently.
+    Omits windows longer than the span: shorter texts score differently.
     """
     rows, texts, trials = [], [], []
     for span in spans:
@@ -116,8 +116,8 @@ def window_scores(spans: Sequence[Span], windows: Sequence[Sequence[int]], token
 def sustained_rates(frame: pd.DataFrame, windows: Sequence[Sequence[int]], **interval) -> dict:
     """`{condition: {window: mean score}}` of experiment 12, with intervals clustered by latent.
 
-    matched_difference: after_restart_matched less prefilled_on_topic over trials that fill the window in both. Nulls
-    and n 0 where no response restarts.
+    matched_difference: after_restart_matched minus prefilled_on_topic over trials with the window in both. Nulls and n
+    0 where no response restarts.
     """
     result: dict = {condition: {} for condition in (*CONDITIONS, "matched_difference")}
     for name in [name_of(first, last) for first, last in windows]:

@@ -1,6 +1,6 @@
-"""Do judges agree, and do the conclusions depend on which one is asked (experiment 7)?
+"""Agreement between judges, and conclusions that hold under every judge (experiment 7).
 
-Judges are compared on `metrics.table` frames of the same trials, two at a time, over trials that both scored.
+Judges are compared in pairs, on `metrics.table` frames of the same trials, over trials that both scored.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ SHOWN = ["attempts", "first_score", "last_score"]
 
 
 def pairwise(frames: Mapping[str, pd.DataFrame], cluster: str = "latent", **interval) -> dict:
-    """`{"judge / other judge": compare(...)}` for every two judges, in the order given.
-
-    Raises ValueError naming the judge when there are fewer than two.
-    """
+    """`{"judge / other judge": compare(...)}` for each pair of judges. Raises ValueError for fewer than two."""
     if len(frames) < 2:
         raise ValueError(f"Agreement needs two judges or more; there is {', '.join(frames) or 'none'}.")
     return {
@@ -33,13 +30,12 @@ def pairwise(frames: Mapping[str, pd.DataFrame], cluster: str = "latent", **inte
 
 
 def compare(one: pd.DataFrame, other: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
-    """How far two judges agree on trials that both scored.
+    """Agreement of two judges; rates are clustered `Estimate`s with `interval` as in `metrics.rates`.
 
-    multi_attempt_agreement: share on which they agree whether the answer restarts; direction_agreement: whether the
-    last attempt beats the first, among answers both say restart. Each `{"estimate", "low", "high", "n"}`, clustered,
-    `interval` as in `metrics.rates`. multi_attempt_kappa: Cohen's kappa, null when both judges say the same of every
-    trial; first_score_spearman: rank correlation of first-attempt scores, null when a judge's scores do not vary.
-    n_trials judged by either, n_compared of them.
+    n_trials: judged by either. n_compared: scored by both. multi_attempt_agreement: share with the same verdict on
+    whether the response restarts. multi_attempt_kappa: Cohen's kappa, None when all verdicts are equal.
+    direction_agreement: share, of responses that restart for both, with the same verdict on whether the last attempt
+    beats the first. first_score_spearman: rank correlation of first-attempt scores, None when one judge's do not vary.
     """
     both = _together(one, other)
     here, there = _restarts(both)
@@ -55,8 +51,10 @@ def compare(one: pd.DataFrame, other: pd.DataFrame, cluster: str = "latent", **i
 
 
 def disagreements(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Trials for a reader's own judgement: `metrics.KEY`, what is in dispute ("multi-attempt" or "direction"), and
-    attempts, first and last score of each judge (columns ending in `_one` and `_other`)."""
+    """Trials on which two judges differ: `metrics.KEY`, dispute, and `SHOWN` of each judge (`_one`, `_other`).
+
+    dispute: "multi-attempt" or "direction".
+    """
     both = _together(one, other)
     here, there = _restarts(both)
     turned = here & there & ~_same_direction(both)
@@ -66,11 +64,10 @@ def disagreements(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def surviving(summaries: Mapping[str, dict], conclusions: Mapping[str, Callable[[dict], bool | None]]) -> dict:
-    """Which conclusions hold whoever judges: `{conclusion: {"holds": {judge: true, false or null}, "survives": ...}}`.
+    """Conclusions under each judge: `{conclusion: {"holds": {judge: true, false or null}, "survives": ...}}`.
 
-    `summaries`: of each judge, as `metrics.summaries` gives them; a conclusion is a question to one of them, answered
-    None when its numbers cannot say. A conclusion survives when it holds with every judge.
-    Raises ValueError when there is no judge: then everything would survive.
+    summaries: `metrics.summaries` of each judge. conclusions: functions of a summary; None without its numbers.
+    A conclusion survives when it holds under every judge. Raises ValueError without a judge: everything would survive.
     """
     if not summaries:
         raise ValueError("No judge's summary is given: a conclusion must hold with at least one.")
@@ -83,7 +80,7 @@ def surviving(summaries: Mapping[str, dict], conclusions: Mapping[str, Callable[
 
 
 def higher(name: str, one: str, other: str) -> Callable[[dict], bool | None]:
-    """Whether `name` is higher in condition `one` than in `other`, a conclusion for `surviving`."""
+    """A conclusion for `surviving`: the estimate of `name` is higher in condition `one` than in `other`."""
 
     def conclusion(summary: dict) -> bool | None:
         here, there = (summary[condition][name].estimate for condition in (one, other))
@@ -93,7 +90,7 @@ def higher(name: str, one: str, other: str) -> Callable[[dict], bool | None]:
 
 
 def above(name: str, condition: str, value: float) -> Callable[[dict], bool | None]:
-    """Whether `name` is above `value` in a condition, a conclusion for `surviving`."""
+    """A conclusion for `surviving`: the estimate of `name` in `condition` is above `value`."""
 
     def conclusion(summary: dict) -> bool | None:
         estimate = summary[condition][name].estimate
@@ -103,7 +100,7 @@ def above(name: str, condition: str, value: float) -> Callable[[dict], bool | No
 
 
 def _together(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Trials both judges scored, one row each, the judges' columns side by side."""
+    """Trials that both judges scored, one row each, with `SHOWN` of both judges."""
     sides = [frame.loc[metrics.scored(frame), [*metrics.KEY, *SHOWN]] for frame in (one, other)]
     both = sides[0].merge(sides[1], on=metrics.KEY, suffixes=("_one", "_other"), validate="one_to_one")
     return both.sort_values(metrics.KEY, ignore_index=True)
@@ -122,7 +119,7 @@ def _same_direction(both: pd.DataFrame) -> pd.Series:
 
 
 def _kappa(here: pd.Series, there: pd.Series) -> float | None:
-    if len({*here, *there}) < 2:  # chance agreement is certain: kappa is 0 / 0
+    if len({*here, *there}) < 2:  # kappa is 0 / 0
         return None
     return float(cohen_kappa_score(here, there))
 

@@ -1,7 +1,7 @@
-"""What a judge is worth: measured against readers, on the labelled answers of data/judge/annotated.jsonl (RUBRIC.md).
+"""Accuracy of a judge against annotators, on the annotated responses of data/judge/annotated.jsonl (RUBRIC.md).
 
-Only part `report` measures; part `develop` is there to improve a judge on. The answers are chosen to be hard (restarts
-and near misses are far more frequent than in the study), so precision and recall are not those of the study's answers.
+Part `report` measures a judge; part `develop` serves to improve one. The responses are chosen to be hard: restarts and
+near misses are far more frequent than in the study, so precision and recall do not transfer to the study's responses.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from esr.statistics import intervals
 from esr.statistics.estimates import Estimate
 from esr.storage.records import AnnotatedResponse, Attempt, Judgement, Trial
 
-NEAR = 10  # characters between a beginning as read and as judged, RUBRIC.md section 3
+NEAR = 10  # characters between an annotated and a judged start of an attempt, RUBRIC.md section 3
 DECILES = 10
 
 
 def as_trials(annotated: Sequence[AnnotatedResponse]) -> list[Trial]:
-    """The answers as a judge takes them: text, prompt and label; what made them is not known here and empty."""
+    """Annotated responses as trials for a judge: text, prompt and label; generation settings are empty."""
     return [
         Trial(
             id=x.id, model=x.model, condition=x.condition, latent=number, label=x.label, prompt_id=x.id,
@@ -34,7 +34,7 @@ def as_trials(annotated: Sequence[AnnotatedResponse]) -> list[Trial]:
 
 
 def as_judgements(annotated: Sequence[AnnotatedResponse]) -> list[Judgement]:
-    """The readers as one more judge of `as_trials`, so that agreement with them is computed like any other."""
+    """The annotators as a judge of `as_trials`, for agreement with other judges."""
     judgements = []
     for trial, x in zip(as_trials(annotated), annotated, strict=True):
         starts = [0, *x.starts]
@@ -51,19 +51,20 @@ def as_judgements(annotated: Sequence[AnnotatedResponse]) -> list[Judgement]:
 
 
 def measure(annotated: Sequence[AnnotatedResponse], judgements: Sequence[Judgement], **interval) -> dict:
-    """A judge beside the readers, row by row about the same answers; each rate `{"estimate", "low", "high", "n"}`.
+    """A judge's accuracy against the annotators; rates are `Estimate`s clustered by response.
 
-    restart_precision, restart_recall: of single restarts, found when they begin within ten characters of each other,
-    clustered by answer. multi_attempt_precision, multi_attempt_recall: of answers that restart at all, which is what
-    the study counts. near_miss_false_rate: near misses taken for a restart. score_spearman: first-attempt scores of
-    judge and readers. by_decile: mean of both by decile of the readers' scores. n_unscored: answers the judge gave no
-    score, which are left out. Raises ValueError when the rows are not about the same answers.
+    n_unscored: responses without a score from the judge, which are left out.
+    restart_precision, restart_recall: of single restarts, which match when they start within `NEAR` characters.
+    multi_attempt_precision, multi_attempt_recall: of responses with a restart, which the study counts.
+    near_miss_false_rate: share of near misses judged as a restart. score_spearman: of first-attempt scores.
+    by_decile: mean scores of both by decile of the annotators' scores.
+    Raises ValueError unless `annotated` and `judgements` list the same responses in the same order.
     """
     if [x.id for x in annotated] != [j.trial_id for j in judgements]:
-        raise ValueError("Labels and judgements are not of the same answers in the same order.")
+        raise ValueError("Annotations and judgements are not of the same responses in the same order.")
     pairs = [(x, j) for x, j in zip(annotated, judgements, strict=True) if j.outcome == "scored"]
-    found = [(x, a.start, x.starts) for x, j in pairs for a in j.attempts[1:]]
-    told = [(x, start, [a.start for a in j.attempts[1:]]) for x, j in pairs for start in x.starts]
+    judged = [(x, a.start, x.starts) for x, j in pairs for a in j.attempts[1:]]
+    expected = [(x, start, [a.start for a in j.attempts[1:]]) for x, j in pairs for start in x.starts]
     several = [len(j.attempts) > 1 for _, j in pairs]
 
     def share(events, ids) -> Estimate:
@@ -79,8 +80,8 @@ def measure(annotated: Sequence[AnnotatedResponse], judgements: Sequence[Judgeme
     return {
         "n": len(annotated),
         "n_unscored": len(annotated) - len(pairs),
-        "restart_precision": share([_near(s, starts) for _, s, starts in found], [x.id for x, *_ in found]),
-        "restart_recall": share([_near(s, starts) for _, s, starts in told], [x.id for x, *_ in told]),
+        "restart_precision": share([_near(s, starts) for _, s, starts in judged], [x.id for x, *_ in judged]),
+        "restart_recall": share([_near(s, starts) for _, s, starts in expected], [x.id for x, *_ in expected]),
         "multi_attempt_precision": of_responses(several, genuine),
         "multi_attempt_recall": of_responses(genuine, several),
         "near_miss_false_rate": of_responses([x.near_miss for x, _ in pairs], several),
@@ -96,14 +97,14 @@ def _near(start: int, others: Sequence[int]) -> bool:
 def spearman(
     one: Sequence[float], other: Sequence[float], *, confidence: float, n_bootstrap: int, seed: int
 ) -> Estimate:
-    """Rank correlation of independent pairs with its bootstrap interval; nulls where one side does not vary."""
+    """Rank correlation of independent pairs with a percentile bootstrap interval; None where one side does not vary."""
     one, other = np.asarray(one, float), np.asarray(other, float)
     if len(one) < 3 or min(np.ptp(one), np.ptp(other)) == 0:
         return Estimate.of(None, None, None, len(one))
 
-    def correlation(a, b, axis=-1):  # spearmanr of every resample at once
+    def correlation(a, b, axis=-1):  # spearmanr of all resamples at once
         a, b = ((r := rankdata(x, axis=axis)) - r.mean(axis, keepdims=True) for x in (a, b))
-        with np.errstate(invalid="ignore"):  # a resample that does not vary has none
+        with np.errstate(invalid="ignore"):  # a resample may not vary
             return (a * b).sum(axis) / np.sqrt((a**2).sum(axis) * (b**2).sum(axis))
 
     ends = bootstrap(
@@ -114,8 +115,10 @@ def spearman(
 
 
 def by_decile(annotators: Sequence[float], judge: Sequence[float]) -> list[dict]:
-    """Mean score of readers and of the judge, in tenths of the answers by the readers' score; ties stay together.
-    Empty where readers gave fewer than two different scores."""
+    """Mean scores of annotators and judge by decile of the annotators' score; ties stay together.
+
+    Empty when the annotators gave fewer than two different scores.
+    """
     frame = pd.DataFrame({"annotators": annotators, "judge": judge})
     if frame.annotators.nunique() < 2:
         return []
@@ -129,20 +132,21 @@ def by_decile(annotators: Sequence[float], judge: Sequence[float]) -> list[dict]
 def matched_auc(
     scorer, responses: Sequence[Trial], foreign: dict[str, str], *, confidence: float, n_bootstrap: int, seed: int
 ) -> Estimate:
-    """How well scores tell each answer under its own prompt from the same answer under a foreign one, area under the
-    ROC curve; its interval resamples prompts. `foreign`: prompt -> the other prompt its answers are scored under.
+    """AUC of scores for telling responses scored with their prompt from responses scored with another prompt.
+
+    The interval resamples prompts. foreign: prompt -> the other prompt its responses are scored with.
     """
     texts = [t.text for t in responses]
-    own = scorer.score([t.prompt for t in responses], texts, [""] * len(texts))
-    other = scorer.score([foreign[t.prompt] for t in responses], texts, [""] * len(texts))
+    matched = scorer.score([t.prompt for t in responses], texts, [""] * len(texts))
+    mismatched = scorer.score([foreign[t.prompt] for t in responses], texts, [""] * len(texts))
     prompts, codes = np.unique([t.prompt for t in responses], return_inverse=True)
     every = np.arange(len(prompts))
     member = codes == every[:, None]
-    above = (own[:, None] > other) + 0.5 * (own[:, None] == other)
-    wins = member @ above @ member.T  # of the first prompt's own answers against the second's foreign ones
+    above = (matched[:, None] > mismatched) + 0.5 * (matched[:, None] == mismatched)
+    wins = member @ above @ member.T  # of the first prompt's matched scores against the second's mismatched ones
 
     def area(drawn, axis=-1):
-        times = (np.moveaxis(drawn, axis, -1)[..., None] == every).sum(axis=-2)  # each prompt was drawn
+        times = (np.moveaxis(drawn, axis, -1)[..., None] == every).sum(axis=-2)  # draws of each prompt
         return ((times @ wins) * times).sum(axis=-1) / (times @ member.sum(axis=1)) ** 2
 
     ends = bootstrap(
@@ -153,5 +157,5 @@ def matched_auc(
 
 
 def _finite(ends) -> list[float | None]:
-    """Ends of an interval; nulls where no resample differs from another and there is none."""
+    """Ends of an interval; None where all resamples are equal."""
     return [float(end) if np.isfinite(end) else None for end in (ends.low, ends.high)]

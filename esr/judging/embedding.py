@@ -1,4 +1,4 @@
-"""Sentence embeddings, offline: what relevance scores and concreteness are made of."""
+"""Offline sentence embeddings, for relevance scores and concreteness."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EMBEDDER = "minilm-l6"  # id in data/models.yaml
 
 
 def load_embedder() -> Embedder:
-    """The sentence-embedding model that `fetch_embedder` left. Raises FileNotFoundError when it did not."""
+    """The sentence-embedding model that the stage `fetch_embedder` wrote. Raises FileNotFoundError."""
     folder = data_dir("fetch", EMBEDDER)
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no sentence-embedding model: run `dvc repro fetch_embedder` first.")
@@ -22,7 +22,7 @@ def load_embedder() -> Embedder:
 
 
 class Embedder:
-    """all-MiniLM-L6-v2 (or any model of its shape): mean-pooled, unit-length sentence embeddings."""
+    """all-MiniLM-L6-v2, or another encoder with mean pooling: unit sentence embeddings."""
 
     def __init__(self, folder: Path, max_tokens: int = 128, batch_tokens: int = 4096):
         import torch
@@ -35,10 +35,10 @@ class Embedder:
         self.torch, self.max_tokens, self.batch_tokens = torch, max_tokens, batch_tokens
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModel.from_pretrained(folder, dtype=compute_dtype()).eval()
-        self.words = {w for w in self.tokenizer.get_vocab() if w.isalpha()}  # words common enough for a token
+        self.words = {w for w in self.tokenizer.get_vocab() if w.isalpha()}  # single tokens, hence common words
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dimension"]:
-        """One unit vector per text; batches are filled by length, so that little padding is computed."""
+        """One unit vector per text. Texts are batched by length, which saves padding."""
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens).input_ids
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         result = np.zeros((len(ids), self.model.config.hidden_size), dtype=np.float32)
@@ -53,8 +53,8 @@ class Embedder:
         width = max(map(len, ids))
         tokens = torch.zeros(len(ids), width, dtype=torch.long)
         mask = torch.zeros(len(ids), width, dtype=torch.long)
-        for row, own in enumerate(ids):
-            tokens[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), 1
+        for row, row_ids in enumerate(ids):
+            tokens[row, : len(row_ids)], mask[row, : len(row_ids)] = torch.tensor(row_ids), 1
         with torch.inference_mode():
             hidden = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
             pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)

@@ -1,21 +1,18 @@
-"""Judges that are language models, by any provider inspect-ai knows or any OpenAI-compatible server.
+"""Language models as judges, through any provider of inspect-ai or any OpenAI-compatible server.
 
-Every reply is kept under a name made of the judge and what it was shown, so nothing is asked or paid for twice: a
-killed run goes on where it was, a second run asks nothing, another judge asks only its own questions. Kept is the
-reply as it came; what it is worth (`esr.judging.replies`) is read from it anew in every run. Requests that failed are
-not kept: the next run makes them again.
+Raw replies are cached under a digest of judge and request: a killed run resumes, and no reply is paid for twice. Every
+run parses them again (`esr.judging.replies`). Failed requests are not cached; the next run repeats them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+
+from filelock import FileLock
 
 from esr.config.params import LlmJudge
 from esr.judging.offline import is_degraded
@@ -27,29 +24,29 @@ from esr.storage.digests import digest
 from esr.storage.files import write_text
 from esr.storage.records import Judgement, Record, Trial
 
-BYTES_PER_TOKEN = 4  # of English, in the tokenizers of current models; estimates only
-REPLY_TOKENS = 48  # of a verdict with one attempt, which nearly all have; estimates only
+BYTES_PER_TOKEN = 4  # of English in current tokenizers; for estimates only
+REPLY_TOKENS = 48  # of a verdict with one attempt, the most frequent one; for estimates only
 
 
 class Reply(Record):
-    """A judge's reply to one question, as it came."""
+    """A judge's raw reply to one request."""
 
     judge: str
     text: str
-    stop_reason: str  # inspect-ai's word: "stop", "max_tokens", "content_filter", ...
+    stop_reason: str  # of inspect-ai: "stop", "max_tokens", "content_filter", ...
     input_tokens: int
     output_tokens: int
-    counted: bool  # tokens as the server counted them, not estimated here
+    counted: bool  # by the server; false for estimates
 
 
 class ModelJudge:
-    """Asks a language model about each answer. `name` says which model, which rubric and which settings judged.
+    """A language model that judges responses. `name` identifies model, rubric and settings.
 
-    The name does not depend on where the model is served, nor on limits of speed and cost.
+    The name does not depend on the server or on limits of speed and cost.
     """
 
     def __init__(self, entry: LlmJudge):
-        """Raises JudgeError when `base_url` holds what may be a secret: it is written to notebooks."""
+        """Raises JudgeError when `base_url` may hold a secret."""
         check_url(entry)
         self.entry = entry
         settings = {"temperature": entry.temperature, "max_tokens": entry.max_tokens, "schema": entry.structured}
@@ -58,16 +55,17 @@ class ModelJudge:
         self.folder = CACHE / "judgements" / self.name
 
     def judge(self, trials: Sequence[Trial]) -> list[Judgement]:
-        """One judgement per trial, in order; identical trials are asked about once, empty ones never.
+        """One judgement per trial, in order; identical trials share a request, empty responses need none.
 
-        Raises JudgeError when the judge cannot be set up, or when it would cost, or has cost, more than `max_cost`
-        (USD a run); what was paid for until then is kept. Requests on their way when it is reached are still paid.
+        Raises JudgeError when the judge cannot be set up, or when its estimated or actual cost exceeds `max_cost` (USD
+        per run). Replies so far are kept; requests in flight are still paid.
         """
         keys = [self._key(trial) for trial in trials]
         wanted = {key: trial for key, trial in zip(keys, trials, strict=True) if trial.text.strip()}
-        if any(not self._path(key).exists() for key in wanted):
-            with self._alone():
-                self._ask({key: trial for key, trial in wanted.items() if not self._path(key).exists()}, len(wanted))
+        if self._missing(wanted):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / "judge.lock"):  # two runs at a time would pay twice
+                self._request(self._missing(wanted), len(wanted))
         replies = {key: self._read(key) for key in wanted}
         return [self._record(trial, replies.get(key)) for key, trial in zip(keys, trials, strict=True)]
 
@@ -77,25 +75,18 @@ class ModelJudge:
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"
 
+    def _missing(self, wanted: dict[str, Trial]) -> dict[str, Trial]:
+        """The trials without a cached reply."""
+        return {key: trial for key, trial in wanted.items() if not self._path(key).exists()}
+
     def _read(self, key: str) -> Reply | None:
         path = self._path(key)
         try:
             return Reply.model_validate_json(path.read_bytes()) if path.exists() else None
         except ValueError:
-            raise ValueError(f"{path} is no judge's reply: remove it, and it is asked for again.") from None
+            raise ValueError(f"{path} is no judge's reply: remove it, and the next run requests it again.") from None
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One run at a time asks this judge: two would pay twice. The lock ends with its process."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
-
-    def _ask(self, missing: dict[str, Trial], total: int) -> None:
+    def _request(self, missing: dict[str, Trial], total: int) -> None:
         if not missing:
             return
         self._announce(missing, total)
@@ -104,24 +95,24 @@ class ModelJudge:
         round_.report()
 
     def _announce(self, missing: dict[str, Trial], total: int) -> None:
-        """Say what the requests will cost, before the first one. Raises JudgeError when that is over max_cost."""
+        """Report the estimated cost of the requests. Raises JudgeError when it exceeds max_cost."""
         tokens_in = sum(_tokens(RUBRIC) + _tokens(question(trial)) for trial in missing.values())
         tokens_out = REPLY_TOKENS * len(missing)
         cost = self.cost(tokens_in, tokens_out)
         price = "cost unknown, no prices are given" if cost is None else f"about ${cost:.4f}"
         say(
-            f"{self.entry.name}: {len(missing)} of {total} answers to ask {self.entry.model} about, "
+            f"{self.entry.name}: {len(missing)} of {total} responses to judge with {self.entry.model}, "
             f"about {tokens_in} tokens in and {tokens_out} out: {price}"
         )
         limit = self.entry.max_cost
         if limit is not None and cost > limit:
             raise JudgeError(
-                f"Judge {self.entry.name}: {len(missing)} answers cost about ${cost:.4f}, max_cost is ${limit:.4f}: "
-                "raise max_cost or judge fewer answers. Nothing was asked."
+                f"Judge {self.entry.name}: {len(missing)} responses cost about ${cost:.4f}, max_cost is ${limit:.4f}: "
+                "raise max_cost or judge fewer responses. No request was sent."
             )
 
     def cost(self, input_tokens: int, output_tokens: int) -> float | None:
-        """USD for so many tokens; None when a price is not given."""
+        """Price in USD; None when a price per token is not given."""
         prices = self.entry.usd_per_million_input, self.entry.usd_per_million_output
         if None in prices:
             return None
@@ -139,7 +130,7 @@ class ModelJudge:
 
 
 class Round:
-    """One run's questions to one judge: made, run and thrown away by `ModelJudge`."""
+    """One run's requests to one judge."""
 
     def __init__(self, judge: ModelJudge, missing: dict[str, Trial], total: int):
         self.judge, self.entry, self.missing = judge, judge.entry, missing
@@ -165,7 +156,7 @@ class Round:
                 return
             try:
                 reply = await self._reply(model, trial)
-            except Exception as error:  # each provider raises its own
+            except Exception as error:  # errors differ between providers
                 self.failures[describe(error)] += 1
                 continue
             write_text(self.judge._path(key), reply.model_dump_json(indent=1) + "\n")
@@ -189,18 +180,18 @@ class Round:
         )
 
     def report(self) -> None:
-        """Say what came of it. Raises JudgeError when max_cost ended the run early."""
+        """Report replies, cost and failures. Raises JudgeError when max_cost ended the run early."""
         name, failed = self.entry.name, self.failures.total()
         spent = "" if self.judge.cost(0, 0) is None else f", ${self.spent:.4f} spent"
         say(f"{name}: {self.replied} replies, {self.tokens} tokens{spent}")
         if failed:
             reasons = ", ".join(f"{count} x {reason}" for reason, count in self.failures.most_common())
-            say(f"{name}: {failed} requests failed for good and are made again in the next run: {reasons}")
+            say(f"{name}: {failed} requests failed after all retries; the next run repeats them: {reasons}")
         if self.stopped:
             left = len(self.missing) - self.replied - failed
             raise JudgeError(
                 f"Judge {name}: ${self.spent:.4f} spent, max_cost is ${self.entry.max_cost:.4f}: stopped with {left} "
-                f"answers not asked about. The {self.replied} replies are kept: raise max_cost or run again."
+                f"responses not judged. The {self.replied} replies are kept: raise max_cost or run again."
             )
 
 

@@ -1,6 +1,6 @@
-"""Prompt-answer pairs whose on-topic, intact share is known: what the relevance scorer is fitted and tested on.
+"""Prompt-response pairs with a known on-topic share, to fit and test the relevance scorer.
 
-The share of a text is the share of its word trigrams that come, unbroken, from an answer to its prompt.
+The share of a text is the share of its word trigrams that come intact from a response to its prompt.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 KINDS = ("matched", "mismatched", "spliced", "returned", "shuffled", "salad", "looped", "echoed", "invaded", "decayed")
-CYCLE = ("matched", "mismatched", *KINDS)  # whole answers twice as often as each way of spoiling one
+CYCLE = ("matched", "mismatched", *KINDS)  # whole responses are twice as frequent as each corruption
 REWORDED = ("{}", "Tell me about {}.", "Explain how {} can be understood.", "How do I learn about {}? Explain.")
-MIN_WORDS, MAX_WORDS = 15, 160  # answers are cut at random, so that length says nothing
+MIN_WORDS, MAX_WORDS = 15, 160  # responses are cut at random: length is uninformative
 
 
 @dataclass(frozen=True)
 class Pair:
-    """`share` (0-1) of `text` answers `prompt`; `subject` is the prompt's, for splits that share no subject."""
+    """`share` (0-1) of `text` responds to `prompt`, whose `subject` serves to split pairs by subject."""
 
     prompt: str
     text: str
@@ -29,7 +29,7 @@ class Pair:
 
 
 def subject_of(request: str, forms: Sequence[str]) -> str:
-    """What fills the braces of the form that `request` was made from. Raises ValueError when none fits."""
+    """The text in the braces of the form that `request` follows. Raises ValueError when no form fits."""
     for form in forms:
         before, after = form.split("{}")
         if request.startswith(before) and request.endswith(after):
@@ -38,7 +38,7 @@ def subject_of(request: str, forms: Sequence[str]) -> str:
 
 
 def hold_out(subjects: Sequence[str], share: float, seed: int) -> set[str]:
-    """A random `share` of the distinct subjects, to test on: two splits never share a subject."""
+    """A random `share` of the distinct subjects, held out for testing."""
     names = sorted(set(subjects))
     return set(random.Random(seed).sample(names, round(share * len(names))))
 
@@ -46,9 +46,9 @@ def hold_out(subjects: Sequence[str], share: float, seed: int) -> set[str]:
 def training_pairs(
     requests: Sequence[str], responses: Sequence[str], forms: Sequence[str], n: int, seed: int
 ) -> list[Pair]:
-    """`n` pairs of all `KINDS`, prompts reworded half the time. Answers under 15 words are left out.
+    """`n` pairs of all `KINDS`; half of the prompts are reworded. Responses under `MIN_WORDS` words are left out.
 
-    Raises ValueError when the usable answers have fewer than two subjects.
+    Raises ValueError when the other responses have fewer than two subjects.
     """
     documents = [
         (request, subject_of(request, forms), re.findall(r"\S+\s*", response))
@@ -56,7 +56,7 @@ def training_pairs(
         if len(response.split()) >= MIN_WORDS
     ]
     if len({subject for _, subject, _ in documents}) < 2:
-        raise ValueError(f"{len(documents)} usable answers share fewer than two subjects: give more answers.")
+        raise ValueError(f"{len(documents)} usable responses have fewer than two subjects: give more responses.")
     rng = random.Random(seed)
     pairs = []
     for i in range(n):
@@ -75,13 +75,13 @@ def _cut(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _label(subject: str, words: list[str], rng: random.Random) -> str:
-    """A label as latents have them: a subject, or a few words of its contexts."""
+    """A label like those of latents: the subject or three long words."""
     long = re.findall(r"[a-z]{6,}", "".join(words))
     return subject if rng.random() < 0.5 or len(long) < 3 else ", ".join(rng.sample(long, 3))
 
 
 def _compose(kind: str, words: list[str], foreign: list[str], rng: random.Random) -> tuple[str, float]:
-    """A text of `kind` made from an answer to the prompt and one to another, with its on-topic share."""
+    """A text of `kind` and its on-topic share; `words` respond to the prompt, `foreign` words to another."""
     cut = _sentence_ends(words, rng)
     if kind == "matched":
         return "".join(words), 1.0
@@ -91,15 +91,15 @@ def _compose(kind: str, words: list[str], foreign: list[str], rng: random.Random
         return "".join(words[:cut] + foreign), cut / (cut + len(foreign))
     if kind == "returned":
         return "".join(foreign + words[cut:]), (len(words) - cut) / (len(foreign) + len(words) - cut)
-    if kind == "invaded":  # foreign words in place of the answer's own: a trigram survives when all three do
+    if kind == "invaded":  # foreign words replace words at random: a trigram survives when all three do
         rate = rng.uniform(0.1, 0.9)
         mixed = [rng.choice(foreign) if rng.random() < rate else w for w in words]
         return "".join(mixed), (1 - rate) ** 3
-    if kind == "echoed":  # one on-topic phrase over and over: near the prompt in every piece, and no answer
+    if kind == "echoed":  # one on-topic phrase repeated: every piece is near the prompt, yet none is a response
         length = rng.randint(2, 10)
         at = rng.randrange(max(1, len(words) - length))
         return "".join((words[at : at + length] * len(words))[: len(words)]), min(1, length / len(words))
-    start = rng.choice([0, 0, cut])  # garbled from the first word, or after an intact beginning
+    start = rng.choice([0, 0, cut])  # corrupted from the first word or after an intact opening
     share = start / len(words)
     tail = list(words[start:]) or list(words)
     if kind == "shuffled":
@@ -110,13 +110,13 @@ def _compose(kind: str, words: list[str], foreign: list[str], rng: random.Random
         at, length = rng.randrange(len(words)), rng.choice([1, 1, 2, 3, 5, 8])
         loop = rng.choice([words, foreign])[at : at + length] or words[-1:]
         tail = (loop * len(tail))[: len(tail)]
-    elif kind == "decayed":  # coherent foreign text that breaks up: no kind of text may be told by its coherence alone
+    elif kind == "decayed":  # coherent foreign text that breaks up: coherence alone must not identify a kind
         tail = foreign[: max(3, len(foreign) // 2)] + rng.sample(foreign, len(foreign) // 2)
         share = start / (start + len(tail))
     return "".join(words[:start] + tail), share
 
 
 def _sentence_ends(words: list[str], rng: random.Random) -> int:
-    """A random place after the end of a sentence, or anywhere when there is none inside."""
+    """Index of a random word that begins a sentence, or of any word when no sentence ends inside."""
     ends = [i + 1 for i, w in enumerate(words[:-3]) if i >= 3 and re.search(r"[.!?]\W*$", w)]
     return rng.choice(ends or range(1, len(words)))

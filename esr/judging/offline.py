@@ -1,4 +1,4 @@
-"""The offline judge: attempts of an answer, each scored 0-100 (paper section 3). Needs no model under test."""
+"""The offline judge: splits a response into attempts and scores each 0-100 (paper section 3)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ SAME_WORD = re.compile(r"\b(\w+)(?:\W+\1\b){4}", re.IGNORECASE)
 
 
 def is_degraded(text: str) -> bool:
-    """The same word five times in a row, whatever its case and the punctuation between (paper section 3)."""
+    """Whether a word occurs five times in a row, ignoring case and punctuation (paper section 3)."""
     return SAME_WORD.search(text) is not None
 
 
 def load_judge(model_id: str) -> OfflineJudge:
-    """The offline judge with the scorer that the stage `relevance` fitted on answers of `model_id`, or of its base.
+    """The offline judge with the scorer that the stage `relevance` fitted on responses of the model's base.
 
-    Raises FileNotFoundError naming the file and the stage that writes it.
+    Raises FileNotFoundError naming the missing file and the stage that writes it.
     """
     return OfflineJudge(Scorer.load(data_dir("relevance", base_of(model_id)) / "scorer.json", load_embedder()))
 
 
 class OfflineJudge:
-    """Splits answers at restarts and scores what follows each. `name` says which lexicon and which scorer judged."""
+    """Splits responses at restarts and scores each attempt. `name` identifies lexicon and scorer."""
 
     def __init__(self, scorer: Scorer):
         self.scorer = scorer
@@ -39,12 +39,12 @@ class OfflineJudge:
         self.name = f"offline-{digest(lexicon, scorer.fingerprint)}"
 
     def judge(self, trials: Sequence[Trial]) -> list[Judgement]:
-        """One judgement per trial, in order; an answer without any character but spaces has the outcome "empty"."""
+        """One judgement per trial, in order; a response of white space has the outcome "empty"."""
         spans = [split_attempts(trial.text) for trial in trials]
-        bodies = [(t.prompt, body, t.label) for t, own in zip(trials, spans, strict=True) for *_, body in own]
+        bodies = [(t.prompt, body, t.label) for t, attempts in zip(trials, spans, strict=True) for *_, body in attempts]
         prompts, texts, labels = zip(*bodies, strict=True) if bodies else ((), (), ())
         scores = iter(self.scorer.score(prompts, texts, labels))
-        return [self._record(trial, own, scores) for trial, own in zip(trials, spans, strict=True)]
+        return [self._record(trial, attempts, scores) for trial, attempts in zip(trials, spans, strict=True)]
 
     def _record(self, trial: Trial, spans, scores) -> Judgement:
         attempts = [
@@ -63,8 +63,10 @@ class OfflineJudge:
 
 
 def split_attempts(text: str) -> list[tuple[int, int, str, str]]:
-    """(start, end, restart phrase, body) of each attempt: spans cover `text`; a body leaves out the restart phrase,
-    which says nothing about the prompt. Empty for an empty answer."""
+    """(start, end, restart phrase, body) of each attempt; empty for white space.
+
+    Spans cover `text`. A body leaves out the restart phrase, which says nothing about the prompt.
+    """
     if not text.strip():
         return []
     restarts = find_restarts(text)

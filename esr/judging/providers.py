@@ -1,7 +1,7 @@
-"""The way to a judge's model through inspect-ai: client, key, limits, and errors that tell no secret.
+"""Access to a judge's model through inspect-ai: client, key, limits, and errors without secrets.
 
-Keys come from the environment or from `.env` in the repository's root. What servers say in errors is never repeated:
-they are known to quote keys. inspect-ai is imported only when a model is opened.
+Keys come from the environment or from `.env` in the repository's root. Error messages of servers are never shown: they
+may quote keys. inspect-ai is imported only when a model is opened.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD")  # in the name of an environme
 
 
 class JudgeError(RuntimeError):
-    """Why a judge cannot be asked, or asked no further, in one sentence."""
+    """A judge cannot start or continue; the message says why in one sentence."""
 
 
 class NoReply(Exception):
-    """The server answered, but without any reply."""
+    """The server sent a response without a reply."""
 
 
 def check_url(entry: LlmJudge) -> None:
-    """Raises JudgeError when `base_url` holds what may be a secret: it is written to notebooks."""
+    """Raise JudgeError when `base_url`, which notebooks show, may hold a secret."""
     url = urlsplit(entry.base_url or "")
     if url.username or url.password or url.query:
         raise JudgeError(f"Judge {entry.name}: base_url holds a user, password or query: keys belong in .env.")
 
 
 def run_quietly(work: Callable[[], Awaitable[None]]) -> None:
-    """Run asynchronous `work` to its end, also in a notebook, and show nothing there.
+    """Run asynchronous `work` to its end, in scripts and notebooks, and discard what it displays.
 
-    It gets a thread of its own, because an event loop is already running in a notebook's. What it displays is thrown
-    away: inspect-ai renders tracebacks, which hold what servers say. An interrupt cancels it.
+    It runs in a separate thread, because a notebook's thread already has an event loop. inspect-ai displays tracebacks
+    with the messages of servers. An interrupt cancels the work.
     """
     from anyio.from_thread import start_blocking_portal
     from IPython.utils.capture import capture_output
@@ -48,7 +48,7 @@ def run_quietly(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def open_model(entry: LlmJudge):
-    """The model behind a judge, an asynchronous context that closes its connections. Raises JudgeError."""
+    """The judge's model, an asynchronous context manager. Raises JudgeError when it cannot be set up."""
     try:
         from dotenv import load_dotenv
         from inspect_ai.model import GenerateConfig, ResponseSchema, get_model
@@ -68,7 +68,7 @@ def open_model(entry: LlmJudge):
     )
     try:
         return get_model(entry.model, config=config, base_url=entry.base_url, memoize=False, **_client(entry))
-    except Exception as error:  # what is missing, in the words of inspect-ai: a variable, a package, a provider
+    except Exception as error:  # inspect-ai says what is missing: a variable, a package, a provider
         reason = re.sub(r"\[/?\w+\]", "", " ".join(hide_secrets(str(error)).split())).rstrip(".")
         raise JudgeError(
             f"Judge {entry.name}: {entry.model} cannot be set up: {reason}. Keys belong in the environment or in "
@@ -77,7 +77,7 @@ def open_model(entry: LlmJudge):
 
 
 async def generate(model, instruction: str, message: str):
-    """The model's output, with a reply in it. Raises NoReply, or whatever the provider's client raises."""
+    """The model's output. Raises NoReply when it is empty, and the errors of the provider's client."""
     from inspect_ai.model import ChatMessageSystem, ChatMessageUser
 
     output = await model.generate([ChatMessageSystem(content=instruction), ChatMessageUser(content=message)])
@@ -87,7 +87,7 @@ async def generate(model, instruction: str, message: str):
 
 
 def _client(entry: LlmJudge) -> dict:
-    """Arguments of the client: OpenAI's would retry by itself, without our limit; a local server needs no key."""
+    """Arguments of the client: OpenAI's would retry beyond our limit; a local server needs no key."""
     provider, *rest = entry.model.split("/")
     if provider != "openai-api":
         return {}
@@ -97,7 +97,7 @@ def _client(entry: LlmJudge) -> dict:
 
 
 def describe(error: BaseException) -> str:
-    """The kind of an error and its HTTP status: its message may quote the key, or the answer, and is left out."""
+    """An error's type and HTTP status, without its message, which may quote the key or the response."""
     while error.__cause__ is not None and type(error).__name__ in ("RetryError", "ModelGenerateError"):
         error = error.__cause__
     status = getattr(error, "status_code", None)
@@ -105,7 +105,7 @@ def describe(error: BaseException) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """`text` without the values of environment variables that are named like a secret."""
+    """`text` without the values of environment variables with names of secrets."""
     for name, value in os.environ.items():
         if SECRET.search(name.upper()) and len(value) >= 8:
             text = text.replace(value, f"[{name}]")

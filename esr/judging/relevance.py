@@ -1,10 +1,9 @@
-"""How much of a text answers its prompt: a 0-100 scorer fitted on texts whose on-topic share is known.
+"""Relevance of a text to its prompt, 0-100: a scorer fitted on texts with a known on-topic share.
 
-No constant is guessed. `training_pairs` makes texts of known quality from a model's own answers: an answer under its
-own request (share 1) and under another's (0), two answers spliced at a known place, and answers garbled by shuffled,
-foreign or looping words, where the share is that of word trigrams left whole. `fit` regresses that share on the
-`FEATURES` of a text, which look at topic (sentence embeddings, shared word stems), at the distractor and at coherence.
-A small model often strays by itself: `on_topic` finds the answers that may stand for share 1.
+`training_pairs` makes these texts from the model's responses: a response with its request (share 1) or another request
+(0), two responses spliced at a known place, and responses corrupted by shuffled, foreign or looping words, whose share
+is that of intact word trigrams. `fit` regresses the share on `FEATURES` of topic (sentence embeddings, shared word
+stems), distractor and coherence. A small model often strays unsteered: `on_topic` selects responses for share 1.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +24,23 @@ from esr.judging.trees import fit_trees, predict_trees
 from esr.storage.digests import digest
 from esr.storage.files import write_text
 
-STRAY = 0.05  # an answer nearer to more than this share of all other subjects is no answer to its own
-# Features of one (prompt, text, distractor). 1: a larger value may only raise the score; -1: only lower it; 0: either.
+STRAY = 0.05  # a response nearer to this share of all subjects than to its subject is off topic
+# Features of one (prompt, text, distractor). Score is monotonic in them: 1 increasing, -1 decreasing, 0 unconstrained.
 FEATURES = {
-    "whole_cosine": 1, "mean_cosine": 1, "max_cosine": 1, "low_cosine": 1, "high_cosine": 1, "end_cosine": 1,
+    "whole_cosine": 1, "mean_cosine": 1, "max_cosine": 1, "lower_quartile_cosine": 1,
+    "upper_quartile_cosine": 1, "end_cosine": 1,
     "near_share": 1, "distractor_margin": -1, "distractor_share": -1, "stem_coverage": 0, "stem_density": 0,
-    "flow": 0, "pair_likelihood": 0, "low_pair_likelihood": 0, "known_words": 1, "function_words": 0, "letters": 0,
+    "flow": 0, "pair_likelihood": 0, "lowest_pair_likelihood": 0, "known_words": 1, "function_words": 0, "letters": 0,
     "distinct_words": 1, "distinct_pairs": 1, "top_word": -1, "longest_run": -1, "log_words": 0,
 }  # fmt: skip
 
 
 def features(prompt, text, distractor, embeddings, likelihood, near, known) -> list[float]:
-    """Values of `FEATURES`. `embeddings`: unit vectors by text; `likelihood`: log-ratio of class pairs;
-    `near(cosine)`: probability that a piece is on topic; `known`: ordinary words."""
+    """Values of `FEATURES`, in order.
+
+    embeddings: text -> unit vector. likelihood: log-ratio of class pairs. near(cosine): probability that a piece is on
+    topic. known: common words.
+    """
     pieces = split_pieces(text)
     weights = np.array([len(p.split()) for p in pieces], dtype=float)
     weights /= weights.sum()
@@ -44,19 +48,19 @@ def features(prompt, text, distractor, embeddings, likelihood, near, known) -> l
     whole = weights @ vectors
     cosines = vectors @ embeddings[prompt]
     ordered, cumulative = np.sort(cosines), np.cumsum(weights[np.argsort(cosines)])
-    low, high = (ordered[min(np.searchsorted(cumulative, q), len(ordered) - 1)] for q in (0.25, 0.75))
+    lower, upper = (ordered[min(np.searchsorted(cumulative, q), len(ordered) - 1)] for q in (0.25, 0.75))
     margin = vectors @ embeddings[distractor] - cosines if distractor else None
     flow = (vectors[1:] * vectors[:-1]).sum(1).mean() if len(vectors) > 1 else np.nan
     classes = word_classes(text)
     pairs = likelihood[classes[:-1], classes[1:]] if len(classes) > 1 else np.zeros(1)
     window = np.convolve(pairs, np.ones(12) / 12, mode="valid") if len(pairs) >= 12 else pairs.mean(keepdims=True)
     words = words_of(text) or ["?"]
-    stems, asked = Counter(content_stems(text)), set(content_stems(prompt))
-    hits = [stems[s] for s in asked]
+    stems, prompt_stems = Counter(content_stems(text)), set(content_stems(prompt))
+    hits = [stems[s] for s in prompt_stems]
     first, content = words[:60], [w for w in words if w not in WORD_CLASS]
     return [
         whole @ embeddings[prompt] / np.linalg.norm(whole),
-        weights @ cosines, ordered[-1], low, high,
+        weights @ cosines, ordered[-1], lower, upper,
         cosines[-max(1, len(cosines) // 3) :].mean(),
         weights @ near(cosines),
         weights @ margin if distractor else np.nan,
@@ -76,30 +80,26 @@ def features(prompt, text, distractor, embeddings, likelihood, near, known) -> l
 
 
 def _longest_run(words: Sequence[str]) -> int:
-    longest = run = 1
-    for before, word in zip(words, words[1:], strict=False):
-        run = run + 1 if word == before else 1
-        longest = max(longest, run)
-    return longest
+    return max(len(list(run)) for _, run in groupby(words))
 
 
 class Scorer:
-    """The fitted scorer: `parameters` are plain numbers (see `fit`), kept as JSON."""
+    """The fitted scorer; `parameters` are plain numbers (see `fit`), stored as JSON."""
 
     def __init__(self, embedder: Embedder, parameters: dict):
         self.embedder, self.parameters = embedder, parameters
         self.likelihood = np.array(parameters["class_pairs"])
         self.trees = {name: np.array(values) for name, values in parameters["trees"].items()}
-        self.known: dict[str, np.ndarray] = {}  # embeddings of prompts and labels, which come back
+        self.known: dict[str, np.ndarray] = {}  # embeddings of prompts and labels, which recur
 
     @property
     def fingerprint(self) -> str:
-        """A stable name of the fitted parameters."""
+        """Digest of the fitted parameters."""
         return digest(self.parameters)
 
     @classmethod
     def load(cls, path: Path, embedder: Embedder) -> Scorer:
-        """Raises FileNotFoundError, or ValueError when the file was fitted on other features than this code's."""
+        """The scorer in `path`. Raises FileNotFoundError, or ValueError when it was fitted on other features."""
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist: run the stage that fits the relevance scorer.")
         parameters = json.loads(path.read_text(encoding="utf-8"))
@@ -113,7 +113,7 @@ class Scorer:
     def score(
         self, prompts: Sequence[str], texts: Sequence[str], distractors: Sequence[str]
     ) -> Float[np.ndarray, " texts"]:
-        """Relevance 0-100 of each text to its prompt; a text without a word scores 0. `distractors`: labels or ""."""
+        """Relevance of each text to its prompt, 0-100; 0 for a text without words. distractors: labels or ""."""
         scores = np.zeros(len(texts))
         rows = [i for i, text in enumerate(texts) if words_of(text)]
         if rows:
@@ -131,7 +131,7 @@ class Scorer:
 
 
 def _embed(embedder: Embedder, triples, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Unit vector of every prompt, label and piece, each computed once; prompts and labels are added to `known`."""
+    """Unit vector of each prompt, label and piece, computed once; prompts and labels are added to `known`."""
     lasting = {text for prompt, _, label in triples for text in (prompt, label) if text} - known.keys()
     passing = {piece for _, text, _ in triples for piece in split_pieces(text)} - known.keys() - lasting
     order = sorted(lasting) + sorted(passing)
@@ -142,13 +142,13 @@ def _embed(embedder: Embedder, triples, known: dict[str, np.ndarray]) -> dict[st
 
 def on_topic(
     subjects: Sequence[str], responses: Sequence[str], embedder: Embedder, words: int = 90
-) -> Bool[np.ndarray, " answers"]:
-    """Whether each answer's beginning is nearer to its own subject than to all but `STRAY` of the other subjects."""
+) -> Bool[np.ndarray, " responses"]:
+    """Mask of responses whose first `words` words have less than `STRAY` of all subjects nearer than their subject."""
     names = sorted(set(subjects))
     texts = embedder.encode([" ".join(response.split()[:words]) for response in responses])
     cosines = texts @ embedder.encode(names).T
-    own = cosines[np.arange(len(responses)), [names.index(subject) for subject in subjects]]
-    return (cosines > own[:, None]).mean(1) < STRAY
+    matched = cosines[np.arange(len(responses)), [names.index(subject) for subject in subjects]]
+    return (cosines > matched[:, None]).mean(1) < STRAY
 
 
 def score_pairs(scorer: Scorer, pairs: Sequence[Pair]) -> Float[np.ndarray, " n"]:
@@ -156,28 +156,28 @@ def score_pairs(scorer: Scorer, pairs: Sequence[Pair]) -> Float[np.ndarray, " n"
 
 
 def evaluate(scores: Float[np.ndarray, " n"], pairs: Sequence[Pair]) -> dict[str, float]:
-    """How well scores tell known shares: Spearman and mean absolute error (points) over all pairs, and the area under
-    the ROC curve of matched against mismatched ones. Use pairs whose subjects the scorer was not fitted on."""
-    from scipy.stats import rankdata, spearmanr
+    """Accuracy of scores on pairs with held-out subjects.
+
+    spearman, mean_absolute_error (points): against known shares. matched_auc: AUC for matched against mismatched pairs.
+    """
+    from scipy.stats import spearmanr
+    from sklearn.metrics import roc_auc_score
 
     shares = np.array([p.share for p in pairs])
     kinds = np.array([p.kind for p in pairs])
     whole = np.isin(kinds, ["matched", "mismatched"])
-    matched, ranks = kinds[whole] == "matched", rankdata(scores[whole])
-    n_pairs = matched.sum() * (~matched).sum()
     return {
         "n": len(pairs),
         "spearman": float(spearmanr(scores, shares)[0]),
         "mean_absolute_error": float(np.abs(scores - 100 * shares).mean()),
-        "matched_auc": float((ranks[matched].sum() - matched.sum() * (matched.sum() + 1) / 2) / n_pairs),
+        "matched_auc": float(roc_auc_score(kinds[whole] == "matched", scores[whole])),
     }
 
 
 def fit(pairs: Sequence[Pair], embedder: Embedder, seed: int = 0) -> Scorer:
-    """Fit class-pair statistics, the piece classifier and the boosted trees on pairs of known share.
+    """A scorer with class-pair statistics, piece classifier and boosted trees fitted on pairs of known share.
 
-    Monotone in what may only raise or only lower the score, so that it behaves beyond the texts it was fitted on.
-    Raises ValueError when there are too few pairs to fit anything.
+    Monotonic constraints (`FEATURES`) keep scores sensible on other texts. Raises ValueError for too few pairs.
     """
     usable = [p for p in pairs if words_of(p.text)]
     whole = [p for p in usable if p.kind in ("matched", "mismatched")]
@@ -203,20 +203,20 @@ def fit(pairs: Sequence[Pair], embedder: Embedder, seed: int = 0) -> Scorer:
 
 
 def _fit_near(pairs: Sequence[Pair], embeddings) -> list[float]:
-    """Slope and intercept of the log-odds that a piece at some cosine to the prompt answers it."""
+    """Slope and intercept of the log-odds that a piece is on topic, given its cosine to the prompt."""
     from sklearn.linear_model import LogisticRegression
 
-    cosines, responses = [], []
+    cosines, labels = [], []
     for pair in pairs:
         for piece in split_pieces(pair.text):
             cosines.append([embeddings[piece] @ embeddings[pair.prompt]])
-            responses.append(int(pair.share))
-    model = LogisticRegression(C=np.inf).fit(cosines, responses)
+            labels.append(int(pair.share))
+    model = LogisticRegression(C=np.inf).fit(cosines, labels)
     return [round(float(model.coef_[0, 0]), 4), round(float(model.intercept_[0]), 4)]
 
 
 def _class_pairs(texts: Sequence[str]) -> list[list[float]]:
-    """Log-ratio of how often class b follows class a to how often b occurs, counts smoothed by one half."""
+    """log(P(b | a before b) / P(b)) of classes [a, b], with counts smoothed by one half."""
     counts = np.full((len(CLASS_NAMES), len(CLASS_NAMES)), 0.5)
     for text in texts:
         classes = word_classes(text)

@@ -1,8 +1,8 @@
-"""What a judge model is asked and what its reply is worth: rubric, schema, strict reading, check against the answer.
+"""Requests to a judge model and its replies: rubric, schema, strict parser, check against the response.
 
-An answer cannot talk to its judge. It reaches the judge as one JSON string, and the verdict is the reply as a whole:
-JSON is never searched for inside other text, where it might be quoted from the answer. Nor can a judge invent a
-restart: an attempt after the first counts only where its quoted opening stands in the answer at restart language.
+A response cannot inject a verdict: the judge gets it as one JSON string, and only a reply that is JSON as a whole
+counts, because JSON inside other text may be quoted from the response. A judge cannot invent a restart: an attempt
+after the first counts only where its quoted opening matches restart language in the response.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from esr.judging.restarts import Restart, find_restarts
 from esr.storage.digests import digest
 from esr.storage.records import Attempt, Trial
 
-SLACK = 16  # characters by which a quoted opening may begin before the restart language ("Oh no! Wait, ...")
-CUT_OFF = {"max_tokens", "model_length"}  # inspect-ai's stop reasons for a reply, or a request, that was too long
+SLACK = 16  # characters that a quoted opening may start before the restart language ("Oh no! Wait, ...")
+CUT_OFF = {"max_tokens", "model_length"}  # inspect-ai's stop reasons for a reply or a request that is too long
 FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 RUBRIC = """\
 You grade how well a text keeps to its task. The user message is one JSON object with three strings:
@@ -47,7 +47,7 @@ by character from the response; for an attempt after the first it begins with th
 
 
 class Graded(BaseModel):
-    """One attempt as the judge reports it."""
+    """One attempt as the judge reports it."""  # part of the schema that the judge receives
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -56,7 +56,7 @@ class Graded(BaseModel):
 
 
 class Verdict(BaseModel):
-    """The reply's schema: also what providers with structured output are given."""
+    """Schema of the reply, also for providers with structured output."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -64,28 +64,28 @@ class Verdict(BaseModel):
 
 
 class ParsedReply(NamedTuple):
-    """What came of asking: attempts cover the answer in order, and there are some exactly when it is scored."""
+    """A parsed reply; attempts cover the response in order and are empty unless the outcome is "scored"."""
 
     outcome: str  # one of `Judgement`'s
     attempts: list[Attempt]
-    unverified: int  # attempts the judge claimed and the answer does not show; merged into the one before
+    unverified: int  # claimed attempts that the response does not show, merged into the one before
 
 
 def question(trial: Trial) -> str:
-    """The user message: one JSON object, in which the answer can end neither its string nor a tag around it."""
+    """The user message: one JSON object, with < and > escaped, so the response can end neither string nor tag."""
     material = {"prompt": trial.prompt, "distractor": trial.label, "response": trial.text}
     text = json.dumps(material, ensure_ascii=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def rubric_digest() -> str:
-    """Changes with all that may change a judge's reply: the rubric, how trials are shown, the schema's fields."""
+    """Digest of what decides a judge's reply: rubric, format of the user message, fields of the schema."""
     example = Trial.model_construct(prompt="p", label="<l>", text='é"')
     return digest(RUBRIC, question(example), list(Verdict.model_fields), list(Graded.model_fields))
 
 
 def read_reply(reply: str, stop_reason: str, response: str) -> ParsedReply:
-    """Attempts of `answer` as a judge's `reply` has them. Never raises: a reply that is no verdict is an outcome."""
+    """Outcome and attempts of `response` according to a judge's `reply`. Never raises: a bad reply is an outcome."""
     verdict = parse(reply)
     if verdict is None:
         return ParsedReply("truncated" if stop_reason in CUT_OFF else "parse_failure", [], 0)
@@ -94,9 +94,9 @@ def read_reply(reply: str, stop_reason: str, response: str) -> ParsedReply:
 
 
 def parse(reply: str) -> Verdict | None:
-    """The verdict, if the whole reply is one, at most inside a single code fence; else None.
+    """The verdict if the whole reply is one, with or without a code fence; else None.
 
-    A key that is there twice, NaN, a score given as a word: all None. JSON leaves their meaning open.
+    Duplicate keys, NaN and scores as strings give None.
     """
     text = reply.strip()
     if fenced := FENCE.fullmatch(text):
@@ -108,11 +108,11 @@ def parse(reply: str) -> Verdict | None:
 
 
 def verify(graded: Sequence[Graded], response: str) -> tuple[list[Attempt], int]:
-    """Attempts found in the answer, and how many claimed ones were not.
+    """Attempts verified in the response, and the number of unverified ones.
 
-    An attempt after the first must be quoted verbatim (white space aside) from the words of a restart that follows
-    the attempt before it (`esr.judging.restarts`), or from at most `SLACK` characters ahead of them; it then begins
-    where the restart does. Otherwise its text stays with the attempt before, whose score stands.
+    The opening of an attempt after the first must quote the response (white space aside) from within a restart after
+    the previous attempt (`esr.judging.restarts`), or from at most `SLACK` characters before it. The attempt then starts
+    at the restart. Otherwise its text belongs to the previous attempt, which keeps its score.
     """
     restarts = find_restarts(response)
     begins, scores, unverified = [Restart(0, "")], [graded[0].score], 0

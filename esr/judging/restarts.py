@@ -1,11 +1,10 @@
-r"""Explicit restart language: where a response itself says that it begins again (paper section 3, judging).
+r"""Explicit restart language: where a response itself says that it starts again (paper section 3, judging).
 
-A new attempt begins only where the writer, in the first person, interrupts or corrects the answer being written. The
-grammar is small. A response is read clause by clause; the beginning of a clause is parsed as a run of *signs* ("Wait,"
-+ "that's not right"), signs in the same or the next sentence form one *move*, and a move is a restart when the kinds
-of its signs suffice: one decisive sign ("let me start over"), or one of the `SUFFICIENT` pairs ("wait" + a verdict on
-what was said). Signs count only at the beginning of a clause, so "you may have to try again" and "wait for the dough
-to rise" are not restarts; and never inside quotation marks or the lines of a script, where a character speaks.
+A new attempt starts only where the writer, in the first person, interrupts or corrects the response. The start of each
+clause is parsed as a run of *signs* ("Wait," + "that's not right"). Signs in the same or the next sentence form one
+*move*. A move is a restart when the kinds of its signs suffice: one decisive sign ("let me start over") or one of the
+`SUFFICIENT` pairs ("wait" + a verdict on the text). Signs count only at the start of a clause: "you may have to try
+again" and "wait for the dough to rise" are no restarts. They never count inside quotations or lines of a script.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import re
 from dataclasses import dataclass
 from itertools import combinations
 
-MOST_WAITING = 0.06  # share of an answer's words; above, "wait" is a tic. Of 0.04 to 0.08, on the answers to develop on
-CONTENT_WORDS = 5  # fewer words than this are not an attempt: a restart cut by the length limit, or said twice
+MOST_WAITING = 0.06  # share of words above which "wait" is a tic; chosen from 0.04 to 0.08 on the part `develop`
+CONTENT_WORDS = 5  # minimum words of an attempt; fewer are a restart cut by the length limit or repeated
 
 
 @dataclass(frozen=True)
 class Restart:
-    """`phrase` is the restart language itself, found verbatim at `start` (a character offset)."""
+    """`phrase` is the restart language, verbatim, at character `start`."""
 
     start: int
     phrase: str
@@ -30,7 +29,7 @@ class Restart:
         return self.start + len(self.phrase)
 
 
-# Building blocks of the lexicon: <name> in a pattern stands for the block.
+# Building blocks of the lexicon: <name> in a pattern stands for a block.
 BLOCKS = {
     "adv": r"(?:(?:just|really|quickly|quite|also|now|instead|simply|briefly|clearly|again|already|somehow|completely"
     r"|totally|actually|probably|definitely|sort of|kind of|a bit|a little|all|very|so|must|do|sincerely|terribly) )*",
@@ -61,7 +60,7 @@ BLOCKS = {
     "wait": r"wait(?:(?:\.\.+|[,!…])? wait)*",
 }
 LEXICON: dict[str, tuple[str, ...]] = {
-    "decisive": (  # one of these alone is a restart
+    "decisive": (  # one is a restart
         r"<me> <adv>(?:(?:take a step back|stop(?: here)?|pause|go back|back up) and )?"
         r"(?:try to )?(?:start|begin|do|try|answer|explain|say)(?: <this>)? <adv><over>(?: <over>)?"
         r"(?: from (?:here|there))?<cut>",
@@ -82,17 +81,17 @@ LEXICON: dict[str, tuple[str, ...]] = {
         r"<am> <adv>(?:(?:going|getting|drifting|straying|wandering|veering) )?<adv>"
         r"(?:off|away from)[ -](?:(?:the|your|my|on a|on) )?(?:<topic>|tangent)\b",
     ),
-    "interruption": (  # breaks off, and the writer speaks of itself or to the reader: a restart where nothing loops
+    "interruption": (  # breaks off, then the writer addresses itself or the user: a restart unless "wait" loops
         r"(?:(?:oh,? |no,? )?<wait>|oops|hold on|hang on)(?: (?:a|one) (?:minute|second|moment|sec))?"
         r"[ ,.!?…—–-]+(?=<aside>)",
         r"wait(?:(?:\.\.+|[,!…])? wait)+<stop>",
     ),
-    "halt": (  # breaks off what is being said
+    "halt": (  # breaks off the text
         r"(?:(?:oh,? |no,? |but )?<wait>|hold on|hang on)(?: (?:a|one) (?:minute|second|moment|sec))?(?:,? no)?<stop>",
         r"(?:oops|whoops|hmm+|uh(?:-oh)?|stop(?: there| right there)?|oh,? no)<stop>",
         r"(?:wait|oops|hold on)(?= (?:no|that's|that|this|i|what am i|let me|sorry)\b)",
     ),
-    "turn": (r"(?:actually|correction)<stop>",),  # softer, common in ordinary prose
+    "turn": (r"(?:actually|correction)<stop>",),  # softer, common in prose
     "regret": (  # an apology for the text itself
         r"(?:(?:i'm |i am )?<adv>sorry|i <adv>apologi[sz]e|(?:my )?(?:sincere )?apologies|(?:pardon|excuse|forgive) me)"
         r" (?:about|for) (?:that|(?:the|any|my|this) (?:\w+ )?(?:<error>|rambling|repetition|<text>)\b"
@@ -112,7 +111,7 @@ LEXICON: dict[str, tuple[str, ...]] = {
         r"<it> (?:makes|made) no sense\b",
         r"(?:not (?:<adv>)(?:right|correct|that)|(?:not the |the )?wrong (?:<text>|word|one)?)(?= *[.!,;…—–-])",
     ),
-    "slip": (  # the writer speaks about its own answering
+    "slip": (  # the writer comments on its response
         r"<it><not> <adv><asked>\b[^.!?\n]{0,30}",
         r"<it><not> <adv>(?:relevant|on topic|related|answer(?:ing)? (?:your|the) <topic>)\b",
         r"<it><is> <adv>(?:an? |the )?<adv>(?:irrelevant|unrelated|off[- ](?:topic|track|point))\b",
@@ -142,7 +141,7 @@ LEXICON: dict[str, tuple[str, ...]] = {
         r"i was <adv>(?:wrong|mistaken|incorrect)\b[^.!?,;\n]{0,40}|i (?:got|had) (?:that|this|it) <adv>wrong\b",
         r"my (?:mistake|error)\b|there(?:'s| is| was) an? (?:mistake|error) (?:in|above)\b[^.!?,;\n]{0,40}",
     ),
-    "redo": (  # begins again, in words that ordinary prose uses too
+    "redo": (  # starts again, in words common in prose
         r"<me> <adv>(?:(?:try|start|begin) <over>|return|get back|go back|come back|fix|correct|revise|rewrite|stick to"
         r"|stay on|take a step back|stop)\b",
         r"(?:let me|allow me to|i need to|i should) <adv>(?:explain|describe|answer|say|write|put|think|do|give|go)\b "
@@ -154,16 +153,16 @@ LEXICON: dict[str, tuple[str, ...]] = {
         r"(?:back to|returning to|starting|trying|once) (?:the|your|my|over|again|more)\b[^.!?:,\n]{0,40}",
         r"(?:second (?:try|attempt)|take two|(?:new|another|fresh) (?:try|attempt|start)|from the top)(?=\s*[.:,])",
     ),
-    "together": (  # may as well invite the reader
+    "together": (  # may also invite the user
         r"let(?:'s| us) <adv>(?:(?:start|begin|try)(?: <this>)? <over>|restart|refocus|rewind|back up)\b<rest>",
         r"let(?:'s| us) <adv>(?:get back|go back|return|focus|stick|stay)\b[^.!?:\n]{0,50}",
     ),
-    "resume": (  # goes on to answer
+    "resume": (  # continues with the response
         r"<me> <adv>(?:try|start|begin|explain|clarify|answer|give|provide|describe|focus|do|put|say|tell|write|address"
         r"|move|continue)\b",
     ),
 }
-SUFFICIENT = {  # kind -> the kinds that make it a restart when they are in the same move
+SUFFICIENT = {  # kind -> the kinds that complete a restart in the same move
     "interruption": {"verdict", "slip", "fault", "redo", "together"},
     "halt": {"verdict", "slip", "fault", "redo", "together"},
     "turn": {"slip", "fault", "redo"},
@@ -193,7 +192,7 @@ GLUE = re.compile(  # may stand before a sign or between two
     re.IGNORECASE,
 )
 OPENERS = "Wait|Oops|Whoops|Hold on|Hang on|Sorry|Actually|Scratch that|I apologi[sz]e|I'm sorry|Let me"
-CLAUSE = re.compile(  # where a clause begins: after a stop, a break, a dash, and where broken text forgot the stop
+CLAUSE = re.compile(  # start of a clause: after a stop, a break or a dash, or where broken text lacks the stop
     r"\A|(?<=[.!?…;])[\"'”’)*]*\s+|\n+|\s*(?:—|–| -+ |\.\.\.|…)\s*|\(\s*"
     rf"|(?<=[\w,)]) (?=(?:{OPENERS})\b)"
     r"|(?<!think)(?<!say), (?=(?:oh |no |but )*(?:wait|oops|hold on|sorry|scratch that)\b)"
@@ -203,12 +202,12 @@ QUOTED = re.compile(
     r"(?<![\w.!?…,])\"(?=\S)[^\"\n]{1,600}(?<=\S)\"|“[^”\n]{1,600}”|«[^»\n]{1,600}»"
     r"|(?:(?<=\s)|^)['‘](?=\w)(?:[^'’‘\n]|(?<=\w)['’](?=\w)){1,400}['’](?!\w)"
 )
-STOPS = ".!?…\"'”’»"  # a sentence may end within the quotation
+STOPS = ".!?…\"'”’»"  # a sentence may end inside a quotation
 TURN = re.compile(r"^[ \t>*_-]*([A-Z][\w.]*(?: [A-Z\d][\w.]*){0,2})[*_]*:[*_]*[ \t]+\S.*$", re.MULTILINE)
 
 
 def find_restarts(text: str) -> list[Restart]:
-    """Restarts in reading order. One at the very beginning of `text` follows no attempt and is left out."""
+    """Restarts in order, without one at the start of `text`, which follows no attempt."""
     alone = {"decisive"} if _loops(text) else {"decisive", "interruption"}
     moves = [
         Restart(start, text[start:end]) for start, end, kinds in _moves(_mask_speech(text)) if _suffices(kinds, alone)
@@ -224,7 +223,7 @@ def find_restarts(text: str) -> list[Restart]:
 
 
 def _loops(text: str) -> bool:
-    """Whether "wait" has become a tic: then it interrupts nothing. Said several times in a row it counts once."""
+    """Whether "wait" is a tic and interrupts nothing; repeats in a row count once."""
     return len(re.findall(r"\bwait\b(?:\W+wait\b)*", text, re.IGNORECASE)) > MOST_WAITING * _words(text)
 
 
@@ -238,16 +237,16 @@ def _suffices(kinds: set[str], alone: set[str] = frozenset({"decisive"})) -> boo
 
 
 def _mask_speech(text: str) -> str:
-    """`text` with plain apostrophes and other people's words replaced by filler, every offset unchanged."""
+    """`text` with plain apostrophes, and quotations and scripts blanked; offsets are unchanged."""
     text = QUOTED.sub(lambda m: "\0" * len(m[0].rstrip(STOPS)) + m[0][len(m[0].rstrip(STOPS)) :], text)
     speakers = TURN.findall(text)
-    if len(set(speakers)) < len(speakers):  # someone speaks twice: a script, not a heading
+    if len(set(speakers)) < len(speakers):  # a speaker recurs: a script, not a heading
         text = TURN.sub(lambda m: "\0" * len(m[0]), text)
     return text.replace("’", "'")
 
 
 def _moves(text: str):
-    """Yield (start, end, kinds) of each run of signs in the same or neighbouring sentences."""
+    """Yield (start, end, kinds) of each move."""
     current = None
     for clause in CLAUSE.finditer(text):
         start = LEAD.match(text, clause.end()).end()
@@ -267,18 +266,18 @@ def _moves(text: str):
 
 
 def _follows(text: str, move, start: int) -> bool:
-    """Whether a sign at `start` still belongs to `move`: at most one sentence between, and that one no attempt."""
-    gap = text[move[1] : start]
-    if _words(text[: move[0]]) < CONTENT_WORDS <= _words(gap):
-        return False  # the move opens the answer and withdraws nothing: what stands between is the first attempt
-    if len([piece for piece in SENTENCE_END.split(gap) if _words(piece)]) > 1:
+    """Whether a sign at `start` belongs to `move`: at most one sentence between them, which is no attempt."""
+    between = text[move[1] : start]
+    if _words(text[: move[0]]) < CONTENT_WORDS <= _words(between):
+        return False  # the move opens the response; the text between is the first attempt
+    if len([piece for piece in SENTENCE_END.split(between) if _words(piece)]) > 1:
         return False
-    tail = "" if text[move[1] - 1] in ".!?" else SENTENCE_END.split(gap)[0]  # the rest of the move's own sentence
-    return not _suffices(move[2]) or _words(gap) - _words(tail) < CONTENT_WORDS
+    tail = "" if text[move[1] - 1] in ".!?" else SENTENCE_END.split(between)[0]  # rest of the move's sentence
+    return not _suffices(move[2]) or _words(between) - _words(tail) < CONTENT_WORDS
 
 
 def _parse(text: str, start: int) -> tuple[int, set[str]]:
-    """Read signs one after the other from `start`; returns where the last one ends, and their kinds."""
+    """End and kinds of the run of signs at `start`."""
     kinds: set[str] = set()
     end, position = start, start if _longest(text, start) else GLUE.match(text, start).end()
     while sign := _longest(text, position):
@@ -291,6 +290,6 @@ def _parse(text: str, start: int) -> tuple[int, set[str]]:
 
 
 def _longest(text: str, position: int) -> tuple[str, int] | None:
-    """Kind and end of the longest sign at `position`, a decisive one first."""
+    """Kind and end of the longest sign at `position`; decisive signs take precedence."""
     ends = [(kind, m.end()) for kind, pattern in SIGNS if (m := pattern.match(text, position)) and m.end() > position]
     return max([e for e in ends if e[0] == "decisive"] or ends, key=lambda e: e[1], default=None)

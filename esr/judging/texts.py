@@ -1,4 +1,4 @@
-"""Words, stems, word classes and sentences of English text: what can be said of a text without a model."""
+"""Words, stems, word classes and sentences of English text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import numpy as np
 from jaxtyping import Int
 
-# Closed word classes of English; every other word is classed by its ending. Coherent text has ordinary class pairs.
+# Closed word classes of English; other words are classed by ending. Coherent text has frequent class pairs.
 CLASSES = {
     "article": "the a an this that these those every each some any no another",
     "pronoun": "i you he she it we they me him her us them who what which itself themselves yourself",
@@ -29,14 +29,14 @@ CLASS_NAMES = [*CLASSES, *ENDINGS, "word", "name", "number", ".", ",", "mark", "
 CLASS_INDEX = {name: i for i, name in enumerate(CLASS_NAMES)}
 TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d[\d.,]*|\n+|[^\w\s]|_+")
 PIECE = re.compile(r"[^.!?\n]*(?:[.!?]+(?=\s|$)|\n|$|[.!?])+", re.S)
-SHORT_WORDS, LONG_WORDS = 4, 60  # a piece of text to embed: sentences, joined or cut to lengths that carry meaning
+SHORT_WORDS, LONG_WORDS = 4, 60  # words per piece: sentences are joined or cut to lengths that carry meaning
 FRAMES = """
     explain how write short story about list interesting facts describe tell please give someone something walk
     through step steps instruction instructions simple first time best way people person things thing make do
     get use need want like know understand learn would should could beginner child friend letter poem dialogue
     report news between matter important example practical advice common mistakes compare similar typical day
     involves answers questions
-"""  # words of a request that name its form, not its subject
+"""  # words of a request's form, not of its subject
 FRAME = frozenset(FRAMES.split())
 
 
@@ -45,7 +45,7 @@ def words_of(text: str) -> list[str]:
 
 
 def stem(word: str) -> str:
-    """A crude stem: enough to join bake, bakes, baking and baked."""
+    """A crude stem, equal for bake, bakes, baking and baked."""
     return re.sub(r"(?:'s|ies|ied|ing|ed|es|s|y|e)$", "", word) if len(word) > 3 else word
 
 
@@ -54,7 +54,7 @@ def content_stems(text: str) -> list[str]:
 
 
 def split_pieces(text: str) -> list[str]:
-    """Sentences of `text`, short ones joined to the next and long ones cut, in order."""
+    """Sentences of `text` in order; a short piece absorbs the next one, long sentences are cut."""
     pieces: list[str] = []
     for sentence in PIECE.findall(text):
         words = sentence.split()
@@ -68,7 +68,7 @@ def split_pieces(text: str) -> list[str]:
 
 
 def word_classes(text: str) -> Int[np.ndarray, " tokens"]:
-    """Class index of each token, for the class-pair statistics."""
+    """Class index of each token."""
     names = []
     for token in TOKEN.findall(text):
         word = token.lower().replace("’", "'")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def chat_tokens(tokenizer, prompt: str, prefill: Sequence[int] = ()) -> tuple[int, ...]:
-    """Token ids of one user turn in the model's chat template, the answer begun with the tokens `prefill`."""
+    """Token ids of one user turn in the model's chat template, followed by the prefilled opening of the response."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
     )

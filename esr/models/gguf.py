@@ -1,6 +1,6 @@
-"""GGUF, the format quantized models travel in, turned once into safetensors, which loads in a second instead of twenty.
+"""Convert quantized models from GGUF to safetensors, which loads in one second instead of twenty.
 
-transformers refuses to save what it loaded from GGUF, hence the copy into a model built from a clean config.
+transformers refuses to save a model loaded from GGUF, hence the copy into a model built from a clean config.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ TRACES = {"quantization_config", "dtype", "torch_dtype", "model_type", "transfor
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantize a Llama-architecture GGUF file and write model (bfloat16) and tokenizer to the existing `folder`.
 
-    The same file and library versions give the same bytes; 135M parameters take about 10 s of one core. Raises
-    ValueError for another architecture, a missing weight, and a tokenizer whose way to split text is not known here.
+    Equal files and library versions give equal bytes; 135M parameters take about 10 s on one core. Raises ValueError
+    for another architecture, a missing weight and an unknown pre-tokenizer.
     """
     import torch
     from gguf import GGUFReader, get_tensor_name_map
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    # Reading the file's vocabulary takes seconds, and transformers reads it anew for config, weights and tokenizer; the
-    # table of tensors' names it makes anew for every module
-    reader = GGUFReader(gguf)
-    splitter = pre_tokenizer(reader, gguf.name)
-    once = patch.multiple("gguf", GGUFReader=lambda _path: reader, get_tensor_name_map=cache(get_tensor_name_map))
-    with once, redirect_stderr(io.StringIO()):  # progress bars would end up in an executed notebook
+    # transformers parses the file for config, weights and tokenizer, seconds each, and builds the table of tensor names
+    # for every module
+    parsed = GGUFReader(gguf)
+    splitter = pre_tokenizer(parsed, gguf.name)
+    once = patch.multiple("gguf", GGUFReader=lambda _path: parsed, get_tensor_name_map=cache(get_tensor_name_map))
+    with once, redirect_stderr(io.StringIO()):  # progress bars would appear in executed notebooks
         quantized, loading = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
         )
@@ -41,7 +41,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         model = LlamaForCausalLM(config).to(torch.bfloat16)
         model.load_state_dict(quantized.state_dict())
         special = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model.generation_config = GenerationConfig(**special)  # how to sample is the study's choice, not the model's
+        model.generation_config = GenerationConfig(**special)  # the study chooses how to sample
         tokenizer.backend_tokenizer.pre_tokenizer = splitter
         tokenizer.model_max_length = config.max_position_embeddings
         model.save_pretrained(folder)
@@ -53,21 +53,22 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         path.chmod(0o644)
 
 
-def pre_tokenizer(reader, name: str):
-    """The splitting before BPE that the file `name` names by `tokenizer.ggml.pre`, and which transformers ignores.
+def pre_tokenizer(parsed, name: str):
+    """The pre-tokenizer that `tokenizer.ggml.pre` of the file `name` specifies and transformers ignores.
 
-    Without the split at digits, a blank line before a number ("\\n\\n1.") is not the token the model was trained on.
+    Without its split at digits, a blank line before a number ("\\n\\n1.") becomes another token than in training.
+    parsed: a `gguf.GGUFReader`. Raises ValueError for an unknown architecture or pre-tokenizer.
     """
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
     architecture, rule = (
-        field.contents() if (field := reader.get_field(key)) else "absent"
+        field.contents() if (field := parsed.get_field(key)) else "absent"
         for key in ("general.architecture", "tokenizer.ggml.pre")
     )
     if architecture != "llama":
         raise ValueError(f"{name} is a {architecture} model, and only llama models are converted from GGUF.")
-    byte_level = ByteLevel(add_prefix_space=False)
-    known = {"smollm": Sequence([Digits(individual_digits=True), byte_level]), "gpt-2": byte_level}
+    by_bytes = ByteLevel(add_prefix_space=False)
+    known = {"smollm": Sequence([Digits(individual_digits=True), by_bytes]), "gpt-2": by_bytes}
     if rule not in known:
         raise ValueError(
             f"The tokenizer of {name} splits text by the rule {rule!r}, "
@@ -77,6 +78,6 @@ def pre_tokenizer(reader, name: str):
 
 
 def _clean(config: dict) -> dict:
-    """A config loaded from GGUF without the traces of loading, its float32 number as it was meant (1e-05)."""
+    """A config loaded from GGUF without traces of loading, and with the float32 epsilon rounded to 1e-05."""
     kept = {k: v for k, v in config.items() if not k.startswith("_") and k not in TRACES | {"unk_token_id"}}
     return kept | {"rms_norm_eps": float(f"{kept['rms_norm_eps']:.6g}")}

@@ -1,4 +1,4 @@
-"""Load models and tokenizers of the registry from the folders that the stage `fetch` wrote."""
+"""Load models and tokenizers of the registry from the folders of the stage `fetch`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from esr.paths import ROOT, data_dir
 
 
 def model_folder(model_id: str) -> Path:
+    """Folder of a fetched model. Raises ConfigError when the id is unknown or the model is not fetched."""
     model_entry(model_id)
     folder = data_dir("fetch", model_id)
     if not (folder / "config.json").exists():
@@ -22,10 +23,10 @@ def model_folder(model_id: str) -> Path:
 
 
 def load_model(model_id: str, dtype: torch.dtype | None = None, adapter: Path | None = None):
-    """The causal language model, in evaluation mode, on `device()`; with `adapter`, LoRA weights merged into it.
+    """The causal language model in evaluation mode on `device()`, with the LoRA weights in `adapter` merged.
 
-    dtype: `compute_dtype()` where none is given. Merged weights are added up in float32 and rounded once; layers
-    without an adapter keep their bits. Raises FileNotFoundError when `adapter` holds none.
+    dtype: `compute_dtype()` by default. Weights are merged in float32 and rounded once; layers without an adapter keep
+    their bits. Raises FileNotFoundError when `adapter` holds no weights.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -51,7 +52,7 @@ def load_tokenizer(model_id: str):
 
 @lru_cache(maxsize=1)
 def resident_model(model_id: str, adapter: str = ""):
-    """Model and tokenizer, loaded once in a process: what a worker keeps between chunks.
+    """Model and tokenizer, loaded once per process, so workers keep them between chunks.
 
     adapter: folder of LoRA weights, relative to the repository's root; "" for none.
     """
@@ -59,6 +60,6 @@ def resident_model(model_id: str, adapter: str = ""):
 
 
 def stop_tokens(model) -> list[int]:
-    """Tokens that end an answer."""
+    """Ids of the tokens that end a response."""
     ends = model.generation_config.eos_token_id
     return list(ends) if isinstance(ends, list) else [ends]

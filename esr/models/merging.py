@@ -12,9 +12,9 @@ from esr.storage.files import replacing
 
 
 def merge(model_id: str, adapter: Path, folder: Path) -> None:
-    """The tuned model as an ordinary folder: bfloat16 weights, configuration, tokenizer and the model's licence.
+    """Write the tuned model to `folder`: bfloat16 weights, configuration, tokenizer and licence.
 
-    Raises FileNotFoundError when `adapter` holds none.
+    Raises FileNotFoundError when `adapter` holds no weights.
     """
     tuned = load_model(model_id, torch.bfloat16, adapter)
     with replacing(folder) as new:

@@ -1,6 +1,6 @@
-"""What a result was made with: recorded beside it, and part of the key under which finished chunks are kept.
+"""Provenance of results: recorded with them, and part of the key of cached chunks.
 
-A changed engine, model, SAE or library version must never find another's chunks.
+A changed engine, model, SAE or library version must not reuse cached chunks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from esr.config.registry import model_entry
 from esr.paths import ROOT, data_dir
 from esr.storage.digests import file_digest
 
-# Code that decides the tokens of a response, below esr/
+# modules below esr/ that decide the tokens of a response
 ENGINE = (
     "engine/attention",
     "engine/cache",
@@ -32,7 +32,7 @@ ENGINE = (
 
 
 def environment() -> dict[str, str]:
-    """Versions and hardware that bit identity depends on: results repeat exactly only where these are equal."""
+    """Versions and hardware; results repeat bit for bit only where these are equal."""
     import torch
 
     from esr.models.devices import compute_dtype, device
@@ -48,7 +48,7 @@ def environment() -> dict[str, str]:
 
 
 def engine_provenance(model_id: str, adapter: str = "") -> dict[str, str]:
-    """The environment, the engine's code, the weights of model, adapter and SAE, each as a digest."""
+    """The environment and digests of the engine's code and of the weights of model, adapter and SAE."""
     here = Path(__file__).parent.parent
     code = "".join(file_digest(here / f"{name}.py") for name in ENGINE)
     source = model_entry(model_id).sae

@@ -1,12 +1,13 @@
-"""Processes that start at once: the libraries are imported a single time, and kernels and workers are forks of that.
+"""Kernels and workers that start at once: forks of one process that has imported the libraries.
 
     python -m esr.pipeline.kernels dvc repro
 
-A kernel imports torch, transformers and pandas for longer than many a stage computes (13 s on a slow core, thirty times
-a run), its workers (esr.engine.workers) again. While the command runs, a server process holds them, and the notebooks
-that run under it (esr.pipeline.run) get forks of it. Only libraries are imported before a fork, never this project: a
-fork always runs the code as it is on disk. Without the server, as under plain `dvc repro`, processes start as they
-always do and compute the same.
+Optional: plain `dvc repro` computes the same and starts every process afresh. Importing torch, transformers and pandas
+takes longer than many stages compute (4 s on a Zen 4 core, 13 s on a Zen 3 core, once for each kernel and its workers).
+`make quick` took 177 s with this server and 303 s without (two Zen 4 cores, 2026-11-28). While the command runs, a
+server process holds the libraries, and esr.pipeline.run and esr.engine.workers start forks of it. Only libraries are
+imported before a fork, never this project: a fork always runs the code as it is on disk. Linux only; elsewhere the
+command runs without a server.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import sys
 import threading
 import traceback
 import types
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -42,20 +44,27 @@ LIBRARIES = (
     "peft",
     "sae_lens",
 )
-# Seconds until a kernel whose notebook is done is killed, terminated halfway. When told to end it first waits for its
-# children, and of those multiprocessing's resource tracker lives as long as the kernel and hears no signal.
-SHUTDOWN = 1.0
-MOST = 253  # open files that Linux passes on at once
-HIGH = 512  # file descriptors from here on are out of the way of those that a process expects
-POLL = 1.0  # seconds between two looks at whether the parent is still there
+# Seconds until a kernel whose notebook is done is killed, terminated halfway. It waits for its children before it ends,
+# and one of them, multiprocessing's resource tracker, lives as long as the kernel and ignores signals.
+SHUTDOWN_S = 1.0
+MAX_FILES = 253  # open files that Linux passes on at once
+FREE_FROM = 512  # file descriptors from here on collide with none that a process expects
+POLL_S = 1.0  # between two checks that the parent is still there
 
 
 def kernel_manager():
-    """The class that starts a notebook's kernel: as a fork of the server where one runs, else as Jupyter does."""
+    """The class that starts a notebook's kernel: a fork of the server where one runs, else a new process."""
     from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
 
     class StageKernelManager(AsyncKernelManager):
-        shutdown_wait_time = SHUTDOWN
+        shutdown_wait_time = SHUTDOWN_S
+
+        @property
+        def kernel_spec(self):
+            """This environment's Python, whatever kernelspecs JUPYTER_PATH or the user's folders hold."""
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
     class ForkedKernelManager(StageKernelManager):
         def format_kernel_cmd(self, extra_arguments=None):
@@ -65,7 +74,7 @@ def kernel_manager():
 
 
 def serve(command: list[str]) -> None:
-    """Become `command`, with a server beside it that ends when it does. Does not return."""
+    """Replace this process by `command`, with a server beside it that ends when it does. Does not return."""
     if sys.platform == "linux":  # elsewhere libraries may break in a fork
         os.environ[SERVER] = _start_server()
     os.execvp(command[0], command)
@@ -78,7 +87,8 @@ def _start_server() -> str:
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m esr.pipeline.kernels --fork "$@"\n')
     python.chmod(0o700)
     listening = socket.socket(socket.AF_UNIX)
-    listening.bind(f"{folder}/kernels")
+    with _address(folder) as address:
+        listening.bind(address)
     listening.listen()
     parent = os.getpid()
     if os.fork() == 0:
@@ -93,6 +103,16 @@ def _start_server() -> str:
     return folder
 
 
+@contextmanager
+def _address(folder: str) -> Iterator[str]:
+    """The server's socket in `folder`, by a path that stays under the limit of 107 bytes however long TMPDIR is."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}/kernels"
+    finally:
+        os.close(descriptor)
+
+
 def _fork_on_demand(listening: socket.socket, parent: int) -> None:
     """Import the libraries, then answer each connection with a fork, until the parent is gone."""
     # What ipykernel sets or reads when a kernel starts must be there when it is imported
@@ -101,8 +121,8 @@ def _fork_on_demand(listening: socket.socket, parent: int) -> None:
         importlib.import_module(name)
     sys.modules["pandas"].set_option("display.max_columns", 20)  # as in a kernel; outside one it expects a terminal
     gc.freeze()  # forks share these pages: no collection shall write to them
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
-    listening.settimeout(POLL)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the forks
+    listening.settimeout(POLL_S)
     while os.getppid() == parent:
         with suppress(TimeoutError):
             connection, _ = listening.accept()
@@ -113,13 +133,13 @@ def _fork_on_demand(listening: socket.socket, parent: int) -> None:
 
 
 def _become_python(connection: socket.socket) -> None:
-    """Be what a launcher was started as: its arguments, folder, environment, path and open files. Never returns."""
+    """Take over a launcher's arguments, folder, environment, path and open files. Never returns."""
     code = 1
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         connection = socket.socket(fileno=_raised(connection.detach()))
-        _, files, *_ = socket.recv_fds(connection, 1, MOST)
+        _, files, *_ = socket.recv_fds(connection, 1, MAX_FILES)
         files = [_raised(file) for file in files]
         lines = connection.makefile()
         job = json.loads(lines.readline())
@@ -147,14 +167,14 @@ def _become_python(connection: socket.socket) -> None:
 
 
 def _raised(file: int) -> int:
-    """The same open file under a number from HIGH on."""
-    raised = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, HIGH)
+    """The same open file under a number from FREE_FROM on."""
+    raised = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, FREE_FROM)
     os.close(file)
     return raised
 
 
 def _run(arguments: list[str]) -> None:
-    """What `python [options] -m module ...` or `python [options] -c code ...` would; options are for an interpreter."""
+    """Run `python [options] -m module ...` or `python [options] -c code ...`; the options are for an interpreter."""
     while arguments[0] not in ("-m", "-c"):
         del arguments[0]
     option, what, *rest = arguments
@@ -167,44 +187,45 @@ def _run(arguments: list[str]) -> None:
 
 
 def _leave_with(lines) -> None:
-    """The launcher never writes again: what ends its line is its end."""
+    """End with the launcher: it never writes again, so a line ends when the launcher does."""
     lines.readline()
     os._exit(1)
 
 
 def launch(arguments: list[str]) -> int:
-    """Ask the server for a fork and stand for it: pass signals on, end when it ends. Returns its exit status.
+    """Get a fork from the server, pass signals on to it and end when it ends. Returns its exit status.
 
-    arguments: as for Python. Without a server that answers, this process becomes what was asked for.
+    arguments: as for Python. Without a server this process runs them itself.
     """
     parent = os.getppid()
     files = [file for file in map(int, os.listdir("/proc/self/fd")) if _is_open(file)]
     job = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "path": sys.path}
     with socket.socket(socket.AF_UNIX) as connection:
-        responses = iter(())
+        lines = iter(())
         with suppress(OSError):
-            connection.connect(f"{os.environ[SERVER]}/kernels")
+            with _address(os.environ[SERVER]) as address:
+                connection.connect(address)
             socket.send_fds(connection, [b"\0"], files)
             connection.sendall(json.dumps(job | {"files": files}).encode() + b"\n")
-            responses = _lines(connection, parent)
-        if not (fork := int(next(responses, "0"))):
+            lines = _lines(connection, parent)
+        if not (fork := int(next(lines, "0"))):
             os.execv(sys.executable, [sys.executable, *arguments])
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _frame: os.kill(fork, number))
-        return int(next(responses, "1"))  # it was killed and said nothing
+        return int(next(lines, "1"))  # a killed fork sends no status
 
 
 def _is_open(file: int) -> bool:
     try:
         os.fstat(file)
     except OSError:
-        return False  # it was the listing's own
+        return False  # it belonged to the listing
     return True
 
 
 def _lines(connection: socket.socket, parent: int):
     """Lines as they come, while the other end is open and this process's parent is there."""
-    connection.settimeout(POLL)
+    connection.settimeout(POLL_S)
     text = b""
     while os.getppid() == parent:
         with suppress(TimeoutError):

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import nbformat
@@ -26,7 +28,7 @@ from esr.paths import CACHE, EXECUTED, NOTEBOOKS, PIPELINE, ROOT
 from esr.pipeline.kernels import kernel_manager
 from esr.storage.files import write_text
 
-# jsonschema, which nbformat imports, compiles a grammar of IRIs on import: 3 s of every stage for a check nobody needs.
+# nbformat imports jsonschema, which compiles a grammar of IRIs: 3 s of every stage, for a check not used here.
 sys.modules.setdefault("rfc3987_syntax", None)
 
 
@@ -61,18 +63,17 @@ def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:
     import papermill
 
     check_names(source, parameters)
-    working = CACHE / "running" / executed.name
-    working.parent.mkdir(parents=True, exist_ok=True)
-    working.unlink(missing_ok=True)
+    (CACHE / "running").mkdir(parents=True, exist_ok=True)
+    working = Path(mkdtemp(prefix=f"{executed.stem}-", dir=CACHE / "running"), executed.name)  # of this run alone
     start = time.monotonic()
     os.environ[PIPELINE] = source.stem
     print(f"{source.stem}: begins ({', '.join(f'{k}={v}' for k, v in parameters.items())})", file=sys.stderr)
     try:
-        with read_aloud(working.with_suffix(".log")):
+        with show_progress(working.with_suffix(".log")):
             papermill.execute_notebook(
                 str(source), str(working), parameters=parameters, kernel_name="python3", cwd=str(ROOT),
                 progress_bar=False, log_output=False,
-                kernel_manager_class=kernel_manager(), start_timeout=START,
+                kernel_manager_class=kernel_manager(), start_timeout=START_S,
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         message = f"{source.name} failed: {error.ename}: {error.evalue}"
@@ -81,21 +82,20 @@ def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:
     for warning in stderr_of(notebook):
         print(warning, end="", file=sys.stderr)
     write_text(executed, nbformat.writes(normalize(notebook)) + "\n")
-    working.unlink()
+    shutil.rmtree(working.parent)
     print(f"{source.stem}: done in {time.monotonic() - start:.0f} s -> {executed.relative_to(ROOT)}", file=sys.stderr)
     return executed
 
 
 def stderr_of(notebook: nbformat.NotebookNode) -> list[str]:
-    """What the notebook's code and its libraries warned of: for the terminal, not for the executed copy."""
+    """Warnings of the notebook's code and libraries: for the terminal, not for the executed copy."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return [output.text for output in outputs if output.get("name") == "stderr"]
 
 
 def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Take out what differs between two equal runs: times, the injected cell's id, kernel details, libraries' progress
-    bars (widgets with random ids), names of styled tables, addresses of objects, and stderr, where libraries warn with
-    the paths of the machine."""
+    """The notebook without what differs between two equal runs: times, the injected cell's id, kernel details, progress
+    bars (widgets with random ids), names of styled tables, addresses of objects, and stderr, which holds paths."""
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for number, cell in enumerate(notebook.cells):
         tags = [tag for tag in cell.metadata.get("tags", [])]
@@ -121,7 +121,7 @@ def _without_identity(text: str, place: str) -> str:
     return ADDRESS.sub("at 0x0", STYLED.sub(f"T_{place}", text))
 
 
-START = 600  # seconds a kernel may take: the first fork waits until the libraries are imported
+START_S = 600  # a kernel may take to start: the first fork waits until the libraries are imported
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STYLED = re.compile(r"\bT_[0-9a-f]{5}(?=[_\" ])")
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]+")
@@ -129,8 +129,8 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 @contextmanager
-def read_aloud(log: Path) -> Iterator[None]:
-    """Repeat on stderr what the kernel says about its progress (esr.progress) while the block runs."""
+def show_progress(log: Path) -> Iterator[None]:
+    """Repeat on stderr the kernel's progress (esr.progress) while the block runs."""
     log.unlink(missing_ok=True)
     log.touch()
     done = threading.Event()
@@ -145,14 +145,14 @@ def read_aloud(log: Path) -> Iterator[None]:
                     return
                 done.wait(0.5)
 
-    reader = threading.Thread(target=follow, daemon=True)
+    thread = threading.Thread(target=follow, daemon=True)
     os.environ["ESR_PROGRESS"] = str(log)
-    reader.start()
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        reader.join()
+        thread.join()
         del os.environ["ESR_PROGRESS"]
         log.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
 """Numbers, claims, figures, the response viewer and the paper.
 
-Imports no torch, no experiment: reads what stages wrote.
+Reads the output of stages; imports no torch and no experiment.
 """

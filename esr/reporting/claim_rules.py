@@ -9,26 +9,25 @@ from typing import Literal
 from esr.reporting import lookup
 from esr.reporting.lookup import RATE, Measure, at, entry
 from esr.statistics import verdicts
-from esr.statistics.estimates import Estimate, difference
+from esr.statistics.estimates import Estimate
 from esr.statistics.verdicts import Verdict
 
-# What a verdict is about, in a model of this size.
-SUBJECTS = {
-    "machinery": "how resistance works once it is there: can be tested in a model that was fine-tuned to restart",
-    "taught": "what the fine-tuned model was taught: shows that the protocol finds it, not that others do it",
-    "endogenous": "what models do that were not taught: this study can speak of its own base model only",
+SUBJECTS = {  # of a verdict, in a model of this size
+    "machinery": "how resistance works once present: testable in a model fine-tuned to restart",
+    "taught": "behaviour the model was trained on: shows that the protocol detects it, not that others do it",
+    "endogenous": "behaviour of models without that training: this study covers its base model only",
 }
 Subject = Literal["machinery", "taught", "endogenous"]
 Rule = Callable[[Estimate], Verdict]
-SHIFT = 5.0  # times the published change of the first-attempt score: within that, it counts as unchanged
+SHIFT = 5.0  # first-attempt scores within this many published changes count as unchanged
 
 
 @dataclass(frozen=True)
 class Claim:
     """A claim of the paper's abstract or experiments, and how it is decided.
 
-    measure: finds the Estimate in the numbers files, None where it is not there. rule: what it says. verdict: finds the
-    verdict of the stage that measured it; where there is one, it counts and no rule is applied a second time.
+    measure: finds the Estimate in the numbers files, None where missing. rule: maps it to a Verdict. verdict: finds the
+    verdict of the stage that measured it, which replaces that of `rule`.
     """
 
     experiment: str
@@ -53,9 +52,11 @@ def effect(published: float, null: float = 0.0) -> Rule:
     return lambda interval: verdicts.effect(interval, published, null=null)
 
 
-def ablation(condition: str, outcome: str = "") -> dict:
-    """Where notebook 13 left a relative reduction and its verdict; outcome "" or "esr_"."""
+def ablation(condition: str, published: float, rule: Rule, outcome: str = "") -> dict:
+    """Fields of a Claim on a relative reduction and its verdict by notebook 13; outcome "" or "esr_"."""
     return {
+        "published": published,
+        "rule": rule,
         "measure": lambda files, model, base: lookup.ablation_effect(files, model, condition, outcome),
         "verdict": lambda files, model: lookup.ablation_verdict(files, model, condition, outcome),
     }
@@ -67,18 +68,19 @@ def absence(margin: float) -> Rule:
 
 def claims(published: dict) -> list[Claim]:
     """Every claim. `published`: data/published.json."""
-    return [*_resistance(published), *_mechanism(published), *_judging(published), *_controls(published)]
+    parts = (_rates, _interventions, _detectors, _ablations, _judging, _controls)
+    return [claim for part in parts for claim in part(published)]
 
 
-def _resistance(published: dict) -> list[Claim]:
-    """Experiments 1, 2, 4, 5 and 8: how often models restart, and what makes them."""
+def _rates(published: dict) -> list[Claim]:
+    """Experiments 1 and 8: how often models restart, steered and unsteered."""
     large, few = published["models"]["llama-3.3-70b"], published["models"]["llama-3.1-8b"]["esr_rate_max"]
-    sweep, monitored, plain = published["boost_sweep"], published["meta_prompt"], published["no_steering"]
-    improved, peak, floor = large["esr_rate"] / large[RATE], sweep["improvement_peak"], plain["first_attempt_score_min"]
+    plain, improved = published["no_steering"], large["esr_rate"] / large[RATE]
+    floor = plain["first_attempt_score_min"]
     return [
         Claim(
             "1",
-            f"Steered, a model restarts and improves in more than {100 * few:g} % of answers (the largest model does)",
+            f"Steered, a model restarts and improves in more than {100 * few:g} % of responses (as the largest does)",
             at("esr", "steered", "esr_rate"),
             above(few),
             large["esr_rate"],
@@ -101,8 +103,33 @@ def _resistance(published: dict) -> list[Claim]:
             subject="taught",
         ),
         Claim(
+            "8",
+            f"Without steering, the model restarts in fewer than {100 * few:g} % of responses",
+            at("esr", "unsteered", RATE),
+            below(few),
+            plain[RATE],
+            subject="endogenous",
+        ),
+        Claim(
+            "8",
+            "Without steering, first attempts score no lower than those of any published model",
+            at("esr", "unsteered", "first_attempt_score"),
+            above(floor),
+            floor,
+            "points",
+            "endogenous",
+        ),
+    ]
+
+
+def _interventions(published: dict) -> list[Claim]:
+    """Experiments 2, 4 and 5: boost, fine-tuning and instruction."""
+    large, monitored = published["models"]["llama-3.3-70b"], published["meta_prompt"]
+    sweep, peak = published["boost_sweep"], published["boost_sweep"]["improvement_peak"]
+    return [
+        Claim(
             "2",
-            "Inverted U: near the threshold more answers restart than at either end of the sweep (difference)",
+            "Inverted U: near the threshold more responses restart than at either end of the sweep (difference)",
             lambda files, model, base: lookup.inverted_u(entry(files, "boost_sweep", model), sweep),
             above(0.0),
         ),
@@ -116,101 +143,57 @@ def _resistance(published: dict) -> list[Claim]:
         ),
         Claim(
             "4",
-            "Fine-tuned with the largest share of self-corrections and steered, a model restarts more often than "
-            "its base (difference)",
-            lambda files, model, base: difference(
-                lookup.tuned(files, "steered"), entry(files, "esr", base, "steered", RATE)
-            ),
+            "Fine-tuned on the largest share of self-corrections, a steered model restarts more often than its base "
+            "(difference)",
+            lookup.finetuning_effect,
             above(0.0),
         ),
         Claim(
             "4",
             "Fine-tuned with the largest share, it restarts more often steered than unsteered (difference)",
-            lambda files, model, base: difference(lookup.tuned(files, "steered"), lookup.tuned(files, "unsteered")),
+            lookup.steering_effect,
             above(0.0),
         ),
         Claim(
             "5",
-            "Told to monitor itself, the model restarts more often (difference)",
+            "With the self-monitoring instruction, the model restarts more often (difference)",
             at("meta_prompts", "monitor_yourself", "paired_difference"),
             above(0.0),
             monitored[RATE] - large[RATE],
         ),
         Claim(
             "5",
-            "Told to monitor itself, the model resists more often (difference of ESR rates)",
+            "With the self-monitoring instruction, the model resists more often (difference of ESR rates)",
             at("meta_prompts", "monitor_yourself", "esr_paired_difference"),
             above(0.0),
             monitored["esr_rate"] - large["esr_rate"],
         ),
-        Claim(
-            "8",
-            f"Without steering the model restarts in fewer than {100 * few:g} % of answers",
-            at("esr", "unsteered", RATE),
-            below(few),
-            plain[RATE],
-            subject="endogenous",
-        ),
-        Claim(
-            "8",
-            "Without steering first attempts score no lower than those of any published model",
-            at("esr", "unsteered", "first_attempt_score"),
-            above(floor),
-            floor,
-            "points",
-            "endogenous",
-        ),
     ]
 
 
-def _mechanism(published: dict) -> list[Claim]:
-    """Experiments 3, 6, 9, 10 and 13: off-topic detectors, what they do and what follows without them."""
-    large, ablated = published["models"]["llama-3.3-70b"], published["detector_ablation"]
+def _detectors(published: dict) -> list[Claim]:
+    """Experiments 3, 6 and 9: off-topic detectors and their activity."""
     before, after = (published["activation_statistics"][f"{name}_topic_ratio"] for name in ("off", "on"))
-    loss, esr_loss = ablated["multi_attempt_reduction"], ablated["esr_reduction"]
-    shift = ablated["first_attempt_score"] - large["first_attempt_score"]
     return [
         Claim(
             "3",
-            "Some latents fire on answers to another prompt and stay silent on answers to their own",
+            "Some latents fire on responses to another prompt and stay silent on matched responses",
             lambda files, model, base: lookup.strict_detectors(entry(files, "detectors", model)),
             above(0.5),
-            ablated["n_latents"],
+            published["detector_ablation"]["n_latents"],
             "latents",
         ),
         Claim(
-            "3b",
-            "Detectors ablated, steered responses restart less often (relative reduction)",
-            rule=effect(loss),
-            published=loss,
-            **ablation("detectors"),
-        ),
-        Claim(
-            "3b",
-            "Detectors ablated, the ESR rate falls (relative reduction)",
-            rule=effect(esr_loss),
-            published=esr_loss,
-            **ablation("detectors", "esr_"),
-        ),
-        Claim(
-            "3b",
-            f"Detectors ablated, first attempts score as before (within {SHIFT:g} times the published change)",
-            at("ablation", "detectors", "score_difference"),
-            absence(SHIFT * shift),
-            shift,
-            "points",
-        ),
-        Claim(
             "6",
-            "Detectors fall after the restart (ratio to unsteered answers, before it less after it)",
-            lambda files, model, base: lookup.fall(entry(files, "activations", model)),
+            "Detector activity falls after the restart (ratio to unsteered responses, before minus after)",
+            lambda files, model, base: lookup.activity_decrease(entry(files, "activations", model)),
             above(0.0),
             before - after,
             "x",
         ),
         Claim(
             "9",
-            "Before the restart detectors are more active than in unsteered answers (ratio)",
+            "Before the restart, detectors are more active than in unsteered responses (ratio)",
             at("activations", "off_topic_ratio"),
             effect(before, null=1.0),
             before,
@@ -218,61 +201,76 @@ def _mechanism(published: dict) -> list[Claim]:
         ),
         Claim(
             "9",
-            "After the restart they still are (ratio)",
+            "After the restart, detectors are more active than in unsteered responses (ratio)",
             at("activations", "after_ratio"),
             effect(after, null=1.0),
             after,
             "x",
         ),
+    ]
+
+
+def _ablations(published: dict) -> list[Claim]:
+    """Experiments 3b, 10 and 13: responses with detectors ablated."""
+    large, ablated = published["models"]["llama-3.3-70b"], published["detector_ablation"]
+    loss, esr_loss = ablated["multi_attempt_reduction"], ablated["esr_reduction"]
+    shift = ablated["first_attempt_score"] - large["first_attempt_score"]
+    return [
+        Claim(
+            "3b",
+            "With detectors ablated, steered responses restart less often (relative reduction)",
+            **ablation("detectors", loss, effect(loss)),
+        ),
+        Claim(
+            "3b",
+            "With detectors ablated, the ESR rate falls (relative reduction)",
+            **ablation("detectors", esr_loss, effect(esr_loss), "esr_"),
+        ),
+        Claim(
+            "3b",
+            f"With detectors ablated, first attempts score as before (within {SHIFT:g} times the published change)",
+            at("ablation", "detectors", "score_difference"),
+            absence(SHIFT * shift),
+            shift,
+            "points",
+        ),
         Claim(
             "10",
-            "Random latents ablated, restarts stay as frequent (reduction within half the published one)",
-            rule=absence(loss / 2),
-            published=1 - published["random_ablation"][RATE] / large[RATE],
-            **ablation("random"),
+            "With random latents ablated, restarts stay as frequent (reduction within half the published one)",
+            **ablation("random", 1 - published["random_ablation"][RATE] / large[RATE], absence(loss / 2)),
         ),
         Claim(
             "10",
             "Ablating detectors reduces restarts more than ablating random latents (difference of reductions)",
-            lambda files, model, base: difference(
-                *(entry(files, "ablation", model, name, "relative_reduction") for name in ("detectors", "random"))
-            ),
+            lookup.detectors_over_random,
             above(0.0),
         ),
         Claim(
             "13",
-            "The reduction holds on prompts that the detectors were not found on (relative reduction)",
-            rule=effect(loss),
-            published=loss,
-            **ablation("held_out"),
+            "The reduction holds on prompts not used to find the detectors (relative reduction)",
+            **ablation("held_out", loss, effect(loss)),
         ),
     ]
 
 
 def _judging(published: dict) -> list[Claim]:
-    """Experiment 7: other judges; the two that agree least speak."""
-    claimed = {"multi_attempt": "an answer restarts", "direction": "a restart is an improvement"}
-    return [_agreement(f"{name}_agreement", text, published["cross_judge"]) for name, text in claimed.items()]
-
-
-def _agreement(name: str, text: str, published: dict) -> Claim:
-    def measure(files: dict, model: str, base: str) -> Estimate | None:
-        return lookup.lowest_agreement(lookup.study_agreements(files.get("judge")), name)
-
-    published_min = published[f"{name}_min"]
-    return Claim("7", f"Judges agree whether {text}", measure, above(published_min), published_min)
+    """Experiment 7: other judges, by the pair with the smallest agreement."""
+    agreements = []
+    for name, text in (("multi_attempt", "a response restarts"), ("direction", "a restart is an improvement")):
+        limit = published["cross_judge"][f"{name}_agreement_min"]
+        measure = lookup.min_agreement(f"{name}_agreement")
+        agreements.append(Claim("7", f"Judges agree whether {text}", measure, above(limit), limit))
+    return agreements
 
 
 def _controls(published: dict) -> list[Claim]:
     """Experiments 11 and 12."""
-    few, times = (
-        published["models"]["llama-3.1-8b"]["esr_rate_max"],
-        published["detection_control"]["ratio_to_live_min"],
-    )
+    few = published["models"]["llama-3.1-8b"]["esr_rate_max"]
+    times = published["detection_control"]["ratio_to_live_min"]
     return [
         Claim(
             "11",
-            "Off-topic text put in, without steering, brings restarts more often than live steering (ratio)",
+            "An off-topic prefill without steering brings more restarts than live steering (ratio)",
             at("controls", "detection", "prefilled", "ratio_to_live"),
             effect(times, null=1.0),
             times,
@@ -280,24 +278,21 @@ def _controls(published: dict) -> list[Claim]:
         ),
         Claim(
             "11",
-            f"Its own good beginning put in, the model restarts in fewer than {100 * few:g} % of answers",
+            f"With an on-topic prefilled opening, the model restarts in fewer than {100 * few:g} % of responses",
             at("controls", "detection", "on_topic", RATE),
             below(few),
         ),
         Claim(
             "11",
-            "Detectors ablated, off-topic text put in brings fewer restarts (relative reduction)",
+            "With detectors ablated, an off-topic prefill brings fewer restarts (relative reduction)",
             at("controls", "detection", "prefilled_detectors", "relative_reduction"),
             above(0.0),
         ),
         Claim(
             "12",
-            "After a restart text is more on topic than after as many on-topic tokens put in (first window)",
-            lambda files, model, base: lookup.first_window(
-                entry(files, "controls", model, "sustained", "matched_difference")
-            ),
+            "Text is more on topic after a restart than after an equally long on-topic prefill (first window)",
+            lookup.sustained_difference,
             above(0.0),
-            None,
-            "points",
+            unit="points",
         ),
     ]

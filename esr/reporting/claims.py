@@ -1,10 +1,10 @@
-"""The paper's claims, one row each: what was published, what was measured here, and what that says.
+"""The paper's claims, one row each: published value, measured value, verdict.
 
     python -m esr.reporting.claims table
 
-prints paper/numbers/claims.json as Markdown. The rule of every claim is one of esr.statistics.verdicts; those of
-experiments 1, 2, 4, 5 and 8 were written after first data. Published values come from data/published.json, measured
-ones from paper/numbers/. What is not there is "not measured".
+prints paper/numbers/claims.json as Markdown. Every claim has a rule of esr.statistics.verdicts; those of experiments 1,
+2, 4, 5 and 8 were written after first data. Published values come from data/published.json, measured ones from
+paper/numbers/; a missing one is "not measured".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOT_MEASURED = "not measured"
 
 
 class Row(Record):
-    """One line of the table; shares are shown as percent."""
+    """One line of the table; the table shows shares as percent."""
 
     experiment: str
     claim: str
@@ -42,8 +42,10 @@ class Row(Record):
 
 
 def evaluate(claim: Claim, files: dict, models: Sequence[str]) -> Row:
-    """The claim's row. What is not endogenous is tested in the first fine-tuned model of `models` that the numbers
-    know, where there is one; everything else in its base, or in the first model."""
+    """The claim's row. Endogenous claims are tested in the base model, others in the first fine-tuned one with numbers.
+
+    Without a fine-tuned model, all claims are tested in the first of `models`.
+    """
     tuned = [m for m in models if base_of(m) != m and m in files.get("esr", {})]
     base = base_of(tuned[0]) if tuned else models[0]
     model = tuned[0] if tuned and claim.subject != "endogenous" else base
@@ -64,26 +66,31 @@ def evaluate(claim: Claim, files: dict, models: Sequence[str]) -> Row:
 
 
 def read_files() -> dict:
-    """The numbers files there are, by name."""
+    """Existing numbers files, by name."""
     return {name: numbers.read_numbers(name) for name in FILES if (paths.NUMBERS / f"{name}.json").exists()}
 
 
 def rows(models: Sequence[str]) -> list[Row]:
-    """Every claim decided from the files on disk, in the order of the experiments."""
+    """Every claim, decided from the files on disk, in order of the experiments."""
     published = json.loads((paths.DATA / "published.json").read_text(encoding="utf-8"))
     files = read_files()
     decided = [evaluate(claim, files, models) for claim in claims(published)]
     return sorted(decided, key=lambda row: (int(row.experiment.rstrip("b")), row.experiment))
 
 
-def table(decided: Sequence[dict]) -> str:
-    """paper/numbers/claims.json as a Markdown table."""
+def as_rows(content: Sequence[dict]) -> list[Row]:
+    """Rows from the content of paper/numbers/claims.json, as `numbers.parse_numbers` gives it."""
+    return [Row(**fields) for fields in content]
+
+
+def table(decided: Sequence[Row]) -> str:
+    """The claims as a Markdown table."""
     lines = [["", "claim", "published", "measured", "n", "model", "about", "verdict"], ["---"] * 8]
     for row in decided:
-        measured, n = row["measured"], "–" if row["n"] is None else str(row["n"])
-        shown = "–" if measured is None else _interval(measured, row["unit"])
-        theirs = "–" if row["published"] is None else _value(row["published"], row["unit"])
-        lines.append([row["experiment"], row["claim"], theirs, shown, n, row["model"], row["subject"], row["verdict"]])
+        n = "–" if row.n is None else str(row.n)
+        measured = "–" if row.measured is None else _interval(row.measured, row.unit)
+        published = "–" if row.published is None else _value(row.published, row.unit)
+        lines.append([row.experiment, row.claim, published, measured, n, row.model, row.subject, row.verdict])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -113,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("table", help="the claims as the README shows them")
     parser.parse_args(arguments)
     try:
-        print(table(numbers.read_numbers("claims")))
+        print(table(as_rows(numbers.read_numbers("claims"))))
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Fresh numbers beside the committed ones."""
+"""Drift of fresh numbers from the committed ones."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from esr import paths
 from esr.reporting.numbers import parse_numbers, read_numbers
 from esr.statistics.estimates import Estimate
 
-TOLERANCE = 0.05  # relative, for figures without an interval
-SHOWN = 6  # differences named per file
-UNCOMPARED = {"bench", "judge_speed"}  # timings: they never repeat
-UNJUDGED = {"unclustered"}  # the same trials once more, with an interval of width zero when nothing happens
+TOLERANCE = 0.05  # relative, for numbers without an interval
+SHOWN = 6  # differences listed per file
+UNCOMPARED = {"bench", "judge_speed"}  # timings vary between runs
+UNJUDGED = {"unclustered"}  # repeats the rates, with intervals of width zero without events
 VERDICTS = ("identical", "within intervals", "different")
 
 
 def compare(fresh: dict | list, committed: dict | list) -> tuple[str, list[str]]:
-    """The verdict on one file and the differences that led to it, "key: committed ..., fresh ...".
+    """The verdict on one file and the differences behind it, "key: committed ..., fresh ...".
 
-    identical: every value is the same. within intervals: every estimate's fresh interval overlaps the committed one
-    (two honest 95 % intervals of the same quantity nearly always do; an estimate that is null for want of trials is
-    not held against the other), and every other number is within 5 % of the committed one, counts (keys that begin
-    with n_) within 5 % of the largest count beside them; rates under `unclustered` are not judged. different: anything
-    else, a key that only one side has included. Lists of one length are compared item by item. Differences are named
-    for the worst verdict only.
+    identical: all values are equal. within intervals: every estimate's fresh interval overlaps the committed one, as
+    two 95 % intervals of one quantity nearly always do, or one estimate is null; every other number is within 5 % of
+    the committed one, counts (keys that begin with n_) within 5 % of the largest count beside them; rates under
+    `unclustered` are skipped. different: anything else, including a key on one side only. Lists of equal length are
+    compared by item. Lists the differences of the worst verdict only.
     """
     found: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
     for key, verdict, was, now in _differences(fresh, committed, ""):
@@ -38,7 +37,7 @@ def compare(fresh: dict | list, committed: dict | list) -> tuple[str, list[str]]
 
 
 def _differences(fresh, committed, key: str) -> Iterator[tuple[str, str, str, str]]:
-    """Key, verdict, committed and fresh value of everything that is not the same."""
+    """Key, verdict, committed and fresh value of every difference."""
     if fresh == committed:
         return
     if isinstance(fresh, list) and isinstance(committed, list) and len(fresh) == len(committed):
@@ -99,9 +98,9 @@ def _show(value) -> str:
 
 
 def committed_numbers() -> tuple[str, dict[str, dict]]:
-    """Short name of the last commit and its paper/numbers files by name, UNCOMPARED ones left out.
+    """Short name of the last commit and its paper/numbers files by name, without UNCOMPARED ones.
 
-    Raises RuntimeError with one clear sentence when there is no git, no repository or no commit.
+    Raises RuntimeError without git, a repository or a commit.
     """
     try:
         commit = _git("rev-parse", "--short", "HEAD").strip()
@@ -122,7 +121,7 @@ def _git(*arguments: str) -> str:
 
 
 def report() -> tuple[str, str]:
-    """The overall verdict ("nothing to compare" when there is none) and a text of few lines on every file."""
+    """The overall verdict ("nothing to compare" without numbers) and a short text on every file."""
     try:
         commit, committed = committed_numbers()
     except RuntimeError as error:

@@ -1,6 +1,6 @@
-"""Where the measured side of a claim stands in paper/numbers/, and what has to be computed to get it.
+"""Measured values of claims, looked up in paper/numbers/ or computed from it.
 
-`files` holds the numbers files by name, as far as they are there. Functions return None where something is missing.
+`files`: existing numbers files by name. Functions return None where something is missing.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from esr.statistics.estimates import Estimate, difference
 from esr.statistics.verdicts import Verdict
 
 RATE = "multi_attempt_rate"
-Measure = Callable[[dict, str, str], Estimate | None]  # (files, model, its base) -> what was measured
+Measure = Callable[[dict, str, str], Estimate | None]  # (files, model, base model) -> measured value
 
 
 def find(value: Any, *keys: str) -> Any:
-    """What nested dicts hold under `keys`; None where one is missing."""
+    """Value of nested dicts under `keys`; None where one is missing."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
 def entry(files: dict, file: str, model: str, *keys: str):
-    """What a numbers file holds of a model under `keys`; None where something is missing."""
+    """Value of a model's entry in a numbers file under `keys`."""
     return find(files, file, model, *keys)
 
 
 def at(file: str, *keys: str) -> Measure:
-    """The Estimate under `keys` of the model's entry."""
+    """A Measure that finds the Estimate under `keys` of the model's entry."""
     return lambda files, model, base: entry(files, file, model, *keys)
 
 
 def _nearest(rows: list[dict], sd: float) -> dict:
-    """The sweep's level nearest to `sd`."""
+    """The sweep's row with the boost nearest to `sd`."""
     return min(rows, key=lambda row: abs(row["boost_sd"] - sd))
 
 
 def inverted_u(rows: list[dict] | None, sweep: dict) -> Estimate | None:
-    """Multi-attempt rate at the level nearest to the published peak, less the higher one of both ends."""
+    """Multi-attempt rate at the boost nearest to the published peak, minus the larger rate of both ends."""
     if not rows:
         return None
     higher = max((rows[0][RATE], rows[-1][RATE]), key=lambda end: end.estimate or 0.0)
@@ -46,37 +46,50 @@ def inverted_u(rows: list[dict] | None, sweep: dict) -> Estimate | None:
 
 
 def improvement(rows: list[dict] | None, sweep: dict) -> Estimate | None:
-    """Improvement rate at the level nearest to its published peak."""
+    """Improvement rate at the boost nearest to its published peak."""
     return _nearest(rows, sweep["improvement_peak_sd"])["improvement_rate"] if rows else None
 
 
-def tuned(files: dict, condition: str) -> Estimate | None:
-    """Multi-attempt rate of the model trained with the largest share of self-corrections."""
+def finetuned_rate(files: dict, condition: str) -> Estimate | None:
+    """Multi-attempt rate of the model trained on the largest share of self-corrections."""
     shares = sorted(files.get("finetune") or {}, key=float)
     return find(files["finetune"], shares[-1], condition, RATE) if shares else None
 
 
-def fall(activity: dict | None) -> Estimate | None:
-    """Detector activity over that of unsteered answers: before the restart, less after it."""
+def finetuning_effect(files: dict, model: str, base: str) -> Estimate | None:
+    """Steered multi-attempt rate of the model with most self-corrections minus its base's."""
+    return difference(finetuned_rate(files, "steered"), entry(files, "esr", base, "steered", RATE))
+
+
+def steering_effect(files: dict, model: str, base: str) -> Estimate | None:
+    """Steered minus unsteered multi-attempt rate of the model with most self-corrections."""
+    return difference(finetuned_rate(files, "steered"), finetuned_rate(files, "unsteered"))
+
+
+def activity_decrease(activity: dict | None) -> Estimate | None:
+    """Detector activity relative to unsteered responses: before the restart minus after it."""
     return difference(*(find(activity, name) for name in ("off_topic_ratio", "after_ratio")))
 
 
 def strict_detectors(found: dict | None) -> Estimate | None:
-    """Latents that meet the paper's rule, as an interval without width: these answers have the detectors they have."""
+    """Number of latents that meet the paper's rule, with an interval of width zero."""
     count = find(found, "rules", "strict", "qualify")
     return None if count is None else Estimate.of(count, count, count, found["n_pairs"])
 
 
-def lowest_agreement(compared: Any, name: str) -> Estimate | None:
-    """The smallest estimate of `name` wherever in `compared` two judges are compared; a null one where all are null."""
-    found = _agreements(compared, name)
-    known = [value for value in found if value.is_known]
-    return min(known, key=lambda value: value.estimate, default=found[0] if found else None)
+def min_agreement(name: str) -> Measure:
+    """A Measure of the smallest estimate of `name` over all pairs of judges; a null one where all are null.
 
+    Excludes annotated responses, which are chosen to be hard.
+    """
 
-def study_agreements(judge: dict | None) -> dict:
-    """Agreement of judges on the study's answers. Labelled ones are chosen to be hard: agreement there is lower."""
-    return {name: pairs for name, pairs in (find(judge, "agreement") or {}).items() if name != "annotated"}
+    def measure(files: dict, model: str, base: str) -> Estimate | None:
+        compared = find(files.get("judge"), "agreement") or {}
+        found = _agreements({key: pairs for key, pairs in compared.items() if key != "annotated"}, name)
+        known = [value for value in found if value.is_known]
+        return min(known, key=lambda value: value.estimate, default=found[0] if found else None)
+
+    return measure
 
 
 def _agreements(compared: Any, name: str) -> list[Estimate]:
@@ -93,11 +106,17 @@ def ablation_effect(files: dict, model: str, condition: str, outcome: str = "") 
 
 
 def ablation_verdict(files: dict, model: str, condition: str, outcome: str = "") -> Verdict | None:
-    """What the stage `ablate` concluded from that reduction and its adjusted test."""
+    """Verdict of the stage `ablate` on that reduction and its adjusted test."""
     verdict = entry(files, "ablation", model, f"{outcome}verdict", condition)
     return None if verdict is None else Verdict(**verdict)
 
 
-def first_window(windows: dict | None) -> Estimate | None:
-    """The result nearest to the restart."""
+def detectors_over_random(files: dict, model: str, base: str) -> Estimate | None:
+    """Relative reduction by ablating detectors minus that by ablating random latents."""
+    return difference(*(ablation_effect(files, model, condition) for condition in ("detectors", "random")))
+
+
+def sustained_difference(files: dict, model: str, base: str) -> Estimate | None:
+    """Score after a restart minus that after an on-topic prefill, in the first window."""
+    windows = entry(files, "controls", model, "sustained", "matched_difference")
     return next(iter(windows.values())) if windows else None

@@ -1,19 +1,15 @@
-"""The way of every measured figure into the paper: paper/numbers/NAME.json, kept in git and comparable byte by byte.
+"""Measured numbers of the paper: paper/numbers/NAME.json, kept in git and comparable byte by byte.
 
-    python -m esr.reporting.numbers compare [--strict]
-
-compares the files of the working tree with the committed ones, and so tells a reader what was reproduced.
+`python -m esr.reporting.tables compare [--strict]` compares the working tree's files with the committed ones.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+
+from filelock import FileLock
 
 from esr import paths
 from esr.statistics.estimates import from_json
@@ -23,15 +19,15 @@ DIGITS = 6  # significant
 
 
 def write_numbers(name: str, numbers: dict | list, section: str | None = None) -> None:
-    """Write `numbers` as paper/numbers/NAME.json, floats rounded to 6 significant digits, whole or not at all.
+    """Write `numbers` atomically as paper/numbers/NAME.json, floats rounded to 6 significant digits.
 
-    With `section` (a model, say) only that part of the file is replaced, the others stay; sections are in order of
-    name. Processes that write sections of one file at the same time wait for each other.
-    Raises ValueError naming the key of a value that is not finite: a missing number is written as None.
+    section: replaces only that part of the file, e.g. a model; sections are sorted by name, and concurrent writers wait
+    for each other. Raises ValueError naming the key of a value that is not finite; write None for a missing number.
     """
     numbers = _rounded(numbers, name if section is None else f"{name}.{section}")
     path = paths.output_file(paths.NUMBERS / f"{name}.json")
-    with _locked():
+    paths.CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(paths.CACHE / "numbers.lock"):
         if section is not None:
             sections = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             numbers = dict(sorted((sections | {section: numbers}).items()))
@@ -47,7 +43,7 @@ def parse_numbers(text: str) -> dict | list:
 def read_numbers(name: str) -> dict | list:
     """Content of paper/numbers/NAME.json, each measured number an Estimate.
 
-    Raises FileNotFoundError or ValueError with what to do.
+    Raises FileNotFoundError or ValueError with the command to run.
     """
     path = paths.NUMBERS / f"{name}.json"
     if not path.exists():
@@ -58,20 +54,8 @@ def read_numbers(name: str) -> dict | list:
         raise ValueError(f"{path} is not valid JSON ({error}): run dvc repro to write it again.") from None
 
 
-@contextmanager
-def _locked() -> Iterator[None]:
-    """One writer at a time; the lock is on the folder itself, so it leaves no file behind."""
-    paths.NUMBERS.mkdir(parents=True, exist_ok=True)
-    folder = os.open(paths.NUMBERS, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)  # releases the lock
-
-
 def _rounded(value, key: str):
-    """Plain Python values, floats rounded; dataclasses, and numpy's scalars and arrays, are taken as what they hold."""
+    """Plain Python values with rounded floats, from dataclasses and numpy's scalars and arrays too."""
     if is_dataclass(value):
         value = asdict(value)
     if hasattr(value, "tolist"):

@@ -1,9 +1,9 @@
-"""paper/paper.typ to paper/paper.pdf, offline and byte-stable.
+"""Compile paper/paper.typ to paper/paper.pdf, offline and byte-stable.
 
     python -m esr.reporting.paper
 
-The text takes every measured figure from paper/numbers/*.json and every published one from data/published.json; a key
-that is missing stops the compilation.
+The text takes every measured number from paper/numbers/*.json and every published one from data/published.json; a
+missing key stops the compilation.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import typst
 from esr import paths
 from esr.storage.files import write_bytes
 
-TIMESTAMP = 1767225600  # 2026-01-01, seconds since 1970: the same text gives the same bytes on any day
-FONTS = "Libertinus Serif, New Computer Modern or DejaVu Sans Mono"  # typst brings these along
+TIMESTAMP = 1767225600  # 2026-01-01, seconds since 1970: equal text gives equal bytes on any day
+FONTS = "Libertinus Serif, New Computer Modern or DejaVu Sans Mono"  # shipped with typst
 
 
 class PaperError(RuntimeError):
-    """Why the paper cannot be typeset, and what to do."""
+    """The paper cannot be typeset; the message names cause and remedy."""
 
 
 def compile_paper(source: Path | None = None) -> Path:
-    """Typeset `source` (default paper/paper.typ) beside itself as PDF, written whole or not at all; returns its path.
+    """Path of the PDF typeset beside `source` (default paper/paper.typ), written atomically.
 
-    Only typst's own fonts are used, so that every machine sets the same pages. Raises PaperError naming files that are
-    not there yet, a missing number, figure, citation or font.
+    Uses only typst's built-in fonts: every machine sets the same pages. Raises PaperError naming a missing file,
+    number, figure, citation or font.
     """
     source = source or paths.ROOT / "paper" / "paper.typ"
     _require(source)
@@ -52,7 +52,7 @@ def compile_paper(source: Path | None = None) -> Path:
 
 
 def _require(source: Path) -> None:
-    """Name every file the paper reads that is not there: one look instead of one error at a time."""
+    """Raises PaperError naming every missing file the paper reads: typst names one at a time."""
     if not source.exists():
         raise PaperError(f"{source} does not exist.")
     text = source.read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def _require(source: Path) -> None:
 
 
 def _explain(error: typst.TypstError) -> str:
-    """The message with file, line and column, which typst gives in a drawing of the source only."""
+    """The message with file, line and column, which typst gives only in its diagnostic drawing."""
     place = re.search(r"┌─ (?:\S*/)?(\S+)", error.diagnostic)
     return f"{error.message} at {place[1]}" if place else error.message
 

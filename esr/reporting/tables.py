@@ -1,4 +1,4 @@
-"""The README's tables of measured numbers, and the comparison of fresh numbers with the committed ones.
+"""The README's tables of measured numbers, and the drift of fresh numbers from the committed ones.
 
 python -m esr.reporting.tables compare [--strict]
 python -m esr.reporting.tables show
@@ -16,12 +16,12 @@ from esr.statistics.estimates import Estimate
 
 
 def results_table(esr: dict) -> str:
-    """The README's table of esr.json: one line a model and condition, intervals in brackets."""
+    """The README's table of esr.json: one line per model and condition, intervals in brackets."""
     return _rates_table(esr, "model", str)
 
 
 def finetuning_table(finetune: dict) -> str:
-    """The README's table of finetune.json: one line a share of self-corrections and condition."""
+    """The README's table of finetune.json: one line per share of self-corrections and condition."""
     return _rates_table(finetune, "self-corrections", lambda ratio: f"{100 * float(ratio):g} %")
 
 
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         verdict, text = report()
-    except ValueError as error:  # a broken file
+    except ValueError as error:  # an invalid file
         print(error, file=sys.stderr)
         return 1
     print(text)

@@ -1,4 +1,4 @@
-"""An answer as HTML, its tokens coloured by an activation: static, printable, without scripts."""
+"""A response as static, printable HTML, its tokens coloured by an activation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from esr.storage.records import Judgement, Trial
 
 
 def show_attempts(trial: Trial, judgement: Judgement) -> str:
-    """An answer in full as Markdown, its restarts marked, each attempt's score before it."""
+    """A whole response as Markdown, restarts marked and each attempt preceded by its score."""
     texts = [" ".join(trial.text[a.start : a.end].split()) for a in judgement.attempts]
     parts = " **⟲** ".join(f"[{a.score:.0f}] {text}" for a, text in zip(judgement.attempts, texts, strict=True))
     return f"**{trial.prompt}** — latent {trial.latent} “{trial.label}”, boost {trial.boost:.2f}\n\n> {parts}"
 
 
-COLOUR = (213, 94, 0)  # vermilion, as steered answers in the figures
+COLOUR = (213, 94, 0)  # vermilion, as steered responses in the figures
 BOX = (
     "background:#fff;color:#222;border:1px solid #ddd;padding:8px 10px;margin:6px 0;white-space:pre-wrap;"
     "font:13px/1.7 sans-serif;print-color-adjust:exact;-webkit-print-color-adjust:exact"
@@ -32,11 +32,10 @@ def show_response(
     restart: tuple[int, int] | None = None,
     heading: str = "",
 ) -> str:
-    """HTML of an answer, each token on a ground the deeper the larger its value; a value shows under the mouse.
+    """HTML of a response, each token shaded by its value, which shows on hover.
 
-    Tokens that spell one character together are shown as one, with their largest value. largest: the value of the
-    deepest colour. restart: first character and end of the restart's words, which are underlined behind a ⟲. Text and
-    heading are escaped.
+    Tokens that spell one character together appear as one, with their largest value. largest: the value of the deepest
+    colour. restart: first character and end of the restart phrase, underlined after a ⟲. Escapes text and heading.
     Raises ValueError unless every token has a value.
     """
     text, starts = alignment.text, alignment.starts[:-1]
@@ -50,8 +49,10 @@ def show_response(
 
 
 def _cut(text: str, starts: Sequence[int], values: Sequence[float], restart):
-    """(start, end, value, mark) of each piece: tokens with any text, cut where the restart begins and ends; mark is
-    "first" for the piece that begins the restart, "more" for the rest of it, else ""."""
+    """(start, end, value, mark) of each piece: non-empty tokens, split at the restart's borders.
+
+    mark: "first" for the restart's first piece, "more" for its others, else "".
+    """
     first, last = restart or (-1, -1)
     largest: dict[int, float] = {}
     for start, value in zip(starts, values, strict=True):

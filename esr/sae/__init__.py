@@ -1,4 +1,4 @@
-"""Sparse autoencoders: the corpus, training, loading, quality, contexts, and what latents mean.
+"""Sparse autoencoders: corpus, training, loading, quality, contexts, labels and the choice of latents.
 
 Not here: steering with latents.
 """

@@ -1,4 +1,4 @@
-"""The contexts in which latents fire most strongly."""
+"""The strongest contexts of each latent."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from esr.storage.files import write_bytes
 
 @dataclass(frozen=True)
 class Contexts:
-    """Where latents fire. Row j of each array holds latent j's strongest tokens, strongest first, one per document.
+    """Row j of each array holds latent j's strongest tokens, strongest first, at most one per document.
 
-    activation: 0 where the latent has fewer. document, position: of the token (position from the document's start).
-    density: share of own tokens it fires on. median_norm: of the residuals. tokens: own tokens looked at.
+    activation: 0 where the latent has fewer tokens. document: index of the document. position: token index within it.
+    density: share of the corpus residuals on which the latent fires. median_norm, tokens: of these residuals.
     """
 
     activation: Float[Tensor, "d_sae per_latent"]
@@ -34,7 +34,7 @@ class Contexts:
 
 
 def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_once: int = 64) -> Contexts:
-    """Each latent's strongest tokens in the corpus, at most one a document, kept in a running list."""
+    """Strongest tokens of each latent, at most one per document; `documents_at_once` bounds the memory."""
     d_sae, n_documents = sae.W_dec.shape[0], len(corpus.starts)
     best = [torch.zeros(0, d_sae), torch.zeros(0, d_sae, dtype=torch.long)]
     fired = torch.zeros(d_sae)
@@ -46,9 +46,9 @@ def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_o
         if begin < end:
             acts = torch.cat([a.float().cpu() for _, a in encoded(sae, corpus.residuals[begin:end])])
             fired += (acts > 0).sum(0)
-            own = borders[first : first + documents_at_once + 1].diff().tolist()
-            peaks = [piece.max(0) for piece in acts.split([n for n in own if n])]
-            offsets = torch.tensor([0, *[n for n in own if n]]).cumsum(0)[:-1] + begin
+            counts = [n for n in borders[first : first + documents_at_once + 1].diff().tolist() if n]
+            peaks = [piece.max(0) for piece in acts.split(counts)]
+            offsets = torch.tensor([0, *counts]).cumsum(0)[:-1] + begin
             found = [torch.stack([p.values for p in peaks]), torch.stack([p.indices for p in peaks]) + offsets[:, None]]
             both = [torch.cat(pair) for pair in zip(best, found, strict=True)]
             top = both[0].topk(min(per_latent, len(both[0])), dim=0)
@@ -63,7 +63,7 @@ def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_o
 
 
 def write_contexts(contexts: Contexts, path: Path) -> None:
-    """One safetensors file: activations and densities in few bits, what is one number in the file's metadata."""
+    """Write one safetensors file: arrays in small dtypes, scalars as metadata."""
     arrays = {
         "activation": contexts.activation.half(),
         "document": contexts.document.int(),
@@ -75,6 +75,7 @@ def write_contexts(contexts: Contexts, path: Path) -> None:
 
 
 def read_contexts(path: Path) -> Contexts:
+    """Contexts that `write_contexts` wrote. Raises FileNotFoundError."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: the stage train_sae writes it.")
     with safe_open(path, framework="pt") as file:

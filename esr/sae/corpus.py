@@ -1,4 +1,4 @@
-"""The corpus an SAE is trained and labelled on: documents one after the other, and their residuals."""
+"""The corpus that trains and labels an SAE: concatenated documents and their residuals."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from esr.storage.files import write_bytes
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents one after the other, and the residuals of their own tokens at one layer.
+    """Concatenated documents and the residuals of their kept tokens at one layer.
 
-    tokens: ids; a document begins at each of `starts` and its answer `answers` tokens later.
-    prefix: leading tokens all documents share (system turn, opening of the user's turn). They pass the same residuals
-        in every document, so they are left out of training and statistics.
-    residuals: those of the other `non_outlier` tokens; `where` says which tokens these are. Empty when no layer
-        was asked for.
+    tokens: ids, without BOS. starts: index of each document's first token.
+    responses: number of tokens from there to the response.
+    prefix: number of leading tokens that all documents share (system turn, opening of the user's turn). Their residuals
+        are equal in every document; training and statistics leave them out.
+    residuals: of the non-outlier tokens after the prefix; empty when read without a layer.
+    where: index in `tokens` of each row of `residuals`; of every token after the prefix when read without a layer.
     """
 
     tokens: Int[Tensor, " all"]
     starts: Int[Tensor, " documents"]
     responses: Int[Tensor, " documents"]
     prefix: int
-    residuals: Float[Tensor, "own d_model"]
-    where: Int[Tensor, " own"]
+    residuals: Float[Tensor, "kept d_model"]
+    where: Int[Tensor, " kept"]
 
     def document_of(self, tokens: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Index of the document each token (an index into `tokens`) belongs to."""
+        """Document index of each token, which is given as an index in `tokens`."""
         return torch.searchsorted(self.starts, tokens, right=True) - 1
 
     def document(self, i: int) -> list[int]:
@@ -45,9 +46,9 @@ class Corpus:
 
 
 def read_corpus(shards: list[Path], layer: int | None = None) -> Corpus:
-    """Read shards as `corpus.write_documents` left them; with `layer`, the residuals at that layer (bf16, in memory).
+    """The corpus in shards of `on_policy.write_corpus`; with `layer`, residuals at that layer (bfloat16, in memory).
 
-    Raises ValueError when there is no shard, or none of that layer.
+    Raises ValueError when there is no shard or a shard lacks the layer.
     """
     if not shards:
         raise ValueError("The corpus has no shard: write it first, or check its folder.")
@@ -57,26 +58,26 @@ def read_corpus(shards: list[Path], layer: int | None = None) -> Corpus:
     starts = torch.cat([t["starts"].long() + offset for t, offset in zip(texts, sizes[:-1], strict=True)])
     prefix = _shared_prefix(tokens, starts)
     position = torch.arange(len(tokens)) - torch.repeat_interleave(starts, starts.diff(append=sizes[-1:]))
-    own = position >= prefix
+    kept = position >= prefix
     residuals = torch.empty(0, 0, dtype=torch.bfloat16)
     if layer is not None:
         for path, begin, end in zip(shards, sizes, sizes[1:], strict=False):
-            piece = _read_shard(path, layer)[own[begin:end]]
+            piece = _read_shard(path, layer)[kept[begin:end]]
             if not residuals.numel():
-                residuals = torch.empty(int(own.sum()), piece.shape[1], dtype=piece.dtype)
-            first = int(own[:begin].sum())
+                residuals = torch.empty(int(kept.sum()), piece.shape[1], dtype=piece.dtype)
+            first = int(kept[:begin].sum())
             residuals[first : first + len(piece)] = piece
     responses = torch.cat([t["responses"].long() for t in texts])
-    where = own.nonzero()[:, 0]
-    if layer is not None and not (usual := non_outlier(residuals)).all():
-        residuals, where = residuals[usual], where[usual]
+    where = kept.nonzero()[:, 0]
+    if layer is not None and not (regular := non_outlier(residuals)).all():
+        residuals, where = residuals[regular], where[regular]
     return Corpus(tokens, starts, responses, prefix, residuals, where)
 
 
 def hold_out(corpus: Corpus, n: int) -> tuple[Corpus, Corpus]:
-    """The corpus without its last `n` documents, and those alone. Raises ValueError when that leaves none."""
-    if not 0 < n < len(corpus.starts):
-        raise ValueError(f"{n} documents cannot be held out of {len(corpus.starts)}: ask for 1 to that many less one.")
+    """The corpus without its last `n` documents, and the last `n`. Raises ValueError when either is empty."""
+    if not 0 < n < (total := len(corpus.starts)):
+        raise ValueError(f"{n} documents cannot be held out of {total}: choose 1 to {total - 1}.")
     cut = int(corpus.starts[-n])
     kept = corpus.where < cut
     first = Corpus(corpus.tokens[:cut], corpus.starts[:-n], corpus.responses[:-n], corpus.prefix,
@@ -87,7 +88,7 @@ def hold_out(corpus: Corpus, n: int) -> tuple[Corpus, Corpus]:
 
 
 def read_texts(path: Path) -> Corpus:
-    """The corpus without residuals, as `write_texts` left it."""
+    """The corpus without residuals that `write_texts` wrote. Raises FileNotFoundError."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: the stage train_sae writes it.")
     return read_corpus([path])
@@ -105,7 +106,7 @@ def _read_shard(path: Path, layer: int | None = None):
 
 
 def _shared_prefix(tokens: Tensor, starts: Tensor) -> int:
-    """Number of leading tokens that are the same in all documents."""
+    """Number of leading tokens that all documents share; 0 for a single document."""
     n = 0
     while len(starts) > 1 and int(starts.max()) + n < len(tokens) and len(tokens[starts + n].unique()) == 1:
         n += 1
@@ -115,7 +116,10 @@ def _shared_prefix(tokens: Tensor, starts: Tensor) -> int:
 def batches(
     residuals: Float[Tensor, "n d_model"], batch_size: int, seed: int, first: int = 0
 ) -> Iterator[Float[Tensor, "batch d_model"]]:
-    """Shuffled residuals without end, every epoch in a new order; batch i is the same in a resumed run."""
+    """Yield shuffled batches without end, in a new order each epoch, from batch `first` on.
+
+    Batch i does not depend on `first`, so a resumed run sees the same batches. Raises ValueError for too few residuals.
+    """
     per_epoch = len(residuals) // batch_size
     if not per_epoch:
         raise ValueError(f"batch_size is {batch_size}, but there are only {len(residuals)} tokens to train on.")
@@ -128,7 +132,7 @@ def batches(
 
 
 def write_texts(corpus: Corpus, path: Path) -> None:
-    """Write the corpus without its residuals, two bytes a token: the text that contexts refer to."""
+    """Write the corpus without residuals, two bytes a token. Raises ValueError for token ids of 65,536 or more."""
     if int(corpus.tokens.max()) >= 2**16:
         raise ValueError("A token id needs more than two bytes: a vocabulary of at most 65,536 is supported here.")
     texts = {

@@ -1,4 +1,4 @@
-"""Encode residuals batch by batch, and the norm statistics that leave outlier tokens out."""
+"""Encode residuals in batches, find outlier tokens, and measure the median norm."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 
 from esr.models.devices import compute_dtype
 
-BATCH = 4096  # tokens encoded at once
+BATCH = 4096  # tokens
 
 
 def non_outlier(residuals: Float[Tensor, "n d_model"]) -> Bool[Tensor, " n"]:
-    """Where residuals are at most four times as long as the median.
+    """Mask of residuals whose norm is at most four times the median norm.
 
-    A model that writes `<|endoftext|>` into an answer gives it a residual as huge as BOS's (here 80 medians): one such
-    token outweighs thousands in explained variance, and is the strongest context of many latents.
+    A `<|endoftext|>` inside a response has a residual as large as that of BOS (80 medians in SmolLM2-135M). One of them
+    outweighs thousands of tokens in explained variance and is the strongest context of many latents.
     """
     norms = torch.cat([batch.float().norm(dim=-1) for batch in residuals.split(BATCH)])
     return norms <= 4 * norms.median()
 
 
 def encoded(sae, residuals: Tensor) -> Iterator[tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_sae"]]]:
-    """Residuals and latents' activations, batch by batch; products in the compute dtype, sums in float32."""
+    """Yield residuals and latent activations per batch; products in the compute dtype, sums in float32."""
     device, fast = sae.W_dec.device, compute_dtype() == torch.bfloat16
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
         for batch in residuals.split(BATCH):
@@ -33,5 +33,5 @@ def encoded(sae, residuals: Tensor) -> Iterator[tuple[Float[Tensor, "batch d_mod
 
 
 def median_norm(residuals: Float[Tensor, "n d_model"]) -> float:
-    """Median length of a residual: the unit of boosts."""
+    """Median norm of residuals: the unit of boosts."""
     return float(torch.cat([batch.float().norm(dim=-1) for batch in residuals.split(BATCH)]).median())

@@ -1,7 +1,8 @@
-"""Draw latents to steer with, and filter them for relevance and concreteness (paper section 3)."""
+"""Draw latents to steer with and filter them by relevance and concreteness (paper section 3)."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 
@@ -19,24 +20,19 @@ from esr.storage.records import Latent, Prompt
 def prompt_activations(
     model, tokenizer, sae, layer: int, prompts: Sequence[Prompt], batch_size: int = 16
 ) -> Float[np.ndarray, " d_sae"]:
-    """Each latent's largest activation on any token of the users' words of any prompt (the template left out)."""
+    """Largest activation of each latent on any user-message token of any prompt, without the chat template."""
     from esr.models.chat import chat_tokens
 
     template = chat_tokens(tokenizer, "")
     largest = np.zeros(sae.W_dec.shape[0], dtype=np.float32)
     for first in range(0, len(prompts), batch_size):
         chats = [chat_tokens(tokenizer, p.text) for p in prompts[first : first + batch_size]]
-        before = _agreement(template, chats[0])
-        after = _agreement(template[::-1], chats[0][::-1])
-        turns = [list(c[1 : len(c) - after]) for c in chats]  # a document begins behind BOS
+        before = len(os.path.commonprefix([template, chats[0]]))
+        after = len(os.path.commonprefix([template[::-1], chats[0][::-1]]))
+        turns = [list(c[1 : len(c) - after]) for c in chats]  # documents begin after BOS
         for _, acts in encoded(sae, document_residuals(model, layer, turns, before - 1, batch_size)):
             largest = np.maximum(largest, acts.amax(0).float().cpu().numpy())
     return largest
-
-
-def _agreement(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading tokens two sequences share."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def draw_latents(
@@ -53,23 +49,23 @@ def draw_latents(
     max_prompt_share: float = 0.0,
     n_contexts: int = 8,
 ) -> list[Latent]:
-    """Draw latents in random order until `n` are kept; each drawn one is returned, with the first reason against it.
+    """All latents drawn at random until `n` are kept, each with its reason: "kept" or the first filter it fails.
 
-    Density bounds, then relevance, then concreteness (`concrete`: of `word_concreteness`). Relevance: no token of any
+    Filters in order: density, relevance, concreteness (`concrete`: from `word_concreteness`). Relevance: no token of a
     prompt activates the latent by more than `max_prompt_share` of its median activation in its strongest contexts; 0 is
-    the rule of the authors' code. Raises ValueError when the SAE has fewer than `n` that pass.
+    the rule of the authors' code. Raises ValueError when fewer than `n` latents of the SAE pass.
     """
     drawn: list[Latent] = []
     for index in np.random.default_rng(seed).permutation(len(contexts.density)).tolist():
-        own = contexts_of(contexts, words, index)
-        found = label(words, concrete, own) if own else Label("", [], 0.0)
+        strongest = contexts_of(contexts, words, index)
+        found = label(words, concrete, strongest) if strongest else Label("", [], 0.0)
         density, activation = float(contexts.density[index]), float(prompt_activation[index])
         reason = "kept"
         if density < min_density:
             reason = "too rare"
         elif density > max_density:
             reason = "too dense"
-        elif activation > max_prompt_share * float(np.median([a for a, _, _ in own] or [0.0])):
+        elif activation > max_prompt_share * float(np.median([a for a, _, _ in strongest] or [0.0])):
             reason = "fires on a prompt"
         elif not found.text or found.concreteness < min_concreteness:
             reason = "label not concrete"
@@ -81,7 +77,7 @@ def draw_latents(
                 concreteness=round(found.concreteness, 4),
                 density=density,
                 prompt_activation=activation,
-                contexts=[quote(words, c) for c in own[:n_contexts]],
+                contexts=[quote(words, c) for c in strongest[:n_contexts]],
                 kept=reason == "kept",
                 reason=reason,
             )
@@ -90,7 +86,7 @@ def draw_latents(
             return drawn
     reasons = Counter(latent.reason for latent in drawn)
     raise ValueError(
-        f"{n} latents are asked for, but only {reasons['kept']} of {len(drawn)} pass the filters "
+        f"{n} latents are requested, but only {reasons['kept']} of {len(drawn)} pass the filters "
         f"({', '.join(f'{r}: {c}' for r, c in reasons.most_common() if r != 'kept')}): "
-        "ask for fewer, lower min_concreteness or widen the density bounds."
+        "request fewer, lower min_concreteness or widen the density bounds."
     )

@@ -1,4 +1,4 @@
-"""Load and save SAEs: whole, or decoder directions and a latent subset alone."""
+"""Load and save SAEs; load decoder directions or a latent subset without the rest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from esr.storage.files import write_bytes, write_text
 
 
 def load_sae(model_id: str):
-    """The SAELens SAE of the registry. Importing sae_lens takes seconds: call this only where latents are read."""
+    """The model's SAE in the registry, as a SAELens SAE. Importing sae_lens takes seconds."""
     from sae_lens import SAE
 
     source = model_entry(model_id).sae
@@ -33,14 +33,14 @@ def load_sae(model_id: str):
 
 
 def load_directions(model_id: str, latents: Sequence[int]) -> Float[Tensor, "latents d_model"]:
-    """Unit decoder directions of `latents`, float32: a boost is then a length in the residual stream."""
+    """Unit decoder directions of `latents`, float32; a boost is then a norm in the residual stream."""
     weights, _ = _sae_weights(model_id)
     decoder = weights("W_dec")[list(latents)].float()
     return decoder / decoder.norm(dim=-1, keepdim=True)
 
 
 def load_latent_subset(model_id: str, latents: Sequence[int]) -> LatentSubset:
-    """What reads and ablates `latents` alone, on `device()`.
+    """Weights that compute and ablate `latents` without the others, on `device()`.
 
     Raises ConfigError for an SAE whose latents depend on each other (top-k) or that rescales its input.
     """
@@ -48,23 +48,23 @@ def load_latent_subset(model_id: str, latents: Sequence[int]) -> LatentSubset:
     kind, scaling = config["architecture"], config.get("normalize_activations", "none")
     if kind not in ("standard", "jumprelu") or scaling != "none":
         raise ConfigError(
-            f"The SAE of {model_id} is {kind} with normalize_activations {scaling}: single latents can be read only "
-            "from a standard or jumprelu SAE with none; convert it with SAELens first."
+            f"The SAE of {model_id} is {kind} with normalize_activations {scaling}: a latent subset needs a "
+            "standard or jumprelu SAE with normalize_activations none: convert it with SAELens first."
         )
     chosen = list(latents)
     bias = weights("b_enc")[chosen]
-    parts = {
+    tensors = {
         "encoder": weights("W_enc")[:, chosen],
         "bias": bias,
         "threshold": weights("threshold")[chosen] if kind == "jumprelu" else torch.zeros_like(bias),
         "center": weights("b_dec") * float(config.get("apply_b_dec_to_input", True)),
         "decoder": weights("W_dec")[chosen],
     }
-    return LatentSubset(tuple(chosen), **{name: part.float().contiguous().to(device()) for name, part in parts.items()})
+    return LatentSubset(tuple(chosen), **{name: t.float().contiguous().to(device()) for name, t in tensors.items()})
 
 
 def _sae_weights(model_id: str) -> tuple[Callable[[str], Tensor], dict]:
-    """A function from a weight's name to the weight, and the SAE's configuration; a folder needs no sae_lens."""
+    """A function from weight name to weight, and the SAE's configuration; a folder source needs no sae_lens."""
     source = model_entry(model_id).sae
     if source.kind == "folder":
         folder = ROOT / source.path
@@ -76,9 +76,9 @@ def _sae_weights(model_id: str) -> tuple[Callable[[str], Tensor], dict]:
 
 
 def save_sae(sae, folder: Path) -> None:
-    """Write a trained BatchTopK SAE as SAELens' JumpReLU SAE, weights in bfloat16, decoder rows of unit norm.
+    """Write a trained BatchTopK SAE as a SAELens JumpReLU SAE: bfloat16 weights, decoder rows of unit norm.
 
-    `SAE.load_from_disk(folder)` reads it, into float32.
+    `SAE.load_from_disk(folder)` loads it in float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights_path, config_path = sae.save_inference_model(folder)

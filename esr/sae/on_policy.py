@@ -1,6 +1,6 @@
-"""On-policy text: the model's own sampled answers to requests on many subjects, with the residual stream they passed.
+"""On-policy corpus: responses sampled from the model to requests on many subjects, with their residuals.
 
-The SAE is trained on the residuals captured while the text is written, so that no second forward pass is needed.
+Residuals are captured during generation, which saves a second forward pass.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from esr.models.loading import resident_model, stop_tokens
 from esr.models.provenance import engine_provenance
 from esr.sae.corpus import Corpus
 
-SHARD = 384  # documents a shard: the unit of resumption
-BATCH = 192  # written side by side
-# More varied than steered answers (0.6), still the model's own; the penalty keeps a small model out of loops.
+SHARD = 384  # documents per shard, the unit of resumption
+BATCH = 192  # responses generated together
+# 0.8 gives more varied text than the 0.6 of steered responses; the penalty keeps a small model out of loops.
 TEMPERATURE, REPETITION_PENALTY = 0.8, 1.1
 
 
 def draw_requests(subjects_file: Path, forms_file: Path, n: int, seed: int) -> list[str]:
-    """`n` distinct requests, every subject about equally often. Raises ValueError when the files allow fewer."""
+    """`n` distinct requests with subjects about equally frequent. Raises ValueError when the files allow fewer."""
     subjects = [s.strip() for line in subjects_file.read_text().splitlines() for s in line.split(",") if s.strip()]
     forms = [line.strip() for line in forms_file.read_text().splitlines() if line.strip()]
     if n > len(subjects) * len(forms):
         raise ValueError(
-            f"{n} requests asked for, but {subjects_file.name} x {forms_file.name} "
-            f"allow {len(subjects) * len(forms)}: add subjects or ask for fewer."
+            f"{n} requests are needed, but {subjects_file.name} x {forms_file.name} "
+            f"allow {len(subjects) * len(forms)}: add subjects or lower the number."
         )
     rng = random.Random(seed)
     orders = [rng.sample(forms, len(forms)) for _ in subjects]
@@ -41,7 +41,7 @@ def draw_requests(subjects_file: Path, forms_file: Path, n: int, seed: int) -> l
 
 
 def requests_and_responses(texts: Corpus, tokenizer, n: int) -> tuple[list[str], list[str]]:
-    """What was asked and what the model wrote in the first `n` documents, as text."""
+    """User messages and responses of the first `n` documents, as text."""
     special = set(tokenizer.all_special_ids)
     requests, responses = [], []
     for i, begin in enumerate(texts.responses[:n].tolist()):
@@ -54,7 +54,7 @@ def requests_and_responses(texts: Corpus, tokenizer, n: int) -> tuple[list[str],
 
 
 def write_corpus(model_id: str, requests: list[str], layers: list[int], max_new_tokens: int, workers: Workers):
-    """Shards of the model's answers to `requests` with their residuals at `layers`; returns the files in order."""
+    """Generate responses to `requests` with residuals at `layers`; returns the shard files in order."""
     shared = {"model": model_id, "layers": layers, "max_new_tokens": max_new_tokens}
     shared |= {"provenance": {k: v for k, v in engine_provenance(model_id).items() if k not in ("sae", "adapter")}}
     chunks = [shared | {"requests": requests[i : i + SHARD], "seed": i} for i in range(0, len(requests), SHARD)]
@@ -64,11 +64,11 @@ def write_corpus(model_id: str, requests: list[str], layers: list[int], max_new_
 
 
 def write_shard(chunk: dict, report: Report) -> bytes:
-    """Answer the chunk's requests; returns a safetensors file.
+    """Generate responses to the chunk's requests; returns a safetensors file.
 
-    tokens: ids of request and answer, documents one after the other; `starts`: where each document begins; `answers`:
-    tokens from there to its answer; `residual.{layer}`: output of that layer at each token. A document's first token
-    (BOS, whose norm is huge) and its last (never run) are left out.
+    tokens: ids of requests and responses, documents concatenated. starts: index of each document's first token.
+    responses: tokens from there to the response. residual.{layer}: output of that layer at each token, bfloat16.
+    A document leaves out BOS, whose norm is huge, and the last token, which is never run.
     """
     model, tokenizer = resident_model(chunk["model"])
     rows = [
@@ -88,7 +88,7 @@ def write_shard(chunk: dict, report: Report) -> bytes:
     )
     documents = [list(row.prompt)[1:] + response.tokens for row, response in zip(rows, written, strict=True)]
     residuals = [[capture.residuals(i)[1:] for capture in captures] for i in range(len(rows))]
-    # The last token of an answer cut by the length limit was never run: keep what all residuals cover.
+    # The last token of a response cut by the length limit is never run: keep the tokens that residuals cover.
     lengths = [min(len(d), len(r[0])) for d, r in zip(documents, residuals, strict=True)]
     tensors = {
         "tokens": torch.tensor([t for d, n in zip(documents, lengths, strict=True) for t in d[:n]], dtype=torch.int32),
@@ -96,6 +96,6 @@ def write_shard(chunk: dict, report: Report) -> bytes:
         "responses": torch.tensor([len(row.prompt) - 1 for row in rows]),
     }
     for place, layer in enumerate(chunk["layers"]):
-        own = torch.cat([r[place][:n] for r, n in zip(residuals, lengths, strict=True)])
-        tensors[f"residual.{layer}"] = own.bfloat16()  # whatever it was computed in: half the disk
+        captured = torch.cat([r[place][:n] for r, n in zip(residuals, lengths, strict=True)])
+        tensors[f"residual.{layer}"] = captured.bfloat16()  # half the disk of float32
     return save({name: tensor.contiguous() for name, tensor in tensors.items()})

@@ -1,4 +1,4 @@
-"""How good an SAE is: explained variance, L0, dead latents, and what splicing it in costs the model."""
+"""Quality of an SAE: explained variance, L0, dead latents, and cross-entropy with its reconstruction spliced in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from esr.sae.encoding import encoded, non_outlier
 
 
 def explained_variance(sae, residuals: Float[Tensor, "n d_model"]) -> float:
-    """1 - sum |x - reconstruction|^2 / sum |x - mean(x)|^2 over all tokens: the mean is no merit of the SAE."""
+    """1 - sum |x - reconstruction|^2 / sum |x - mean(x)|^2 over all tokens."""
     mean = residuals.float().mean(0)
     missed = total = 0.0
     for x, acts in encoded(sae, residuals):
@@ -27,12 +27,12 @@ def explained_variance(sae, residuals: Float[Tensor, "n d_model"]) -> float:
 
 
 def l0(sae, residuals: Float[Tensor, "n d_model"]) -> float:
-    """Active latents per token, on average."""
+    """Mean number of active latents per token."""
     return sum(int((acts > 0).sum()) for _, acts in encoded(sae, residuals)) / len(residuals)
 
 
 def dead_fraction(sae, residuals: Float[Tensor, "n d_model"]) -> float:
-    """Share of latents that fire on none of the tokens. Say how many tokens: rare latents look dead in few."""
+    """Share of latents that fire on none of the tokens. Rare latents look dead when there are few tokens."""
     fires = torch.zeros(sae.W_dec.shape[0], dtype=torch.bool, device=sae.W_dec.device)
     for _, acts in encoded(sae, residuals):
         fires |= (acts > 0).any(0)
@@ -41,7 +41,7 @@ def dead_fraction(sae, residuals: Float[Tensor, "n d_model"]) -> float:
 
 @dataclass
 class Rewrite:
-    """Put `function(residual)` in the place of each real token's residual."""
+    """Replaces the residual of each real token by `function(residual)`."""
 
     layer: int
     function: Callable[[Float[Tensor, "n d_model"]], Float[Tensor, "n d_model"]]
@@ -55,11 +55,11 @@ class Rewrite:
 def spliced_cross_entropy(
     model, sae, layer: int, documents: list[list[int]], prefix: int, batch_size: int = 16
 ) -> dict[str, float]:
-    """What the reconstruction costs the model: mean cross-entropy (nats a token) of the documents' own tokens.
+    """Mean cross-entropy (nats per token) of the model with and without the SAE at `layer`.
 
-    clean: as the model is; spliced: the SAE's reconstruction instead of the layer's output; zeroed: nothing instead of
-    it; recovered: share of the loss between zeroed and clean that the reconstruction keeps. BOS and the `prefix` tokens
-    all documents share are left alone, as in training. documents: token ids, without BOS.
+    clean: the model; spliced: the layer's output replaced by the SAE's reconstruction; zeroed: replaced by zeros;
+    recovered: (zeroed - spliced) / (zeroed - clean). BOS and the shared `prefix` tokens are neither edited nor counted,
+    as in training. documents: token ids, without BOS.
     """
 
     def reconstruct(residuals):
@@ -87,35 +87,35 @@ def spliced_cross_entropy(
 
 
 def _cross_entropy(model, documents, prefix: int, interventions: list[Intervention]) -> tuple[float, int]:
-    """Summed loss and number of the documents' tokens after the first own one; what predicts them is edited."""
-    ids, own = _padded(model, documents, prefix)
-    step = Step(trials=torch.arange(len(ids)), real=own, response=own)
+    """Summed loss and number of tokens after the prefix whose predecessor is edited too."""
+    ids, mask = _padded(model, documents, prefix)
+    step = Step(trials=torch.arange(len(ids)), real=mask, response=mask)
     with torch.inference_mode(), apply(model, interventions, step):
         logits = model(input_ids=ids).logits[:, :-1]
-    counted = own[:, 1:] & own[:, :-1]
+    counted = mask[:, 1:] & mask[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits[counted].float(), ids[:, 1:][counted], reduction="sum")
     return float(loss), int(counted.sum())
 
 
 def _padded(model, documents, prefix: int):
-    """Documents with BOS before and padding behind (unseen by a causal model), and where their own tokens are."""
+    """Token ids with BOS first and right padding (causal attention ignores it); mask of tokens after the prefix."""
     width = 1 + max(map(len, documents))
     ids = torch.full((len(documents), width), model.config.bos_token_id, device=model.device)
-    own = torch.zeros_like(ids, dtype=torch.bool)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
     for row, document in enumerate(documents):
         ids[row, 1 : 1 + len(document)] = torch.tensor(document)
-        own[row, 1 + prefix : 1 + len(document)] = True
-    return ids, own
+        mask[row, 1 + prefix : 1 + len(document)] = True
+    return ids, mask
 
 
 def document_residuals(
     model, layer: int, documents: list[list[int]], prefix: int, batch_size: int = 16
 ) -> Float[Tensor, "n d_model"]:
-    """Residuals of the documents' own tokens, in order, as `read_corpus` has them: for when shards are not at hand."""
+    """Residuals of the non-outlier tokens after the prefix, as `read_corpus` gives them, without shards."""
     pieces: list[Tensor] = []
     for first in range(0, len(documents), batch_size):
-        ids, own = _padded(model, documents[first : first + batch_size], prefix)
-        step = Step(trials=torch.arange(len(ids)), real=own, response=own)
+        ids, mask = _padded(model, documents[first : first + batch_size], prefix)
+        step = Step(trials=torch.arange(len(ids)), real=mask, response=mask)
         capture = Capture(layer, leave=True)
         with torch.inference_mode(), suppress(Captured), apply(model, [capture], step):
             model.model(input_ids=ids)
@@ -125,7 +125,7 @@ def document_residuals(
 
 
 def quality(sae, model, layer: int, test: Corpus, seen: Float[Tensor, "n d_model"]) -> dict[str, float]:
-    """What is reported of an SAE: on held-out documents `test`, but dead latents on many training residuals `seen`."""
+    """Reported metrics on the held-out documents `test`; dead latents on the training residuals `seen`."""
     losses = spliced_cross_entropy(model, sae, layer, [test.document(i) for i in range(len(test.starts))], test.prefix)
     return {
         "explained_variance": explained_variance(sae, test.residuals),

@@ -1,4 +1,4 @@
-"""A corpus as words, singular and plural merged."""
+"""The words of a corpus, singular and plural merged."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from esr.judging.texts import WORD_CLASS
 from esr.sae.corpus import Corpus
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-WINDOW = 16  # words up to the firing token in which a label is looked for
-FRAME = 0.02  # share of requests above which a word belongs to the form of the request, not to its subject
-OPENING = 32  # words that stand for the subject of a document without a request
+WINDOW = 16  # words up to the firing token that may become a label
+FRAME = 0.02  # share of requests above which a word belongs to their form, not to a subject
+OPENING = 32  # first words that serve as the subject of a document without a request
 
 
 @dataclass(frozen=True)
 class Words:
-    """A corpus as words, singular and plural merged.
+    """The words of a corpus, singular and plural merged.
 
-    spelling: the vocabulary. word_of, document_of: each word's entry in the vocabulary, and its document.
-    at: index of the word each token is part of or follows; -1 before a document's first. pieces: text of each token.
-    starts: first token of each document. subjects: what each document's request is about, without the words of form.
-    entries, owners: the distinct pairs of vocabulary entry and document, by entry. requests: of each entry, the
-    requests it occurs in.
+    spelling: the vocabulary. word_of, document_of: vocabulary entry and document of each word.
+    at: index of the word each token belongs to or follows; -1 before a document's first word.
+    pieces: text of each token. starts: index of each document's first token.
+    subjects: each document's request without the words of form.
+    entries, owners: distinct pairs of vocabulary entry and document, sorted by entry.
+    count, requests: number of uses of each entry, and of requests with it.
     """
 
     spelling: list[str]
@@ -42,7 +43,7 @@ class Words:
     requests: Int[np.ndarray, " vocabulary"]
 
     def window(self, document: int, position: int) -> Int[np.ndarray, " at_most_window"]:
-        """The last words of a document up to a token, the token's own word last."""
+        """The last `WINDOW` words of a document up to a token, in order."""
         last = self.at[self.starts[document] + position]
         if last < 0:
             return self.word_of[:0]
@@ -53,61 +54,61 @@ class Words:
         return self.owners[first:last]
 
     def may_label(self, w: int) -> bool:
-        """No word of a closed class (articles, pronouns, ...), and none of the request's form ("Write a poem")."""
+        """Whether a word is neither of a closed class (articles, pronouns, ...) nor of a form ("Write a poem")."""
         word = self.spelling[w]
         return len(word) > 2 and word.lower() not in WORD_CLASS and self.requests[w] <= FRAME * len(self.starts)
 
     def together(self, v: int, w: int) -> float:
-        """How many times as many documents have both words as if they were independent."""
+        """Number of documents with both words over the number expected if they were independent."""
         with_v, with_w = self.documents_with(v), self.documents_with(w)
         return len(np.intersect1d(with_v, with_w)) * len(self.starts) / (len(with_v) * len(with_w))
 
 
 def read_words(corpus: Corpus, tokenizer) -> Words:
-    """Words of the users' turns and the answers; the chat template is left out."""
+    """Words of user messages and responses, without the chat template."""
     special = set(tokenizer.all_special_ids)
     vocabulary = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     tokens, starts, responses = corpus.tokens.tolist(), corpus.starts.tolist(), corpus.responses.tolist()
     pieces: list[str] = []
     found: list[str] = []
-    document_of, asked, at = [], [], np.full(len(tokens), -1)
+    document_of, in_request, at = [], [], np.full(len(tokens), -1)
     for d, (begin, end) in enumerate(zip(starts, [*starts[1:], len(tokens)], strict=True)):
-        own = _without_template(tokens[begin:end], corpus.prefix, responses[d], special, vocabulary)
-        pieces += own
-        ends = np.cumsum([len(p) for p in own])
-        matches = list(WORD.finditer("".join(own)))
+        texts = _without_template(tokens[begin:end], corpus.prefix, responses[d], special, vocabulary)
+        pieces += texts
+        ends = np.cumsum([len(p) for p in texts])
+        matches = list(WORD.finditer("".join(texts)))
         response_at = ends[responses[d] - 1] if responses[d] else 0
-        asked += [m.start() < response_at for m in matches]
+        in_request += [m.start() < response_at for m in matches]
         document_of += [d] * len(matches)
         before = np.searchsorted([m.start() for m in matches], ends - 1, side="right") - 1
         at[begin:end] = np.where(before >= 0, before + len(found), -1)
         found += [m.group() for m in matches]
     spelling, word_of = _vocabulary(found)
-    document_of, asked, n = np.array(document_of), np.array(asked), len(spelling)
-    pairs = word_of * len(starts) + document_of  # one number for both sorts ten times faster
+    document_of, in_request, n = np.array(document_of), np.array(in_request), len(spelling)
+    pairs = word_of * len(starts) + document_of  # one number per pair sorts ten times faster than two
     entries, owners = np.divmod(np.unique(pairs), len(starts))
-    requests = np.bincount(np.unique(pairs[asked]) // len(starts), minlength=n)
+    requests = np.bincount(np.unique(pairs[in_request]) // len(starts), minlength=n)
     count = np.bincount(word_of, minlength=n)
-    subjects = _subjects(spelling, word_of, document_of, asked, requests > FRAME * len(starts), len(starts))
+    subjects = _subjects(spelling, word_of, document_of, in_request, requests > FRAME * len(starts), len(starts))
     return Words(
         spelling, word_of, document_of, at, pieces, np.array(starts), subjects, entries, owners, count, requests
     )
 
 
 def _without_template(tokens, prefix: int, response: int, special: set[int], vocabulary: list[str]) -> list[str]:
-    """Texts of a document's tokens; the template between the user's words and the answer becomes a line break."""
+    """Text of each token of a document; the template between user message and response becomes a line break."""
     closing = next((i for i in range(prefix, response) if tokens[i] in special), response)
-    own = ["" if t in special else vocabulary[t] for t in tokens]
-    own[:prefix] = [""] * min(prefix, len(own))
-    for i in range(closing, min(response, len(own))):
-        own[i] = "\n" if i == closing else ""
-    return own
+    texts = ["" if t in special else vocabulary[t] for t in tokens]
+    texts[:prefix] = [""] * min(prefix, len(texts))
+    for i in range(closing, min(response, len(texts))):
+        texts[i] = "\n" if i == closing else ""
+    return texts
 
 
 def _vocabulary(found: list[str]) -> tuple[list[str], Int[np.ndarray, " words"]]:
-    """Distinct words, plural and possessive under their singular where the corpus has it, and each word's index.
+    """Spelling of distinct words and each word's index; plurals and possessives count as a singular of the corpus.
 
-    A word is spelt as it mostly is, with a capital letter only if that is the rule (Egypt, Tuesday).
+    The spelling is the most frequent one, capitalized only when over 80 % of the uses are (Egypt, Tuesday).
     """
     forms = Counter(found)
     lower: Counter = Counter()
@@ -139,12 +140,12 @@ def _spelling(forms: Counter) -> str:
     return best.capitalize() if capital > 0.8 * lower[best] else best
 
 
-def _subjects(spelling, word_of, document_of, asked, frame, n_documents: int) -> list[str]:
-    """The request's words that are not of its form; without a request, the document's first words."""
+def _subjects(spelling, word_of, document_of, in_request, frame, n_documents: int) -> list[str]:
+    """Each request's words that are not of its form; without a request, the document's first words."""
     subjects = []
     borders = np.searchsorted(document_of, np.arange(n_documents + 1))
     for begin, end in zip(borders, borders[1:], strict=False):
-        words = word_of[begin:end][asked[begin:end]]
+        words = word_of[begin:end][in_request[begin:end]]
         words = words[~frame[words]] if len(words) else word_of[begin:end][:OPENING]
         subjects.append(" ".join(spelling[w] for w in words))
     return subjects

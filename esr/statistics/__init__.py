@@ -1,4 +1,4 @@
-"""What is counted and how sure it is: metrics, intervals, comparisons, verdict rules, simulation, power.
+"""Metrics, intervals, effects, verdict rules, simulation and power.
 
 Imports no torch.
 """

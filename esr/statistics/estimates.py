@@ -1,4 +1,4 @@
-"""The one shape of a measured number: an estimate, the ends of its interval, and n."""
+"""A measured number: an estimate, the ends of its interval, and n."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Estimate:
-    """`low` and `high` bound the interval. None is no bound, or, for `estimate`, nothing to estimate from; `n` counts
-    what it is measured on: trials, or pairs of trials.
+    """A measured number and its interval.
+
+    estimate: None when there is nothing to estimate from. low, high: None is no bound. n: trials or pairs of trials.
     """
 
     estimate: float | None
@@ -18,7 +19,7 @@ class Estimate:
 
     @classmethod
     def of(cls, estimate, low, high, n) -> Estimate:
-        """From numpy's numbers as well as Python's."""
+        """An Estimate from numpy's or Python's numbers."""
         ends = (None if value is None else float(value) for value in (estimate, low, high))
         return cls(*ends, int(n))
 
@@ -37,21 +38,24 @@ FIELDS = set(vars(NOTHING))
 
 
 def difference(one: Estimate | None, other: Estimate | None) -> Estimate | None:
-    """`one` less `other`, as uncertain as both intervals together: wider than a test of the difference would be.
+    """`one` minus `other` for quantities without paired trials; None where one is missing.
 
-    For quantities that no stage compared trial by trial. Its `n` is the smaller one. None where one is missing.
+    The interval adds both widths, wider than a test of the difference. `n` is the smaller one.
     """
     if one is None or other is None:
         return None
 
-    def less(a: float | None, b: float | None) -> float | None:
+    def subtract(a: float | None, b: float | None) -> float | None:
         return None if a is None or b is None else a - b
 
     return Estimate(
-        less(one.estimate, other.estimate), less(one.low, other.high), less(one.high, other.low), min(one.n, other.n)
+        subtract(one.estimate, other.estimate),
+        subtract(one.low, other.high),
+        subtract(one.high, other.low),
+        min(one.n, other.n),
     )
 
 
 def from_json(fields: dict) -> Estimate | dict:
-    """A JSON object of that shape as an Estimate, others as they are: `json.loads(text, object_hook=from_json)`."""
+    """An Estimate from its JSON object, other objects unchanged: `json.loads(text, object_hook=from_json)`."""
     return Estimate(**fields) if set(fields) == FIELDS else fields

@@ -1,8 +1,7 @@
-"""Intervals for rates and means of trials that come in clusters: the trials of one latent are not independent.
+"""Intervals for rates and means of clustered trials: the trials of one latent are not independent.
 
-Shown everywhere: `rate` and `mean`, 95 % by default, from a bootstrap that resamples whole latents. Beside them, only
-for comparison with the published numbers, `unclustered`: the authors' interval, which takes all trials as independent.
-Two conditions are compared in esr.statistics.effects.
+`rate` and `mean` resample whole latents, 95 % by default. `unclustered`, the authors' interval, takes all trials as
+independent and serves only for comparison with the published numbers. esr.statistics.effects compares two conditions.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ def wilson(events: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, 
 
 
 def exact(events: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Clopper and Pearson's (1934) interval: covers at least `confidence` whatever the rate, hence wide."""
+    """Clopper and Pearson's (1934) interval: covers at least `confidence` at every rate."""
     return _binomial(events, n, 1 - confidence, "beta")
 
 
 def unclustered(events: Sequence[bool], *, confidence: float = CONFIDENCE) -> Estimate:
-    """A rate with the authors' interval, estimate +- 1.96 standard errors at 95 %, every trial taken as independent.
+    """A rate with the authors' interval: estimate +- 1.96 standard errors at 95 %, trials independent.
 
-    Cut at 0 and 1. Of width zero when no trial, or every trial, is an event.
+    Clipped to 0 and 1. Width zero when no trial, or every trial, is an event.
     """
     events = np.asarray(events, dtype=bool)
     if not len(events):
@@ -51,16 +50,16 @@ def rate(
     n_bootstrap: int = N_BOOTSTRAP,
     seed: int = SEED,
 ) -> Estimate:
-    """Share of trials that are events and its interval.
+    """Share of trials that are events, with its interval.
 
-    Wilson's interval of the `effective_size`, with Student's t of clusters - 1 degrees of freedom in the normal's place
+    Wilson's interval at the `effective_size`, with Student's t of clusters - 1 degrees of freedom instead of the normal
     (Korn and Graubard's 1998 adjustment, on Wilson's interval as in Franco et al. 2019). When no trial, or every trial,
-    is an event there is nothing to resample: the exact interval of as many trials as there are clusters, as if each
-    latent had been asked once. One cluster says nothing about the next: 0 to 1. No trials: nulls and n 0.
+    is an event there is nothing to resample: the exact interval of as many trials as clusters. One cluster: 0 to 1. No
+    trials: nulls and n 0.
 
-    Simulated with 32 latents x 10 prompts and intra-class correlations of 0 to 0.3, it covers the true rate in 94 to
-    97 % of studies at a rate of 15 % and in 94 to 98 % at 0.3 to 4 %. Hard are rare events that a few latents make,
-    each asked often: with 38 prompts and a correlation of 0.3 it is 89 % at a rate of 4 % (32 latents) or 1 % (128).
+    Coverage simulated with 32 latents x 10 prompts and intra-class correlations of 0 to 0.3: 94 to 97 % at a rate of
+    15 %, 94 to 98 % at 0.3 to 4 %. It is worse for rare events in a few latents with many trials each: with 38 prompts
+    and a correlation of 0.3, 89 % at a rate of 4 % (32 latents) or 1 % (128).
     """
     events, codes, count = clustered(np.asarray(events, dtype=bool), clusters)
     n, total = len(events), int(events.sum())
@@ -71,7 +70,7 @@ def rate(
     if count == 1:
         return Estimate.of(events.mean(), 0.0, 1.0, n)
     size = effective_size(events, codes, count, n_bootstrap, seed)
-    outside = 2 * norm.sf(t.ppf((1 + confidence) / 2, count - 1))  # at which Wilson's normal quantile is Student's
+    outside = 2 * norm.sf(t.ppf((1 + confidence) / 2, count - 1))  # makes Wilson's normal quantile Student's
     return Estimate.of(events.mean(), *_binomial(total / n * size, size, max(outside, SMALLEST), "wilson"), n)
 
 
@@ -85,8 +84,8 @@ def mean(
 ) -> Estimate:
     """Mean over trials with its cluster bootstrap interval.
 
-    The interval is null where nothing varies (one cluster, or one value everywhere), everything but `n` without values.
-    Raises ValueError on a missing value: what to do with those is the metric's decision.
+    The interval is null where nothing varies (one cluster, or one value everywhere), all but `n` without values. Raises
+    ValueError on a missing value: the metric decides how to treat those.
     """
     values, codes, count = clustered(np.asarray(values, dtype=float), clusters)
     if not np.isfinite(values).all():
@@ -100,9 +99,9 @@ def mean(
 
 
 def intraclass_correlation(events: Sequence[bool], clusters: Sequence) -> float | None:
-    """How alike trials of one cluster are: the analysis-of-variance estimate, from 0 (independent) to 1 (all the same).
+    """Analysis-of-variance estimate of the correlation within clusters, 0 (independent) to 1 (identical).
 
-    Negative estimates count as 0. Null where it cannot be seen: one cluster, one trial in each, or no variation.
+    Negative estimates count as 0. None for one cluster, one trial in each, or no variation.
     """
     events, codes, count = clustered(np.asarray(events, dtype=float), clusters)
     n = len(events)
@@ -119,13 +118,13 @@ def intraclass_correlation(events: Sequence[bool], clusters: Sequence) -> float 
 def effective_size(
     values: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"], count: int, n_bootstrap: int, seed: int
 ) -> float:
-    """Number of independent trials that would fix the mean of `values` as well as these `count` clusters do.
+    """Number of independent trials that estimate the mean of `values` as precisely as these `count` clusters.
 
     n over the design effect, the variance of the mean between resamples of whole clusters over that of independent
-    trials. The design effect counts as no smaller than 1 + (m - 1) / r^2, m the size of a cluster and r the number of
-    trials that differ from the commonest value: correlation shows in pairs of events, of which r make about r^2. So a
-    single event weighs as if each cluster had been asked once, as no event does in `rate`, and many as their spread
-    says. Never below one trial. Values must vary, and come from two clusters or more.
+    trials. The design effect is at least 1 + (m - 1) / r^2, with m the size of a cluster and r the number of trials
+    that differ from the commonest value: correlation shows in pairs of events, and r events make about r^2. A single
+    event thus counts as if each cluster had one trial. Returns 1 or more. Values must vary and come from two clusters
+    or more.
     """
     n, sizes = len(values), np.bincount(codes, minlength=count)
     rare = n - np.unique(values, return_counts=True)[1].max()
@@ -137,30 +136,30 @@ def effective_size(
 def bootstrap_means(
     values: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"], count: int, n_bootstrap: int, seed: int
 ) -> Float[np.ndarray, " n_bootstrap"]:
-    """Means over draws of `count` whole clusters with replacement; the same seed draws the same clusters."""
+    """Means over draws of `count` whole clusters with replacement; equal seeds draw equal clusters."""
     sums, sizes = np.bincount(codes, weights=values, minlength=count), np.bincount(codes, minlength=count)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n_bootstrap)
     return (drawn @ sums) / (drawn @ sizes)
 
 
 def tails(count: int, confidence: float) -> tuple[float, float]:
-    """Which percentiles of the resampled statistic bound the interval.
+    """Percentiles of the resampled statistic that bound the interval.
 
-    Plain ones are too narrow for few clusters; these are Hesterberg's (2015) expanded ones, which give a mean of
-    `count` values Student's t instead of the normal's width.
+    Plain ones are too narrow for few clusters. Hesterberg's (2015) expanded ones give a mean of `count` values the
+    width of Student's t.
     """
     tail = float(norm.cdf(t.ppf((1 - confidence) / 2, count - 1) * np.sqrt(count / (count - 1))))
     return tail, 1 - tail
 
 
 def clustered(values: np.ndarray, clusters: Sequence) -> tuple[np.ndarray, np.ndarray, int]:
-    """Values, the number of each value's cluster, and how many clusters there are.
+    """Values, each value's cluster index, and the number of clusters.
 
-    A cluster's name is anything that sorts, or a tuple such as (latent, prompt).
+    A cluster's name sorts, or is a tuple like (latent, prompt).
     """
     clusters = np.asarray(clusters)
     if len(values) != len(clusters):
-        raise ValueError(f"{len(values)} values with {len(clusters)} clusters: each value needs its own cluster.")
+        raise ValueError(f"{len(values)} values with {len(clusters)} clusters: each value needs one.")
     names, codes = np.unique(clusters, axis=0 if clusters.ndim > 1 else None, return_inverse=True)
     return values, codes, len(names)
 

@@ -1,6 +1,6 @@
-"""What is counted: one function per definition of the paper, on a table with one row per judged answer.
+"""The paper's metrics, one function each, on a table with one row per judged response.
 
-A trial without a usable score is in no rate: `scored` says which, `summarize` says how many.
+No rate includes a trial without a usable score: `scored` marks those with one, `summarize` counts the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNSCORED = ("empty", "run_error", "parse_failure", "truncated")  # outcomes with
 def table(judgements: Iterable[Judgement]) -> pd.DataFrame:
     """One row per judgement, columns `COLUMNS`; scores 0-100, NaN where the judge gave none.
 
-    Raises ValueError when a trial is there twice (two judges' rows in one list, say): it would count double.
+    Raises ValueError when a trial appears twice, e.g. from two judges.
     """
     rows = [
         {name: getattr(judgement, name) for name in (*KEY, "outcome", "degraded", "unverified")}
@@ -36,25 +36,26 @@ def table(judgements: Iterable[Judgement]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=COLUMNS)
     kinds = {"attempts": int, "first_score": float, "last_score": float, "degraded": bool, "unverified": int}
     frame = frame.astype(kinds)
-    twice = frame[frame.duplicated(KEY)]
-    if len(twice):
+    repeated = frame[frame.duplicated(KEY)]
+    if len(repeated):
         raise ValueError(
-            f"{len(twice)} trials are judged twice, first {dict(twice.iloc[0][KEY])}: keep one judge's rows of each."
+            f"{len(repeated)} trials are judged twice, first {dict(repeated.iloc[0][KEY])}: "
+            "keep one judge's rows of each."
         )
     return frame
 
 
 def scored(frame: pd.DataFrame) -> pd.Series:
-    """Trials that count: judged without error, not empty, and first and last attempt have a score.
+    """Trials that count: judged without error, not empty, first and last attempt scored.
 
-    The one place where a missing score is dealt with. The paper's rates are over all scored trials (section 3).
+    No other function handles missing scores. The paper's rates are over all scored trials (section 3).
     """
     has_scores = frame.first_score.notna() & frame.last_score.notna()
     return (frame.outcome == "scored") & (frame.attempts >= 1) & has_scores
 
 
 def multi_attempt(frame: pd.DataFrame) -> pd.Series:
-    """Two attempts or more: the answer restarts explicitly at least once (paper section 3)."""
+    """Two attempts or more: the response restarts explicitly at least once (paper, section 3)."""
     return frame.attempts >= 2
 
 
@@ -64,17 +65,17 @@ def improved(frame: pd.DataFrame) -> pd.Series:
 
 
 def esr(frame: pd.DataFrame) -> pd.Series:
-    """Endogenous steering resistance: the answer restarts, and its last attempt beats its first (paper section 3)."""
+    """Endogenous steering resistance: the response restarts, and its last attempt beats its first (section 3)."""
     return multi_attempt(frame) & improved(frame)
 
 
 def degraded(frame: pd.DataFrame) -> pd.Series:
-    """The same word five times in a row, as the judge found it: steering broke the text rather than the topic."""
+    """The same word five times in a row, as the judge found it: steering broke the text, not the topic."""
     return frame.degraded
 
 
 def rates(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict[str, Estimate]:
-    """The paper's four figures over scored trials.
+    """The paper's four metrics over scored trials.
 
     multi_attempt_rate = P(multi-attempt); improvement_rate = P(improved | multi-attempt), null with n 0 when nothing
     restarts; esr_rate = P(multi-attempt and improved); first_attempt_score = mean score of the first attempt, 0-100.
@@ -91,11 +92,11 @@ def rates(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict[str,
 
 
 def worst_cases(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
-    """How far missing judgements could move the multi-attempt and ESR rates.
+    """Bounds on the multi-attempt and ESR rates if missing judgements were known.
 
-    Per rate: `missing_left_out` as in `rates`; `missing_as_no_events` and `missing_as_events`, between which the rate
-    lies whatever the missing trials were. Missing is what the judge should have scored and did not; an empty answer is
-    not missing, it holds no attempt, and is in none of the three. `n_missing` says how many. `interval` as in `rates`.
+    By rate: `missing_left_out` as in `rates`; `missing_as_no_events` and `missing_as_events` bound the rate. Missing
+    trials are those the judge failed to score, `n_missing` in number; empty responses are excluded, not missing.
+    `interval` as in `rates`.
     """
     frame = frame[frame.outcome != "empty"]
     known = scored(frame)
@@ -118,11 +119,10 @@ def degraded_rate(frame: pd.DataFrame, cluster: str = "latent", **interval) -> E
 def summarize(frame: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
     """The entry of one model and condition in paper/numbers/esr.json.
 
-    The four `rates` and the degraded_rate; n_trials, and n_unscored of them that are in no rate (n_empty answers;
-    n_run_error, n_parse_failure and n_truncated of the judge; the rest without a score); n_unverified_segments, which
-    a judge took for attempts and the answers do not show; the rates again `without_degraded` answers; and
-    `unclustered`, the rates with the authors' interval. `interval` as in `rates`.
-    Raises ValueError unless the rows are of one model and one condition.
+    The four `rates` and degraded_rate; n_trials, of which n_unscored are in no rate (n_empty; n_run_error,
+    n_parse_failure and n_truncated by the judge; the rest without a score); n_unverified_segments, attempts a judge
+    claims and the responses do not contain; the rates `without_degraded` responses; `unclustered`, the rates with the
+    authors' interval. `interval` as in `rates`. Raises ValueError unless all rows are of one model and condition.
     """
     conditions = frame[["model", "condition"]].drop_duplicates()
     if len(conditions) != 1:
@@ -162,10 +162,10 @@ def latent_counts(drawn: Sequence[Latent]) -> dict:
 
 
 def calibration_summary(thresholds: Sequence[Threshold], target: float) -> dict:
-    """Entry of one model in paper/numbers/calibration.json, but for the score that steered answers then had.
+    """Entry of one model in paper/numbers/calibration.json, without the score of the steered responses.
 
-    Latents that went in, how many converged and why others did not; quartiles of the thresholds that converged, in
-    median residual norms.
+    Counts of latents, of converged ones and of reasons for the others; quartiles of the converged thresholds, in median
+    residual norms.
     """
     boosts = pd.Series([t.boost for t in thresholds if t.converged], dtype=float)
     quartiles = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}

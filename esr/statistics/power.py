@@ -1,7 +1,7 @@
-"""How many trials a comparison needs, and what they cost, before any is generated.
+"""Sample sizes, power and costs of paired experiments on events (restarts, ESR).
 
-Formulas for the studies of esr.statistics.simulation, milliseconds where simulating takes seconds; the tests hold the
-two together. All of it concerns events (restarts, ESR), which are rare: scores need far fewer trials.
+Formulas for the designs of esr.statistics.simulation: milliseconds instead of seconds. Tests compare the two. Events
+are rare; scores need far fewer trials.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from esr.statistics.simulation import CONFIDENCE, Design, design_effect, discord
 POWER = 0.8
 OUTCOMES = ("multi_attempt", "esr")
 POINTS = 50  # of each distribution that the formulas average over
-SMALL = 1e-9  # a standard error of none, to divide by
-MAX_ICC = 0.99  # of intra-class correlations: with 1, a latent would be asked once
+MIN_ERROR = 1e-9  # stands for a standard error of 0 in divisions
+MAX_ICC = 0.99  # at 1, all trials of a latent would count as one
 
 
 def mcnemar_power(design: Design, confidence: float = CONFIDENCE) -> float:
-    """How often the exact McNemar test rejects: binomial given the number of discordant pairs, averaged over that.
+    """Power of the exact McNemar test: binomial given the number of discordant pairs, averaged over that number.
 
-    The test takes pairs as independent. Where they are not (`shared` below 1) it rejects more often than it should,
-    also without any reduction; so does this figure, by spreading the share of pairs that favour the baseline.
+    The test treats pairs as independent. Where they are not (`shared` below 1) it rejects too often, also without any
+    reduction; the formula reproduces this by spreading the share of pairs that favour the baseline.
     """
     pairs, effect = discordance(design), design_effect(design)
     if not pairs.total:
@@ -39,31 +39,31 @@ def mcnemar_power(design: Design, confidence: float = CONFIDENCE) -> float:
     chances = np.array([chance])
     if 0 < correlation < 1 and 0 < chance < 1:
         odds = (1 - correlation) / correlation
-        chances = beta.ppf(_middles(POINTS), chance * odds, (1 - chance) * odds)
+        chances = beta.ppf(_midpoints(POINTS), chance * odds, (1 - chance) * odds)
     rejected = rejected_up_to(counts, confidence)[:, None]
     either = binom.cdf(rejected, counts[:, None], chances) + binom.cdf(rejected, counts[:, None], 1 - chances)
     return float(either.mean())
 
 
 def cluster_power(design: Design, confidence: float = CONFIDENCE) -> float:
-    """How often the interval of esr.statistics.effects.paired_difference excludes 0.
+    """Probability that the interval of esr.statistics.effects.paired_difference excludes 0.
 
-    Normal given the number of discordant pairs, averaged over that and over the design effect as estimated, which
-    scatters around the true one like chi square / (latents - 1) and is held at what
-    esr.statistics.intervals.effective_size lets it fall to. Within 3 points of simulations at base rates of 4 % and
-    more with 30 discordant pairs or more. Too high by some points with fewer, too low by up to 7 at a base rate of 1
-    %: simulate there.
+    Normal given the number of discordant pairs, averaged over that number and over the estimated design effect, which
+    scatters around the true one like chi square / (latents - 1), bounded below as in
+    esr.statistics.intervals.effective_size. Within 3 points of simulations at base rates of 4 % or more with 30
+    discordant pairs or more. With fewer pairs it is some points too high, at a base rate of 1 % up to 7 too low:
+    simulate there.
     """
-    pairs, free = discordance(design), design.latents - 1
+    pairs, freedom = discordance(design), design.latents - 1
     if not pairs.total:
         return 0.0
     counts = _discordant_counts(design)[:, None].astype(float)
     chance, effect = pairs.only_baseline / pairs.total, design_effect(design)
-    estimated = effect * chi2.ppf(_middles(POINTS), free) / free
+    estimated = effect * chi2.ppf(_midpoints(POINTS), freedom) / freedom
     smallest = 1 + (design.prompts - 1) / np.maximum(counts, 1) ** 2
-    needed = t.isf((1 - confidence) / 2, free) * np.sqrt(counts * np.maximum(estimated, smallest))
+    needed = t.isf((1 - confidence) / 2, freedom) * np.sqrt(counts * np.maximum(estimated, smallest))
     difference = counts * (2 * chance - 1)
-    error = np.maximum(np.sqrt(4 * counts * chance * (1 - chance) * effect), SMALL)
+    error = np.maximum(np.sqrt(4 * counts * chance * (1 - chance) * effect), MIN_ERROR)
     found = norm.sf((needed - difference) / error) + norm.sf((needed + difference) / error)
     return float(np.where(counts > 0, found, 0.0).mean())
 
@@ -80,9 +80,9 @@ def sample_needed(
     confidence: float = CONFIDENCE,
     max_latents: int = 10**6,
 ) -> int | None:
-    """Trials under each condition that find the reduction with this power, in whole latents of `prompts` trials each.
+    """Trials per condition that detect the reduction with this power, in whole latents of `prompts` trials each.
 
-    By `cluster_power`; None where even `most_latents` latents do not. Both conditions together take twice as many.
+    By `cluster_power`; None where `max_latents` latents are too few. Both conditions take twice as many.
     """
 
     def enough(count: int) -> bool:
@@ -96,7 +96,7 @@ def sample_needed(
         if latents >= max_latents:
             return None
         latents *= 2
-    too_few = latents // 2  # or the fewest there can be
+    too_few = latents // 2  # or 1, below the minimum of 2
     while latents - too_few > 1:
         middle = (too_few + latents) // 2
         too_few, latents = (too_few, middle) if enough(middle) else (middle, latents)
@@ -112,10 +112,10 @@ def minimum_detectable_reduction(
     power: float = POWER,
     confidence: float = CONFIDENCE,
 ) -> float | None:
-    """Smallest relative reduction that n pairs find with this power, by Connor's (1987) formula for McNemar's test.
+    """Smallest relative reduction that n pairs detect with this power, by Connor's (1987) formula for McNemar's test.
 
-    `discordant` is the share of pairs whose conditions differ, as measured; a reduction larger than it raises it.
-    `n` counts as n / `effect` (the design effect) independent pairs. None where not even a reduction to 0 is found.
+    discordant: measured share of pairs whose conditions differ; a larger reduction raises it. effect: design effect,
+    which divides n. None where not even a reduction to 0 is detected.
     """
     if not (n > 0 and 0 < base_rate < 1 and 0 <= discordant <= 1 and effect > 0):
         raise ValueError(
@@ -137,9 +137,9 @@ def minimum_detectable_reduction(
 
 
 def budget(trials: int, tokens_per_trial: float, tokens_per_second: float, judge_usd_per_trial: float = 0.0) -> dict:
-    """What `trials` answers take: `{"trials", "tokens", "hours", "usd"}`, hours of generation, dollars of judging.
+    """Cost of `trials` responses: `{"trials", "tokens", "hours", "usd"}`, hours of generation, dollars of judging.
 
-    Both conditions of a comparison count: twice what `sample_needed` says.
+    Trials of both conditions count: twice `sample_needed`.
     """
     if trials < 0 or tokens_per_trial <= 0 or tokens_per_second <= 0 or judge_usd_per_trial < 0:
         raise ValueError(
@@ -156,13 +156,13 @@ def budget(trials: int, tokens_per_trial: float, tokens_per_second: float, judge
 
 
 def published_table(published: dict, *, icc: float, pairing: float = 0.0, shared: float = 1.0) -> pd.DataFrame:
-    """What the published effects would take on each published model: one row per model, outcome and experiment.
+    """Sample sizes for the published effects on each published model: one row per model, outcome and experiment.
 
-    `published` is data/published.json. Detector ablation and the self-monitoring prompt were measured on one model; the
-    table asks what finding a change of that relative size takes at each model's rate (its upper limit where only that
-    is published). `trials_needed` under each condition, paired; `power` of the paired comparison and `unpaired_power`
-    of the authors' (independent trials, pairing unused) at the published n; `detectable`, the smallest reduction that
-    the paired one finds there (null: none, or the change is an increase).
+    published: data/published.json. Detector ablation and the self-monitoring prompt are published for one model; the
+    table applies their relative change to each model's rate (its upper limit where only that is published).
+    trials_needed: per condition, paired. power: of the paired test; unpaired_power: of the authors' test (independent
+    trials); both at the published n. detectable: smallest reduction the paired test detects there (null: none, or the
+    change is an increase).
     """
     prompts = published["protocol"]["prompts"]
     assumed = {"icc": icc, "pairing": pairing, "shared": shared}
@@ -195,13 +195,13 @@ def published_table(published: dict, *, icc: float, pairing: float = 0.0, shared
 def measured_table(
     esr: dict, sizes: dict, icc: dict, published: dict, *, assumed_icc: float, power: float = POWER
 ) -> pd.DataFrame:
-    """What the published effects take on the models measured here: one row per model, experiment and outcome.
+    """Sample sizes for the published effects on the models measured here: one row per model, experiment and outcome.
 
-    esr: paper/numbers/esr.json as `read_numbers` gives it. sizes: `{model: {experiment: trials under each condition}}`,
-    as run. icc: `{model: {outcome: measured intra-class correlation}}`; `assumed_icc` where it is None. A base rate of
-    0 is replaced by the high end of its interval, and `rate_measured` is false. Columns as in `published_table`, `n` for
-    the present size; an experiment without a published effect (the boost sweep) has `detectable` alone. None: not
-    possible at any size, such as four times a rate of 30 %.
+    esr: paper/numbers/esr.json from `read_numbers`. sizes: `{model: {experiment: trials per condition}}`, as run. icc:
+    `{model: {outcome: measured intra-class correlation}}`; `assumed_icc` replaces None. The upper end of its interval
+    replaces a base rate of 0, with `rate_measured` false. Columns as in `published_table`, with `n` the present size;
+    an experiment without a published effect (the boost sweep) has `detectable` alone. None: impossible at any size,
+    e.g. four times a rate of 30 %.
     """
     changes, rows = _changes(published), []
     for model, experiments in sizes.items():
@@ -225,7 +225,7 @@ def measured_table(
 
 
 def _requirement(fields: dict, reduction: float | None, power: float) -> dict:
-    """`trials_needed`, `power` and `detectable` of a design given by `fields`, null where there is no such thing."""
+    """`trials_needed`, `power` and `detectable` of the design `fields`; null where undefined."""
     detectable = _detectable(Design(**fields, reduction=0.0), power) if (reduction or 1.0) > 0 else None
     if reduction is None or fields["base_rate"] * (1 - reduction) >= 1:
         return {"trials_needed": None, "power": None, "detectable": detectable}
@@ -240,14 +240,14 @@ def _requirement(fields: dict, reduction: float | None, power: float) -> dict:
 def power_curve(
     base_rate: float, reduction: float, icc: float, *, prompts: int, trials: Sequence[int]
 ) -> Float[np.ndarray, " sizes"]:
-    """`cluster_power` at each number of trials under each condition, in whole latents (two or more)."""
+    """`cluster_power` at each number of trials per condition, in whole latents (two or more)."""
     latents = [max(2, round(n / prompts)) for n in trials]
     designs = [Design(latents=x, prompts=prompts, base_rate=base_rate, reduction=reduction, icc=icc) for x in latents]
     return np.array([cluster_power(design) for design in designs])
 
 
 def nested(table: pd.DataFrame) -> dict:
-    """A table of this module as `{model: {experiment: {outcome: the rest of the row}}}`, missing values null."""
+    """A table of this module as `{model: {experiment: {outcome: other columns}}}`, missing values null."""
     result: dict = {}
     for row in table.astype(object).where(table.notna(), None).to_dict("records"):
         model, experiment, outcome = (row.pop(name) for name in ("model", "experiment", "outcome"))
@@ -256,7 +256,7 @@ def nested(table: pd.DataFrame) -> dict:
 
 
 def _changes(published: dict) -> dict[tuple[str, str], float]:
-    """Published relative reductions by experiment and outcome; an increase is below 0."""
+    """Published relative reductions by experiment and outcome; an increase is negative."""
     return {("detector_ablation", name): published["detector_ablation"][f"{name}_reduction"] for name in OUTCOMES} | {
         ("meta_prompt", name): 1 - published["meta_prompt"][f"{name}_ratio"] for name in OUTCOMES
     }
@@ -267,14 +267,14 @@ def _detectable(design: Design, power: float = POWER) -> float | None:
     return minimum_detectable_reduction(*size, power=power)
 
 
-def _middles(points: int) -> Float[np.ndarray, " points"]:
-    """Percentiles in the middle of equal shares: quantiles there stand for a distribution."""
+def _midpoints(points: int) -> Float[np.ndarray, " points"]:
+    """Midpoints of equal shares of probability; the quantiles there represent a distribution."""
     return (np.arange(points) + 0.5) / points
 
 
 def _discordant_counts(design: Design) -> Int[np.ndarray, " points"]:
-    """Equally likely numbers of discordant pairs, spread as binomial ones are, times the root of the design effect."""
+    """Equally likely numbers of discordant pairs: binomial, with the spread times the root of the design effect."""
     expected = design.trials * discordance(design).total
-    counts = binom.ppf(_middles(POINTS), design.trials, min(1.0, discordance(design).total))
+    counts = binom.ppf(_midpoints(POINTS), design.trials, min(1.0, discordance(design).total))
     spread = expected + (counts - expected) * math.sqrt(design_effect(design))
     return np.clip(np.rint(spread), 0, design.trials).astype(int)

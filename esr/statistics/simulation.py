@@ -1,7 +1,6 @@
-"""Simulated studies: latents x prompts, every trial run under a baseline and a condition, events rare and clustered.
+"""Simulation of paired experiments: latents x prompts under a baseline and a condition, with rare, clustered events.
 
-What such studies show of the tests in esr.statistics.effects: how often each finds a difference that is there, or
-is not.
+Estimates the power and the false positive rate of the tests in esr.statistics.effects.
 """
 
 from __future__ import annotations
@@ -11,24 +10,22 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.stats import binom, t
 
-CONFIDENCE = 0.95  # 1 less the size of the two-sided tests
+CONFIDENCE = 0.95  # 1 - size of the two-sided tests
 N_SIMULATIONS = 2000
 SEED = 0
 
 
 class Design(BaseModel):
-    """A paired study and what is assumed of it. Invalid values are refused with the field and the range."""
+    """A paired experiment and its assumptions. Invalid values raise ValidationError with the field and the range."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     latents: int = Field(ge=2)
-    prompts: int = Field(ge=1)  # trials of each latent under each condition: prompts, or prompts x seeds
+    prompts: int = Field(ge=1)  # trials per latent and condition: prompts, or prompts x seeds
     base_rate: float = Field(gt=0, lt=1)  # of events under the baseline
     reduction: float = Field(le=1)  # 1 - rate under the condition / base_rate; below 0 an increase
     icc: float = Field(ge=0, lt=1)  # intra-class correlation of the baseline's events within a latent
-    pairing: float = Field(
-        default=0.0, ge=0, le=1
-    )  # share of trials that differ only by what the condition does to them
+    pairing: float = Field(default=0.0, ge=0, le=1)  # share of trials that differ by the condition's effect alone
     shared: float = Field(default=1.0, ge=0, le=1)  # share of latents whose rate the condition changes by the reduction
 
     @model_validator(mode="after")
@@ -44,18 +41,18 @@ class Design(BaseModel):
 
     @property
     def trials(self) -> int:
-        """Under each condition."""
+        """Trials per condition."""
         return self.latents * self.prompts
 
 
 class Discordance(BaseModel):
-    """What a design's pairs look like on average."""
+    """Expected discordant pairs of a design."""
 
     model_config = ConfigDict(frozen=True)
 
     only_baseline: float  # share of pairs with an event under the baseline only
     only_condition: float
-    icc: float  # intra-class correlation of the pairs' differences, which is what a paired comparison is made of
+    icc: float  # intra-class correlation of the pairs' differences
 
     @property
     def total(self) -> float:
@@ -63,51 +60,51 @@ class Discordance(BaseModel):
 
     @property
     def variance(self) -> float:
-        """Of one pair's difference."""
+        """Variance of one pair's difference."""
         return self.total - (self.only_baseline - self.only_condition) ** 2
 
 
 def simulate(
     design: Design, n_simulations: int = N_SIMULATIONS, seed: int = SEED
-) -> Int[np.ndarray, "studies latents 4"]:
+) -> Int[np.ndarray, "simulations latents 4"]:
     """Pairs of each latent with an event under both conditions, the baseline only, the condition only, and neither.
 
-    A latent's baseline rate is drawn from the beta distribution of mean base_rate and correlation icc. Its rate under
-    the condition is that, reduced; but for a share of 1 - `shared` of latents another latent's draw, reduced. A share
-    of `pairing` of trials keep or lose the baseline's event by the reduction alone, the others draw both answers
-    independently at the latent's rates. An increase is the same study with the conditions changed over.
+    A latent's baseline rate follows the beta distribution of mean base_rate and correlation icc. Its rate under the
+    condition is the baseline rate, reduced; for a share 1 - `shared` of latents it is a new draw, reduced. A share
+    `pairing` of trials keeps or loses the baseline's event by the reduction alone; the others draw both outcomes
+    independently at the latent's rates. An increase is a reduction with the conditions swapped.
     """
     if design.reduction < 0:
-        return simulate(_turned(design), n_simulations, seed)[..., [0, 2, 1, 3]]
+        return simulate(_swapped(design), n_simulations, seed)[..., [0, 2, 1, 3]]
     rng, shape = np.random.default_rng(seed), (n_simulations, design.latents)
-    own = _rates(rng, design, shape)
-    other = np.where(rng.random(shape) < design.shared, own, _rates(rng, design, shape))
+    baseline = _rates(rng, design, shape)
+    unreduced = np.where(rng.random(shape) < design.shared, baseline, _rates(rng, design, shape))
     kept = 1 - design.reduction
-    both = kept * own * (design.pairing + (1 - design.pairing) * other)
-    after = kept * (design.pairing * own + (1 - design.pairing) * other)
-    shares = np.stack([both, own - both, after - both, 1 - own - after + both], axis=-1)
+    both = kept * baseline * (design.pairing + (1 - design.pairing) * unreduced)
+    condition = kept * (design.pairing * baseline + (1 - design.pairing) * unreduced)
+    shares = np.stack([both, baseline - both, condition - both, 1 - baseline - condition + both], axis=-1)
     return rng.multinomial(design.prompts, np.clip(shares, 0, 1))
 
 
 def discordance(design: Design) -> Discordance:
-    """The pairs that `simulate` draws, in closed form."""
+    """Expected pairs of `simulate`, in closed form."""
     if design.reduction < 0:
-        turned = discordance(_turned(design))
-        return Discordance(only_baseline=turned.only_condition, only_condition=turned.only_baseline, icc=turned.icc)
+        swapped = discordance(_swapped(design))
+        return Discordance(only_baseline=swapped.only_condition, only_condition=swapped.only_baseline, icc=swapped.icc)
     p, kept, spread = design.base_rate, 1 - design.reduction, design.icc * design.base_rate * (1 - design.base_rate)
     both = kept * (design.pairing * p + (1 - design.pairing) * (p**2 + design.shared * spread))
-    lost, own, other = design.reduction, 1 - design.pairing * kept, (1 - design.pairing) * kept
-    between = spread * (design.shared * lost**2 + (1 - design.shared) * (own**2 + other**2))
+    baseline, unreduced = 1 - design.pairing * kept, (1 - design.pairing) * kept  # weights of the two rates
+    between = spread * (design.shared * design.reduction**2 + (1 - design.shared) * (baseline**2 + unreduced**2))
     pairs = {"only_baseline": p - both, "only_condition": kept * p - both}
     variance = Discordance(**pairs, icc=0).variance
     return Discordance(**pairs, icc=between / variance if variance else 0.0)
 
 
 def design_effect(design: Design) -> float:
-    """How many clustered pairs are worth one independent pair: 1 + (prompts - 1) x icc of the differences.
+    """Clustered pairs worth one independent pair: 1 + (prompts - 1) x icc of the differences.
 
-    Events that cluster by latent cost a paired comparison little while the condition acts on all latents alike
-    (`shared` 1): what latents differ by cancels.
+    Clustering costs a paired test little where the condition acts on all latents alike (`shared` 1): differences
+    between latents cancel.
     """
     return 1 + (design.prompts - 1) * discordance(design).icc
 
@@ -115,7 +112,7 @@ def design_effect(design: Design) -> float:
 def simulated_power(
     design: Design, n_simulations: int = N_SIMULATIONS, seed: int = SEED, confidence: float = CONFIDENCE
 ) -> dict[str, float]:
-    """Share of simulated studies in which each test finds a difference: `{"mcnemar", "cluster"}`."""
+    """Share of simulations in which each test finds a difference: `{"mcnemar", "cluster"}`."""
     counts = simulate(design, n_simulations, seed)
     return {
         "mcnemar": float(mcnemar_rejects(counts, confidence).mean()),
@@ -124,19 +121,19 @@ def simulated_power(
 
 
 def mcnemar_rejects(
-    counts: Int[np.ndarray, "studies latents 4"], confidence: float = CONFIDENCE
-) -> Bool[np.ndarray, " studies"]:
-    """Studies in which the exact McNemar test finds a difference."""
+    counts: Int[np.ndarray, "simulations latents 4"], confidence: float = CONFIDENCE
+) -> Bool[np.ndarray, " simulations"]:
+    """Simulations in which the exact McNemar test finds a difference."""
     pairs = counts.sum(axis=1)
     return np.minimum(pairs[:, 1], pairs[:, 2]) <= rejected_up_to(pairs[:, 1] + pairs[:, 2], confidence)
 
 
 def cluster_rejects(
-    counts: Int[np.ndarray, "studies latents 4"], confidence: float = CONFIDENCE
-) -> Bool[np.ndarray, " studies"]:
-    """Studies in which the interval of esr.statistics.effects.paired_difference excludes 0.
+    counts: Int[np.ndarray, "simulations latents 4"], confidence: float = CONFIDENCE
+) -> Bool[np.ndarray, " simulations"]:
+    """Simulations in which the interval of esr.statistics.effects.paired_difference excludes 0.
 
-    The same interval at 0, with the bootstrap's variance in closed form, as clusters of one size allow.
+    Clusters of equal size give the bootstrap's variance in closed form.
     """
     latents, prompts = counts.shape[1], int(counts[0, 0].sum())
     n = latents * prompts
@@ -150,19 +147,21 @@ def cluster_rejects(
 
 
 def rejected_up_to(discordant: Int[np.ndarray, " n"], confidence: float) -> Int[np.ndarray, " n"]:
-    """Largest smaller count of discordant pairs at which the exact McNemar test rejects; -1 where it never does."""
+    """Largest value of the smaller discordant count at which the exact McNemar test rejects; -1 if it never does."""
     count = binom.ppf((1 - confidence) / 2, discordant, 0.5).astype(int)
     return np.where(2 * binom.cdf(count, discordant, 0.5) <= 1 - confidence, count, count - 1)
 
 
-def _turned(design: Design) -> Design:
-    """The same pairs with baseline and condition changed over; the icc is that of the more frequent events."""
+def _swapped(design: Design) -> Design:
+    """The design with baseline and condition swapped; the icc is that of the more frequent events."""
     return design.model_copy(
         update={"base_rate": design.rate, "reduction": 1 - design.base_rate / design.rate},
     )
 
 
-def _rates(rng: np.random.Generator, design: Design, shape: tuple[int, int]) -> Float[np.ndarray, "studies latents"]:
+def _rates(
+    rng: np.random.Generator, design: Design, shape: tuple[int, int]
+) -> Float[np.ndarray, "simulations latents"]:
     p, icc = design.base_rate, design.icc
     if icc == 0:
         return np.full(shape, p)

@@ -1,7 +1,6 @@
-"""What a measured interval says about a published finding, by fixed rules.
+"""Verdicts on published findings from measured intervals, by fixed rules.
 
-Each function takes an Estimate and returns a Verdict. None is no bound, so that an interval that could not be computed
-decides nothing.
+Each function maps an Estimate to a Verdict. None is no bound: an interval that could not be computed decides nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ UNDECIDED: Outcome = "undecided at this n"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was concluded and by which rule; `p_value_holm` where the rule asks for a test too."""
+    """A conclusion and its rule; `p_value_holm` where the rule includes a test."""
 
     verdict: Outcome
     rule: str
@@ -28,15 +27,15 @@ class Verdict:
 def effect(interval: Estimate, published: float | Estimate, *, null: float = 0.0) -> Verdict:
     """A finding with a sign and a size: a reduction, a difference, a ratio (`null` 1).
 
-    Reproduced when the interval lies on the published side of `null`, whatever its size. Contradicted when it does not
-    and also leaves out everything from the published effect outwards: opposite in sign, or too small to be it.
+    Reproduced when the interval lies on the published side of `null`. Contradicted when it does not and also excludes
+    the published effect and all beyond: opposite in sign, or too small.
 
-    `published` is a number, or an interval where the published effect has one: then its bound nearest to `null` is what
-    must be left out, so that a published effect that is itself uncertain is not contradicted for being overstated.
+    published: a number, or an interval, of which the bound nearest to `null` must be excluded: an uncertain published
+    effect is not contradicted for being overstated.
     """
     size = published if isinstance(published, Estimate) else Estimate(published, published, published, 0)
     if size.estimate == null:
-        raise ValueError(f"The published effect is {null}, no effect: verdicts.absence asks for that.")
+        raise ValueError(f"The published effect is {null}, no effect: use verdicts.absence.")
     low, high = _bounds(interval)
     smallest, largest = _bounds(size)
     if size.estimate > null:
@@ -51,8 +50,7 @@ def effect(interval: Estimate, published: float | Estimate, *, null: float = 0.0
 
 
 def tested(interval: Estimate, published: float, p_value: float | None, confidence: float) -> Verdict:
-    """An `effect` that is reproduced only if a test agrees: its p, adjusted for its family, below 1 - `confidence`;
-    None is no test and so no agreement."""
+    """An `effect`, reproduced only if its adjusted p is below 1 - `confidence`. None is no test: never reproduced."""
     found = effect(interval, published)
     agrees = p_value is not None and p_value < 1 - confidence
     return replace(
@@ -65,11 +63,10 @@ def tested(interval: Estimate, published: float, p_value: float | None, confiden
 
 
 def absence(interval: Estimate, margin: float, *, null: float = 0.0) -> Verdict:
-    """A finding that something has no effect, such as the ablation of random latents.
+    """A finding of no effect, e.g. of the ablation of random latents.
 
-    Reproduced when the whole interval lies within `margin` of `null`, contradicted when it lies wholly beyond. An
-    interval that only fails to exclude `null` shows nothing: `margin`, half the effect that the finding is a control
-    for, say, has to be chosen before the measurement.
+    Reproduced when the whole interval lies within `margin` of `null`, contradicted when it lies wholly beyond. Failing
+    to exclude `null` shows nothing. Choose `margin` before measuring, e.g. half the effect under control.
     """
     if not margin > 0:
         raise ValueError(f"A margin of {margin} leaves no room for an interval: give the smallest effect that matters.")
@@ -79,7 +76,7 @@ def absence(interval: Estimate, margin: float, *, null: float = 0.0) -> Verdict:
 
 
 def bound(interval: Estimate, limit: float, *, side: Literal["below", "above"] = "below") -> Verdict:
-    """A finding that a rate stays on one side of a limit, such as ESR under 1 %.
+    """A finding that a rate stays on one side of a limit, e.g. ESR under 1 %.
 
     Reproduced when the whole interval lies on that side of `limit`, contradicted when it lies wholly on the other.
     """
@@ -97,7 +94,7 @@ def _bounds(interval: Estimate) -> tuple[float, float]:
 
 def _known(size: Estimate) -> str:
     low, high = size.low, size.high
-    return "" if low == high else f", down to the near end of its own interval, {low:g} to {high:g}"
+    return "" if low == high else f", down to the near end of its interval, {low:g} to {high:g}"
 
 
 def _conclude(reproduced: bool, contradicted: bool, rule: str) -> Verdict:

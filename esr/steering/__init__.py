@@ -1,4 +1,4 @@
-"""From planned trials to responses, and the activations of latents on them. One path for all conditions.
+"""From planned trials to responses, and activations of latents on them. One path for all conditions.
 
-Not here: which trials an experiment plans.
+Experiments decide which trials to plan.
 """

@@ -1,4 +1,4 @@
-"""Activations of latents on steered and unsteered texts: per token, their maxima, and how often they fire."""
+"""Activations of latents on steered and unsteered texts: by token, maxima, and firing rates."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from esr.storage.records import Trial
 
 
 def documents_of(trials: Sequence[Trial], tokenizer) -> list[Document]:
-    """What the model had before it and wrote in each trial."""
+    """Prompt and response of each trial as token ids."""
     return [Document(chat_tokens(tokenizer, user_message(t), t.prefill), tuple(t.tokens)) for t in trials]
 
 
 def edits_of(trials: Sequence[Trial], device) -> list[Intervention]:
-    """The edits under which trials of one model were generated, indexed like `trials`: steering, then ablation.
+    """Edits under which the trials of one model were generated, indexed like `trials`: steering, then ablation.
 
     Raises ValueError for trials of several models.
     """
     kinds = sorted({(t.model, t.response_only) for t in trials})
     if len(kinds) > 1:
-        raise ValueError(f"Trials of several models or kinds of steering ({kinds}): read those of one at a time.")
+        raise ValueError(f"Trials of several models or kinds of steering ({kinds}): pass those of one at a time.")
     return build_edits(Steering.of(*kinds[0]), trials, device)[1] if kinds else []
 
 
@@ -36,9 +36,9 @@ def edits_of(trials: Sequence[Trial], device) -> list[Intervention]:
 def max_activations(
     model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **options
 ) -> Float[np.ndarray, "documents d_sae"]:
-    """Every latent's largest activation over the answer's tokens; 0 for an empty answer. `reading` as in `residuals`.
+    """Every latent's largest activation over the response's tokens; 0 for an empty response.
 
-    The whole SAE is applied, to one document at a time.
+    Applies the whole SAE to one document at a time. options: as in `residuals`.
     """
     maxima = np.zeros((len(documents), sae.W_dec.shape[0]), dtype=np.float32)
     for i, hidden in residuals(model, documents, layer, edits, **options):
@@ -51,7 +51,7 @@ def max_activations(
 def latent_activity(
     model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **options
 ) -> Activity:
-    """How often and how strongly every latent fires on answers' tokens; a running sum. `reading` as in `residuals`."""
+    """How often and how strongly every latent fires on response tokens. options: as in `residuals`."""
     fired, summed, tokens = 0.0, 0.0, 0
     for _, hidden in residuals(model, documents, layer, edits, **options):
         activations = sae.encode(hidden.float())
@@ -59,7 +59,7 @@ def latent_activity(
         summed = summed + activations.sum(0, dtype=torch.float64)
         tokens += len(hidden)
     if not tokens:
-        raise ValueError("There is no answer with a token to read: steer first, or take other answers.")
+        raise ValueError("There is no response with a token: steer first, or pass other responses.")
     return Activity((fired / tokens).cpu().numpy(), (summed / tokens).cpu().numpy(), tokens)
 
 
@@ -71,22 +71,22 @@ def token_activations(
     layer: int,
     edits: Sequence[Intervention] = (),
     **options,
-) -> Iterator[tuple[int, Float[np.ndarray, "answer_tokens latents"]]]:
-    """Index of each document and the activations of the readout's latents, token by token, as in `residuals`."""
+) -> Iterator[tuple[int, Float[np.ndarray, "response_tokens latents"]]]:
+    """Index of each document and the subset's activations on its response tokens. options: as in `residuals`."""
     for i, hidden in residuals(model, documents, layer, edits, **options):
         yield i, subset.activations(hidden).cpu().numpy()
 
 
 @dataclass(frozen=True)
 class Activity:
-    """How often a latent fires and how strongly, per token of some answers (tokens where it is silent count as 0)."""
+    """Firing frequency and mean activation of every latent per response token; silent tokens count as 0."""
 
     frequency: Float[np.ndarray, " d_sae"]
     mean: Float[np.ndarray, " d_sae"]
     tokens: int
 
     def logs(self) -> Float[np.ndarray, "d_sae 2"]:
-        """Log frequency and log mean; what was never seen counts as half of the least that could be, or was."""
+        """Log frequency and log mean. Zeros count as half a token and half the smallest mean."""
         floors = 0.5 / self.tokens, 0.5 * self.mean[self.mean > 0].min(initial=np.inf)
         floors = [floor if np.isfinite(floor) else 1.0 for floor in floors]
         columns = zip((self.frequency, self.mean), floors, strict=True)

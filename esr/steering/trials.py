@@ -1,7 +1,7 @@
-"""From a list of planned trials to answers: the one path every condition takes.
+"""From planned trials to responses: one path for every condition.
 
-A condition is data: a boost of 0 is the unsteered baseline, not other code. Conditions share (latent, prompt, seed), so
-that they are compared in pairs.
+A condition is data: a boost of 0 is the unsteered baseline. Conditions share (latent, prompt, seed) and are compared in
+pairs.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from esr.storage.records import Prompt, Trial
 
 @dataclass(frozen=True)
 class Plan:
-    """One answer to be written: all that determines it but the sampling settings shared by a run.
+    """One response to generate: all that determines it but the run's sampling settings.
 
-    boost: in units of the median residual norm; 0 leaves the residual stream alone.
-    layer: where it is added; None for the registry's steer_layer.
-    ablate: latents zero-ablated at the registry's sae_layer, read after steering.
-    instruction: said to the model after the prompt, in the same turn; the judge never sees it.
-    prefill: token ids put in as the beginning of the answer; not part of the answer's tokens and text.
+    boost: in units of the median residual norm; 0 does not steer.
+    layer: where the steering vector is added; None for the registry's steer_layer.
+    ablate: latents zero-ablated at the registry's sae_layer, after steering.
+    instruction: follows the prompt in the user's turn; the judge never sees it.
+    prefill: token ids of a prefilled opening; not part of the response's tokens and text.
     """
 
     condition: str
@@ -54,8 +54,8 @@ class Plan:
 class Settings:
     """Sampling settings, shared by the responses of a run.
 
-    response_only: steer the tokens of the response alone; the paper steers the prompt as well.
-    adapter: LoRA weights merged into the model, a folder relative to the repository's root.
+    response_only: steer response tokens alone; the paper steers the prompt as well.
+    adapter: LoRA weights merged into the model, a folder below the repository's root.
     """
 
     model: str
@@ -68,7 +68,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Steering:
-    """What turns boosts and latents of a model's plans into edits of its residual stream.
+    """Constants that turn a model's boosts and latents into edits of its residual stream.
 
     residual_norm: the unit of boosts. sae_layer: where latents are ablated.
     """
@@ -80,13 +80,13 @@ class Steering:
 
     @classmethod
     def of(cls, model_id: str, response_only: bool = False) -> Steering:
-        """By the registry and what the stage `sae` measured."""
+        """From the registry and the measurements of the stage `sae`."""
         return cls(model_id, model_entry(model_id).sae_layer, residual_norm(model_id), response_only)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Plans that one worker runs together, and everything else that determines their responses."""
+    """Plans that one worker runs together, and all else that determines their responses."""
 
     settings: Settings
     steering: Steering
@@ -96,7 +96,7 @@ class Chunk:
 
     @classmethod
     def read(cls, content: dict) -> Chunk:
-        """From `asdict`, also after a detour through JSON."""
+        """The chunk from its `asdict`, also after a round trip through JSON."""
         plans = (Plan(**p | {name: tuple(p[name]) for name in ("ablate", "prefill")}) for p in content["plans"])
         fields = {"settings": Settings(**content["settings"]), "steering": Steering(**content["steering"])}
         return cls(**content | fields | {"plans": tuple(plans)})
@@ -112,30 +112,29 @@ def plan_condition(
     n_seeds: int,
     seed: int,
 ) -> list[Plan]:
-    """Every latent of `boosts` with its own draw of `n_prompts` prompts, each `n_seeds` times.
+    """Plans of every latent of `boosts` with `n_prompts` prompts drawn for it, each `n_seeds` times.
 
-    The draw depends on seed and latent alone, so that all conditions hold the same (latent, prompt, seed). Raises
-    ValueError when there are too few prompts.
+    The draw depends on seed and latent alone: all conditions share (latent, prompt, seed). Raises ValueError when there
+    are too few prompts.
     """
     if n_prompts > len(prompts):
         raise ValueError(f"n_prompts is {n_prompts}, but there are {len(prompts)} prompts: ask for that many or fewer.")
     plans = []
     for latent, boost in boosts.items():
-        # A shuffle of all: fewer prompts are the first of more, so that conditions of different size share trials.
+        # A shuffle of all: smaller draws are prefixes of larger ones, and conditions of different size share trials.
         drawn = seeded(seed, latent).sample(list(prompts), len(prompts))
         for prompt in drawn[:n_prompts]:
             for repeat in range(n_seeds):
-                own = trial_seed(seed, latent, prompt.id, repeat)
-                plans.append(Plan(condition, latent, labels[latent], prompt.id, prompt.text, own, boost))
+                row_seed = trial_seed(seed, latent, prompt.id, repeat)
+                plans.append(Plan(condition, latent, labels[latent], prompt.id, prompt.text, row_seed, boost))
     return plans
 
 
 def generate_responses(plans: Sequence[Plan], settings: Settings, workers: Workers, what: str) -> list[Trial]:
-    """Generate the response of every plan; trials come back in the order of `plans`.
+    """Trials with their responses, in the order of `plans`.
 
-    Chunks of at most `batch_size` responses run in worker processes and survive a kill; the responses to one (latent,
-    prompt, seed) under all conditions stand together. Raises ConfigError before any model loads when a latent does not
-    exist.
+    Worker processes run chunks of at most `batch_size` responses; finished chunks survive a kill. Raises ConfigError
+    before any model loads when a latent does not exist.
     """
     check_latents(settings.model, sorted({x for plan in plans for x in (plan.latent, *plan.ablate)}))
     entry = model_entry(settings.model)
@@ -158,11 +157,10 @@ def generate_responses(plans: Sequence[Plan], settings: Settings, workers: Worke
 
 
 def chunk_indices(plans: Sequence[Plan], batch_size: int) -> list[Sequence[int]]:
-    """Indices of the plans of each chunk: an even number of chunks, so that two cores finish together, whatever the
-    number of cores.
+    """Indices of the plans of each chunk; the number of chunks is even, which lets two cores finish together.
 
-    Pairs stand side by side, whatever their conditions: full batches are fast, and a prompt is read once for all its
-    rows.
+    The number of cores does not change the chunks. Rows with equal (latent, prompt, seed) are adjacent across
+    conditions: batches are full, and each prompt is prefilled once for the rows of a chunk.
     """
     if not plans:
         return []
@@ -215,14 +213,12 @@ def _trial(chunk: Chunk, plan: Plan, response: Response, tokenizer) -> Trial:
 
 
 def user_message(plan: Plan) -> str:
-    """The user's turn: the prompt, and the instruction in a paragraph of its own."""
+    """The user's turn: the prompt, then the instruction as a separate paragraph."""
     return f"{plan.prompt}\n\n{plan.instruction}" if plan.instruction else plan.prompt
 
 
 def build_edits(steering: Steering, plans: Sequence[Plan | Trial], device) -> tuple[list[Guard], list[Intervention]]:
-    """What edits the residual stream for these plans, and the guards that watch it: per layer, the vectors of the rows
-    steered there, then the ablation, which reads after them. Layers that no plan edits get neither.
-    """
+    """Guards and edits of these plans: at each edited layer the steering vectors, then the ablation."""
     ablated = [p.ablate for p in plans]
     layers = {p.layer for p in plans if p.boost} | ({steering.sae_layer} if any(ablated) else set())
     guards: list[Guard] = []

@@ -1,4 +1,4 @@
-"""What is kept on disk and under which name: typed rows, atomic files, digests and the seeds that follow from them.
+"""Storage: typed rows, atomic files, digests, and seeds derived from digests.
 
 Not here: what rows mean.
 """

@@ -1,4 +1,4 @@
-"""Stable digests of content, and the seeds that follow from them."""
+"""Stable digests of content, and seeds derived from them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 
 @lru_cache
 def file_digest(path: Path) -> str:
-    """16 hex digits of a file's SHA-256."""
+    """First 16 hex digits of a file's SHA-256; cached per path."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def digest(*parts: object) -> str:
-    """16 hex digits of SHA-256 over the JSON of `parts`: a stable name for what they describe."""
+    """First 16 hex digits of the SHA-256 of `parts` as JSON: a stable name."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def seeded(*parts: object) -> random.Random:
-    """A generator of random draws that follow from what `parts` describe."""
+    """A random generator seeded by the digest of `parts`."""
     return random.Random(digest(*parts))
 
 
 def trial_seed(seed: int, latent: int, prompt_id: str, repeat: int) -> int:
-    """Seed of one (latent, prompt, repeat), the same in every condition."""
+    """32-bit seed of one (latent, prompt, repeat), equal in all conditions."""
     return int(digest(seed, latent, prompt_id, repeat)[:8], 16)

@@ -1,4 +1,4 @@
-"""Atomic files: whole or not at all, JSON Lines with checked rows."""
+"""Atomic files and folders; JSON Lines with checked rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from esr.storage.records import Record
 
 @contextmanager
 def replacing(destination: Path) -> Iterator[Path]:
-    """A folder to write into; takes the place of `destination` if the block succeeds, and vanishes if it does not."""
+    """A temporary folder that replaces `destination` if the block succeeds and is removed otherwise."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".partial-", ignore_cleanup_errors=True) as partial:
         new, old = Path(partial) / "new", Path(partial) / "old"
@@ -33,7 +33,7 @@ Row = TypeVar("Row", bound=Record)
 
 
 def write_rows(path: Path, rows: Iterable[Record]) -> None:
-    """Write rows as JSON Lines, whole or not at all."""
+    """Write rows as JSON Lines, atomically."""
     write_text(path, "".join(row.model_dump_json() + "\n" for row in rows))
 
 
@@ -56,16 +56,17 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, finds the old content or the new, never half of it."""
+    """Write UTF-8 text atomically: a crash leaves the old content or the new, never half of it."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write a stage's small results, readable and byte-stable; dataclasses become objects."""
+    """Write indented, byte-stable JSON, atomically; dataclasses become objects."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=asdict) + "\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:

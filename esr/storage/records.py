@@ -1,6 +1,6 @@
-"""Typed rows, one schema each, checked on write and on read.
+"""Schemas of rows, which are stored as JSON Lines and checked on write and read.
 
-Rows are stored as JSON Lines. An unknown, missing or ill-typed field is an error that names file, line and field.
+An unknown, missing or ill-typed field raises an error that names file, line and field.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Prompt(Record):
 
 
 class Latent(Record):
-    """An SAE latent that was drawn, with what it means and whether it may steer (paper section 3)."""
+    """A drawn SAE latent, its label and whether it passes the filters (paper section 3)."""
 
     index: int
-    label: str  # "" when no words set its contexts apart
+    label: str  # "" when no word is distinctive
     words: list[str]
     concreteness: float = Field(ge=0, le=1)
     density: float = Field(ge=0, le=1)  # share of corpus tokens it fires on
@@ -34,7 +34,7 @@ class Latent(Record):
 
 
 class Query(Record):
-    """One question of the calibration: the mean first-attempt score of `n` answers at `boost`."""
+    """One evaluation of the calibration: mean first-attempt score of `n` responses at `boost`."""
 
     boost: float
     score: float
@@ -42,7 +42,7 @@ class Query(Record):
 
 
 class Threshold(Record):
-    """The boost, in units of the median residual norm, at which a latent's first attempts score the target."""
+    """The boost, in median residual norms, at which a latent's mean first-attempt score is the target."""
 
     latent: int
     label: str
@@ -55,7 +55,7 @@ class Threshold(Record):
 
 
 class Trial(Record):
-    """One answer and everything that determined it. `id` is a hash of the determining fields."""
+    """One response and everything that determines it; `id` is a digest of the determining fields."""
 
     id: str
     model: str
@@ -67,11 +67,11 @@ class Trial(Record):
     seed: int
     boost: float  # in units of the median residual norm; 0 without steering
     layer: int
-    ablate: list[int] = []  # latents zero-ablated, read after steering
-    instruction: str = ""  # said to the model after the prompt
-    prefill: list[int] = []  # token ids put in as the beginning of the answer
+    ablate: list[int] = []  # zero-ablated latents, computed after steering
+    instruction: str = ""  # appended to the prompt
+    prefill: list[int] = []  # token ids of the prefilled opening
     adapter: str = ""  # folder of LoRA weights merged into the model
-    response_only: bool = False  # steered at the answer's tokens alone
+    response_only: bool = False  # steered only at the response's tokens
     max_new_tokens: int
     temperature: float
     repetition_penalty: float
@@ -81,7 +81,7 @@ class Trial(Record):
 
 
 class Attempt(Record):
-    """Characters `start` to `end` of an answer, begun by the words `restart` ("" for the first attempt)."""
+    """Characters `start` to `end` of a response; `restart` is its restart phrase, "" for the first attempt."""
 
     start: int
     end: int
@@ -90,10 +90,10 @@ class Attempt(Record):
 
 
 class Judgement(Record):
-    """What a judge made of a trial. Every trial has one: without attempts when it could not be judged.
+    """A judge's verdict on a trial; every trial has one, without attempts unless the outcome is "scored".
 
-    outcome: "scored"; "empty", an answer without text; "run_error", no reply was had; "parse_failure", the reply is no
-    verdict; "truncated", it was cut off.
+    outcome: "scored"; "empty", a response without text; "run_error", no reply; "parse_failure", no verdict in the
+    reply; "truncated", a reply cut off.
     """
 
     trial_id: str
@@ -106,14 +106,14 @@ class Judgement(Record):
     outcome: Literal["scored", "empty", "run_error", "parse_failure", "truncated"]
     attempts: list[Attempt]
     degraded: bool
-    unverified: int = 0  # attempts the judge claimed but the answer does not show: merged into the one before
+    unverified: int = 0  # claimed attempts that the response does not show, merged into the one before
 
 
 class AnnotatedResponse(Record):
-    """An answer of data/judge/annotated.jsonl, read twice or three times under data/judge/RUBRIC.md.
+    """A response of data/judge/annotated.jsonl with two or three annotations under data/judge/RUBRIC.md.
 
-    part: `develop` to improve a judge on, `report` only to measure it. starts: character offsets of the attempts after
-    the first. scores: 0-100, one per attempt, mean of the readings. near_miss: restart-like words and no restart.
+    part: `develop` to improve a judge, `report` only to measure it. starts: character offsets of the attempts after the
+    first. scores: 0-100, one per attempt, mean of the annotations. near_miss: restart-like words without a restart.
     """
 
     id: str
@@ -131,21 +131,21 @@ class AnnotatedResponse(Record):
 
 
 class Detector(Record):
-    """A latent that fires on answers to another prompt, with its place and what it was chosen by (paper section 5)."""
+    """An off-topic detector: a latent that fires on responses to another prompt, and its rank (paper section 5)."""
 
     latent: int
     rank: int
     rule: Literal["strict", "auc", "cohens_d"]
-    matched_share: float = Field(ge=0, le=1)  # of answers to their own prompt on which it fires at all
+    matched_share: float = Field(ge=0, le=1)  # of responses to the prompt on which it fires
     mismatched_share: float = Field(ge=0, le=1)
-    matched_mean: float  # of the largest activation in an answer
+    matched_mean: float  # mean of the largest activation in a response
     mismatched_mean: float
     auc: float = Field(ge=0, le=1)
     cohens_d: float
 
 
 class AblationSet(Record):
-    """Latents that the trials of a condition lose; with `prompts`, the trials of these prompts alone."""
+    """Latents ablated in a condition; with `prompts`, only in the trials of these prompts."""
 
     condition: str
     latents: list[int]

@@ -1,4 +1,4 @@
-"""The study's figures: each function takes numbers and returns a Figure; `save` writes it to paper/figures."""
+"""The paper's figures: each function maps numbers to a Figure; `save` writes it to paper/figures."""
 
 from esr.reporting.figures.mechanism import ablation, activations, controls, detectors
 from esr.reporting.figures.quality import benchmark, judge_calibration, power_curves

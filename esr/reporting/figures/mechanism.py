@@ -27,11 +27,10 @@ from esr.reporting.figures.style import (
 
 
 def detectors(latents: pd.DataFrame, chance: float) -> Figure:
-    """Experiment 3: every latent's mean largest activation on matched against mismatched answers, and the best of them
-    in order of how well they separate the two.
+    """Experiment 3: every latent's mean largest activation on matched against mismatched responses, and the best AUCs.
 
     latents: columns matched_mean, mismatched_mean, auc and kind ("detector", "steered", "other"), as in
-    data/detectors/<model>/separation.csv. chance: the largest area under the curve with pairs shuffled.
+    data/detectors/<model>/separation.csv. chance: the largest AUC with shuffled pairs.
     """
     use_style()
     figure = Figure(figsize=(WIDTH, 2.6))
@@ -47,8 +46,8 @@ def detectors(latents: pd.DataFrame, chance: float) -> Figure:
     left.plot([0, largest], [0, largest], color=PALE, linewidth=1.0, zorder=0)
     left.set_xscale("symlog", linthresh=1)
     left.set_yscale("symlog", linthresh=1)
-    left.set_xlabel("answer to its own prompt")
-    left.set_ylabel("answer to another prompt")
+    left.set_xlabel("matched responses")
+    left.set_ylabel("mismatched responses")
     left.set_title("Mean largest activation")
     left.legend(loc="lower right", handlelength=0.8)
     right.axhline(chance, color=INK, linewidth=1.0, linestyle=(0, (4, 2)))
@@ -56,23 +55,23 @@ def detectors(latents: pd.DataFrame, chance: float) -> Figure:
         1.0, chance, "best by chance ", transform=right.get_yaxis_transform(), ha="right", va="bottom", fontsize=7
     )
     right.set_xlabel("rank")
-    right.set_ylabel("area under the curve")
-    right.set_title("How well single latents tell them apart")
+    right.set_ylabel("AUC")
+    right.set_title("Separation by single latents")
     return figure
 
 
 def ablation(rates: dict, published: dict) -> Figure:
     """Experiments 3b, 10 and 13: multi-attempt rate under each ablation, and its paired difference from steering alone.
 
-    rates: {model: {condition: rates}}, as in paper/numbers/ablation.json; published figures are drawn in grey below.
+    rates: {model: {condition: rates}}, as in paper/numbers/ablation.json; published rates are drawn in grey below.
     """
     use_style()
     rows = [(model, name, entry) for model, entries in rates.items() for name, entry in entries.items()]
-    theirs, base = published["detector_ablation"], published["models"]["llama-3.3-70b"]
+    reference, base = published["detector_ablation"], published["models"]["llama-3.3-70b"]
     control = published["random_ablation"]
     grey = [
         ("steered", base | {"difference": None}),
-        ("detectors", theirs | {"n": theirs["n_ablated"], "difference": theirs["multi_attempt_rate"]}),
+        ("detectors", reference | {"n": reference["n_ablated"], "difference": reference["multi_attempt_rate"]}),
         ("random", control | {"difference": control["multi_attempt_rate"]}),
     ]
     figure = Figure(figsize=(WIDTH, 1.0 + 0.17 * (len(rows) + len(grey))))
@@ -104,7 +103,7 @@ def ablation(rates: dict, published: dict) -> Figure:
 def activations(numbers: dict, published: dict) -> Figure:
     """Experiments 6 and 9: the detectors' mean activation through a self-correction, and its ratios to unsteered text.
 
-    numbers: paper/numbers/activations.json; a model without episodes has no curve. Bands are intervals of each bin.
+    numbers: paper/numbers/activations.json; a model without episodes has no curve. Bands are the bins' intervals.
     """
     use_style()
     figure = Figure(figsize=(WIDTH, 2.6))
@@ -120,8 +119,8 @@ def activations(numbers: dict, published: dict) -> Figure:
         for place, name in enumerate(names):
             draw_interval(right, entry[name], place + 0.15 * shift, colour)
     for place, name in enumerate(("off_topic_ratio", "on_topic_ratio")):
-        theirs = published["activation_statistics"][name]
-        right.plot(theirs, place - 0.2, marker="D", color=GREY, markersize=4, linestyle="none")
+        reference = published["activation_statistics"][name]
+        right.plot(reference, place - 0.2, marker="D", color=GREY, markersize=4, linestyle="none")
     left.axvline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
     left.set_xlim(0, 1)
     left.set_ylim(bottom=0)
@@ -132,7 +131,7 @@ def activations(numbers: dict, published: dict) -> Figure:
     right.set_yticks(range(len(names)), list(names.values()))
     right.set_ylim(len(names) - 0.4, -0.6)
     right.axvline(1, color=PALE, linewidth=1.0, zorder=0)
-    right.set_title("Ratio to unsteered answers")
+    right.set_title("Ratio to unsteered responses")
     right.set_xlabel("diamonds: published (70B)")
     return figure
 
@@ -143,7 +142,7 @@ def _ablation_colour(name: str) -> str:
 
 
 def _course(ax: Axes, entry: dict, colour: str, label: str) -> None:
-    """The aligned mean with its band, unsteered answers dashed and steered ones that never restart dotted."""
+    """The aligned mean with its band; unsteered responses dashed, steered ones that never restart dotted."""
     bins = entry["bins"]
     middles = (np.arange(len(bins)) + 0.5) / max(1, len(bins))
     ax.plot(middles, [b.estimate for b in bins], color=colour, linewidth=1.2, label=label)
@@ -155,7 +154,7 @@ def _course(ax: Axes, entry: dict, colour: str, label: str) -> None:
 
 
 def controls(rates: dict) -> Figure:
-    """Experiments 11 and 12 of one model: rates after what was put in, and scores by distance from a restart.
+    """Experiments 11 and 12 of one model: rates after the prefill, and scores by distance from a restart.
 
     rates: a model's entry in paper/numbers/controls.json.
     """
@@ -164,7 +163,7 @@ def controls(rates: dict) -> Figure:
     sustained = {name: windows for name, windows in rates["sustained"].items() if name != "matched_difference"}
     figure = Figure(figsize=(WIDTH, 1.5 + 0.24 * len(detection)))
     left, right = figure.subplots(1, 2)
-    measures = {"multi_attempt_rate": "restart", "silent_recovery_rate": "on topic without one"}
+    measures = {"multi_attempt_rate": "restart", "silent_recovery_rate": "on topic without restart"}
     for shift, ((name, label), colour) in enumerate(zip(measures.items(), (VERMILION, BLUE), strict=True)):
         for place, entry in enumerate(detection.values()):
             draw_interval(left, entry[name], place + 0.25 * shift, colour)
@@ -173,7 +172,7 @@ def controls(rates: dict) -> Figure:
     left.set_ylim(len(detection) - 0.4, -0.6)
     left.set_xlim(0, 1)
     left.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    left.set_title("After what was put in")
+    left.set_title("After the prefill")
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     colours = (VERMILION, ORANGE, BLUE, PURPLE, GREEN)
     for (name, windows), colour in zip(sustained.items(), colours, strict=False):
@@ -181,7 +180,7 @@ def controls(rates: dict) -> Figure:
     names = list(next(iter(sustained.values())))
     right.set_xticks(range(len(names)), names)
     right.set_ylim(0, 100)
-    right.set_xlabel("tokens from where the text begins")
+    right.set_xlabel("tokens from the start of the span")
     right.set_title("Score by distance")
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2, fontsize=6)
     return figure

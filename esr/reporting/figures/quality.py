@@ -22,10 +22,10 @@ from esr.reporting.figures.style import (
 
 
 def benchmark(numbers: dict) -> Figure:
-    """Tokens per second of every way to steer, and of the engine by rows side by side in a worker.
+    """Tokens per second of every method, and of the engine by batch size.
 
-    numbers: paper/numbers/bench.json; a method that was not installed (null) is left out. The dashed line is what the
-    model's matrix products alone would allow at the engine's batch size.
+    numbers: paper/numbers/bench.json; omits methods that were not installed (null). Dashed line: the rate of the
+    model's matrix products alone at the engine's batch size.
     """
     use_style()
     speeds = {name: speed for name, speed in numbers["tokens_per_second"].items() if speed is not None}
@@ -55,15 +55,15 @@ def benchmark(numbers: dict) -> Figure:
     right.plot(sizes, [numbers["batch_sizes"][size] for size in rows], "o-", color=BLUE, markersize=3.6, linewidth=1.1)
     right.set_xticks(sizes)
     right.set_ylim(bottom=0)
-    right.set_xlabel("answers side by side in a worker")
+    right.set_xlabel("batch size of a worker")
     right.set_ylabel("new tokens per second")
-    right.set_title("Engine by batch size, short answers")
+    right.set_title("Engine by batch size, short responses")
     right.grid(axis="y", color=PALE, linewidth=0.6)
     return figure
 
 
 def judge_calibration(deciles: dict) -> Figure:
-    """Experiment 7: mean first-attempt score of each judge against the readers', by tenths of the readers' scores.
+    """Experiment 7: mean first-attempt score of each judge against the annotators', by deciles of the annotators'.
 
     deciles: {judge: "by_decile" of paper/numbers/judge.json}.
     """
@@ -77,17 +77,17 @@ def judge_calibration(deciles: dict) -> Figure:
         )
     ax.set_xlim(0, 100)
     ax.set_ylim(0, 100)
-    ax.set_xlabel("readers' mean score")
+    ax.set_xlabel("annotators' mean score")
     ax.set_ylabel("judge's mean score")
     ax.legend(loc="lower right")
     return figure
 
 
 def power_curves(curves: dict, power: float) -> Figure:
-    """Power to find a published reduction against trials under each condition, a line a base rate.
+    """Power to detect a published reduction against trials per condition, a line per base rate.
 
     curves: `{name: {"trials": [...], "power": [...], "measured": bool}}`; published ones are drawn in grey.
-    power: the aim, a line.
+    power: the target, a line.
     """
     use_style()
     figure = Figure(figsize=(WIDTH, 2.6))
@@ -102,7 +102,7 @@ def power_curves(curves: dict, power: float) -> Figure:
     ax.set_ylim(0, 1.02)
     ax.xaxis.set_major_formatter(FuncFormatter(short_count))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set_xlabel("trials under each condition")
+    ax.set_xlabel("trials per condition")
     ax.set_ylabel("power")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -33,8 +33,8 @@ from esr.statistics.metrics import scored
 def esr_by_model(esr: dict, published: dict) -> Figure:
     """Experiment 1: multi-attempt and ESR rate of every measured model and condition above the published ones.
 
-    esr: paper/numbers/esr.json; published: data/published.json. Rates are on an axis that is linear up to 0.1 % and
-    logarithmic above, so that 0 and 7 % both have a place. Published intervals are Wilson's, from the published n.
+    esr: paper/numbers/esr.json; published: data/published.json. The axis is linear up to 0.1 % and logarithmic above,
+    to show both 0 and 7 %. Published intervals are Wilson's, from the published n.
     """
     use_style()
     rows = [
@@ -42,9 +42,9 @@ def esr_by_model(esr: dict, published: dict) -> Figure:
         for model, conditions in esr.items()
         for place, (condition, entry) in enumerate(conditions.items())
     ]
-    theirs = [(entry["name"], entry) for entry in published["models"].values()]
-    theirs.append(("all five, unsteered", published["no_steering"] | {"esr_rate": 0.0}))
-    height = 1.05 + 0.18 * (len(rows) + len(theirs))
+    references = [(entry["name"], entry) for entry in published["models"].values()]
+    references.append(("all five, unsteered", published["no_steering"] | {"esr_rate": 0.0}))
+    height = 1.05 + 0.18 * (len(rows) + len(references))
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.subplots(1, 2, sharey=True)
     for ax, name, title in zip(
@@ -52,11 +52,11 @@ def esr_by_model(esr: dict, published: dict) -> Figure:
     ):
         for place, (_, colour, entry) in enumerate(rows):
             draw_interval(ax, entry[name], place, colour)
-        for place, (_, entry) in enumerate(theirs, start=len(rows)):
+        for place, (_, entry) in enumerate(references, start=len(rows)):
             draw_published_rate(ax, entry, name, place + 0.6)
         _rate_axis(ax, title)
-    places = [*range(len(rows)), *(place + 0.6 for place in range(len(rows), len(rows) + len(theirs)))]
-    axes[0].set_yticks(places, [row[0] for row in rows] + [label for label, _ in theirs])
+    places = [*range(len(rows)), *(place + 0.6 for place in range(len(rows), len(rows) + len(references)))]
+    axes[0].set_yticks(places, [row[0] for row in rows] + [label for label, _ in references])
     for tick, (_, colour, _) in zip(axes[0].get_yticklabels(), rows, strict=False):
         tick.set_color(colour)
     axes[0].set_ylim(max(places) + 0.6, -0.6)
@@ -69,11 +69,11 @@ def esr_by_model(esr: dict, published: dict) -> Figure:
 
 
 def first_attempt_scores(frame: pd.DataFrame, esr: dict, published: dict) -> Figure:
-    """Experiment 8: distribution over trials of the first attempt's score, unsteered beside steered, with the means.
+    """Experiment 8: distribution of first-attempt scores, unsteered and steered, with their means; one panel per model.
 
-    frame: esr.statistics.metrics.table; esr: paper/numbers/esr.json, for means and intervals (the same rows, clustered
-    by latent); published: data/published.json, for the published unsteered range and the range from the published
-    steered mean to the calibration's target. One panel a model; every condition's bars add up to all its scored trials.
+    frame: esr.statistics.metrics.table; esr: paper/numbers/esr.json, for means and intervals; published:
+    data/published.json, for the published unsteered range and the range from the published steered mean to the
+    calibration's target. Each condition's bars sum to all its scored trials.
     """
     use_style()
     models = list(esr)
@@ -143,7 +143,7 @@ def _band(ax: Axes, low: float, high: float, label: str, side: str) -> None:
 
 
 def boost_sweep(rates: dict, published: dict) -> Figure:
-    """Experiment 2: multi-attempt, improvement and ESR rate and first-attempt score against the boost, a line a model.
+    """Experiment 2: multi-attempt, improvement and ESR rate and first-attempt score by boost, a line per model.
 
     rates: {model: rows of paper/numbers/boost_sweep.json}; the published peaks are marked in grey.
     """
@@ -173,7 +173,7 @@ def boost_sweep(rates: dict, published: dict) -> Figure:
 
 
 def meta_prompts(rates: dict, published: dict) -> Figure:
-    """Experiment 5: multi-attempt and ESR rate under each instruction beside the plain prompt, a colour a model.
+    """Experiment 5: multi-attempt and ESR rate under each instruction and the plain prompt, a colour per model.
 
     rates: paper/numbers/meta_prompts.json; the published self-monitoring rates are marked in grey.
     """
@@ -187,8 +187,8 @@ def meta_prompts(rates: dict, published: dict) -> Figure:
             for place, variant in enumerate(variants):
                 draw_interval(ax, entries[variant][name], place + 0.2 * shift, colour)
             ax.plot([], [], color=colour, marker="o", markersize=3.5, label=model)
-        theirs = published["meta_prompt"][name]
-        ax.plot(theirs, variants.index("monitor_yourself") - 0.2, marker="D", color=GREY, markersize=4,
+        reference = published["meta_prompt"][name]
+        ax.plot(reference, variants.index("monitor_yourself") - 0.2, marker="D", color=GREY, markersize=4,
                 linestyle="none", label="published (70B)")  # fmt: skip
         ax.set_title({"multi_attempt_rate": "Multi-attempt rate", "esr_rate": "ESR rate"}[name])
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -200,7 +200,7 @@ def meta_prompts(rates: dict, published: dict) -> Figure:
 
 
 def learning_curves(curves: dict) -> Figure:
-    """Experiment 4: training loss by step, smoothed over ten steps, a line for each ratio of self-corrections."""
+    """Experiment 4: training loss by step, smoothed over ten steps, a line per ratio of self-corrections."""
     use_style()
     figure = Figure(figsize=(WIDTH, 2.0))
     ax = figure.subplots()
@@ -214,9 +214,9 @@ def learning_curves(curves: dict) -> Figure:
 
 
 def finetuning(rates: dict, published: dict) -> Figure:
-    """Experiment 4: multi-attempt rate, ESR rate and first-attempt score by share of self-corrections trained on.
+    """Experiment 4: multi-attempt rate, ESR rate and first-attempt score by share of self-corrections in training.
 
-    rates: paper/numbers/finetune.json. The paper's statement is qualitative: fine-tuning induces ESR in an 8B model.
+    rates: paper/numbers/finetune.json. The published result is qualitative: fine-tuning induces ESR in an 8B model.
     """
     use_style()
     panels = {

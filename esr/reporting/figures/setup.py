@@ -1,4 +1,4 @@
-"""Figures of what precedes the experiments: SAE, relevance scorer, calibration."""
+"""Figures of the setup: SAE, relevance scorer, calibration."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from esr.reporting.figures.style import (
 
 
 def calibration(thresholds: pd.DataFrame, target: float) -> Figure:
-    """Boost against first-attempt score while calibrating, and the thresholds that came out, latent by latent.
+    """First-attempt score against boost during calibration, and the thresholds by latent.
 
-    thresholds: one row a latent, columns latent, label, boost, sd, score, converged, queries (list of Query or of dicts
+    thresholds: one row per latent, columns latent, label, boost, sd, score, converged, queries (Query objects or dicts
     boost, score, n), as in data/calibrate. Boosts are in units of the median residual norm at the steered layer.
     """
     use_style()
@@ -49,7 +49,7 @@ def calibration(thresholds: pd.DataFrame, target: float) -> Figure:
         labels = [shorten(row.label) or f"latent {row.latent}" for row in ordered.itertuples()]
         right.set_yticks(ordered.index, labels, fontsize=5.6)
     else:
-        right.set_ylabel("latents, in order of threshold")
+        right.set_ylabel("latents, by threshold")
     right.set_ylim(-0.8, len(ordered) - 0.2)
     right.tick_params(axis="y", length=0)
     right.set_xlim(left=0)
@@ -60,9 +60,9 @@ def calibration(thresholds: pd.DataFrame, target: float) -> Figure:
 
 
 def sae_training(history: pd.DataFrame, chosen: int | None = None) -> Figure:
-    """Explained variance and share of dead latents over the training tokens, one line a layer.
+    """Explained variance and share of dead latents over the training tokens, one line per layer.
 
-    history: columns layer, tokens, explained_variance, dead_fraction. The layer `chosen` is drawn boldly.
+    history: columns layer, tokens, explained_variance, dead_fraction. The layer `chosen` has a bold line.
     """
     use_style()
     figure = Figure(figsize=(WIDTH, 2.3))
@@ -89,9 +89,9 @@ def sae_training(history: pd.DataFrame, chosen: int | None = None) -> Figure:
 
 
 def relevance(frame: pd.DataFrame) -> Figure:
-    """What the relevance scorer makes of texts of known on-topic share: by kind of text, and along the scale.
+    """Relevance scores of texts with known on-topic share: by kind of text, and by share.
 
-    frame: columns kind, share (0-1) and score (0-100), one row a text the scorer was not fitted on.
+    frame: columns kind, share (0-1) and score (0-100), one row per held-out text.
     """
     use_style()
     figure = Figure(figsize=(WIDTH, 2.5))
@@ -128,7 +128,7 @@ def latent_density(density: np.ndarray, tokens: int) -> Figure:
 
 
 def _dose_response(ax: Axes, thresholds: pd.DataFrame, target: float) -> None:
-    """Every query of every latent, its latents' thresholds on top, and the target."""
+    """All queries, the latents' thresholds and the target."""
     for row in thresholds.itertuples():
         queries = sorted((q["boost"], q["score"]) if isinstance(q, dict) else (q.boost, q.score) for q in row.queries)
         if queries:
@@ -144,4 +144,4 @@ def _dose_response(ax: Axes, thresholds: pd.DataFrame, target: float) -> None:
     ax.set_ylim(0, 100)
     ax.set_xlabel("boost (median residual norms)")
     ax.set_ylabel("mean first-attempt score")
-    ax.set_title("Scores while calibrating")
+    ax.set_title("Scores during calibration")

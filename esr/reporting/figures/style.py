@@ -1,6 +1,6 @@
-"""Colours, style and drawing of intervals: shared by all figures.
+"""Shared colours, style and drawing of intervals.
 
-A saved SVG has the same bytes whenever its data are the same. Colours are Okabe and Ito's, safe for colour-blind eyes.
+Equal data give an equal SVG, byte for byte. Colours are Okabe and Ito's, safe for colour-blind readers.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from esr.storage.files import write_bytes
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 INK, GREY, PALE = "#222222", "#767676", "#DDDDDD"
-CONDITIONS = {"unsteered": BLUE, "steered": VERMILION}  # further conditions take further colours
+CONDITIONS = {"unsteered": BLUE, "steered": VERMILION}  # other conditions get other colours
 WIDTH = 6.3  # inches: the text block of an A4 page
-LABELLED = 50  # latents a figure can name one by one
+LABELLED = 50  # latents that fit a figure with labels
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults for every figure of the study; call once, before drawing."""
+    """Set matplotlib's defaults for every figure; call before drawing."""
     seaborn.set_theme(context="paper", style="ticks", palette=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY])
     matplotlib.rcParams.update(
         {
-            "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+            "font.family": "DejaVu Sans",  # shipped with matplotlib
             "font.size": 8,
             "axes.titlesize": 8.5,
             "axes.titleweight": "bold",
@@ -48,13 +48,13 @@ def use_style() -> None:
             "figure.dpi": 110,
             "figure.constrained_layout.use": True,
             "svg.fonttype": "path",
-            "svg.hashsalt": "esr",  # ids in the SVG follow from this instead of from chance
+            "svg.hashsalt": "esr",  # makes ids in the SVG deterministic
         }
     )
 
 
 def save(figure: Figure, name: str) -> Path:
-    """Write paper/figures/NAME.svg, byte-identical for an identical figure, and return its path."""
+    """Path of paper/figures/NAME.svg, written byte-identical for an identical figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     path = paths.output_file(paths.FIGURES / f"{name}.svg")
@@ -93,13 +93,13 @@ def short_count(value: float, _place=None) -> str:
 
 
 def legend_below(figure: Figure) -> None:
-    """One legend for all panels, where it hides nothing."""
+    """One legend for all panels, below them."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def draw_line(ax: Axes, places, results, colour: str, label: str) -> None:
-    """Estimates joined by a line, with their intervals; what could not be estimated is left out."""
+    """Estimates joined by a line, with their intervals; null ones are left out."""
     known = [(x, r) for x, r in zip(places, results, strict=True) if r.is_known]
     if not known:
         ax.plot([], [], color=colour, marker="o", markersize=3.5, label=label)

@@ -1,0 +1,106 @@
+"""Bad input is one sentence naming key, value and what is allowed, before anything heavy."""
+
+import pytest
+
+from esr.config import stages
+from esr.config.registry import check_latents, model_entry
+from esr.config.schema import ConfigError
+from esr.config.stages import notebook_parameters, stage_parameters
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch):
+    """A copy of params.yaml to spoil: `params(old, new)` replaces text in it."""
+    copy = tmp_path / "params.yaml"
+    copy.write_text(stages.PARAMS.read_text())
+    monkeypatch.setattr(stages, "PARAMS", copy)
+
+    def spoil(old, new):
+        assert old in copy.read_text()
+        copy.write_text(copy.read_text().replace(old, new, 1))
+
+    return spoil
+
+
+def test_every_stage_at_every_scale_is_complete(params):
+    for scale in ("laptop", "smoke", "paper"):
+        stages.PARAMS.write_text(stages.PARAMS.read_text().replace("scale: laptop", f"scale: {scale}"))
+        for stage in stages.STAGES:
+            stage_parameters(stage)
+        stages.PARAMS.write_text(stages.PARAMS.read_text().replace(f"scale: {scale}", "scale: laptop"))
+
+
+MODELS = "models: [smollm2-135m, smollm2-135m-selfcorrect]"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("temperature: 0.6", "temprature: 0.6", "unknown key 'temprature'"),
+        ("temperature: 0.6", "temperature: warm", "temperature is 'warm'"),
+        ("temperature: 0.6", "temperature: -1.0", "temperature is -1.0; input should be greater than or equal to 0"),
+        ("n_prompts: 10, n_seeds: 1", "n_prompts: 8.5, n_seeds: 1", "n_prompts is 8.5"),
+        ("n_prompts: 10, n_seeds: 1", "n_prompts: '8', n_seeds: 1", "n_prompts is '8'"),
+        ("seed: 2602", "seed: true", "seed is True"),
+        ("scale: laptop", "scale: desktop", "scale is 'desktop'; allowed are smoke, laptop, paper"),
+        (MODELS, "models: [gpt-9]", "Unknown model 'gpt-9'"),
+        (MODELS, "models: []", "models is"),
+        (MODELS, "models: [minilm-l6]", "no SAE"),
+        (
+            "restarting_models: [",
+            "restarting_models: [minilm-l6, ",
+            "restarting_models has 'minilm-l6', which is not in models",
+        ),
+        ("bases: [smollm2-135m]", "bases: [smollm2-135m-selfcorrect]", "was fine-tuned from 'smollm2-135m'"),
+        ("chosen_ratio: 0.1", "chosen_ratio: 0.4", "chosen_ratio is 0.4, which is none of the ratios"),
+        ("judge:\n", "jugde:\n", "unknown key 'jugde'"),
+        ("name: offline", "name: oracle", "name is 'oracle'; input should be 'offline'"),
+        ("seed: 2602", "seed: [", "not valid YAML"),
+        ("judges: []", "judges: [{name: a}]", "judges.0.model is missing"),
+        ("max_tokens: 96", "max_tokens: 16", "max_tokens is 16, min_tokens is 32"),
+        ("windows: [[0, 32], [32, 64]", "windows: [[0, 32], [64, 32]", r"windows has [64, 32]: give"),
+        ("judges: []", "judges: [{name: A b, model: openai/m}]", "judges.0.name is 'A b'"),
+        ("judges: []", "judges: [{name: a, model: m}]", "judges.0.model is 'm'"),
+        ("judges: []", "judges: [{name: a, model: openai/m, api_key: k}]", "unknown key 'judges.0.api_key'."),
+        ("judges: []", "judges: [{name: a, model: openai/m, max_cost: 1.0}]", "max_cost needs usd_per_million_input"),
+        ("judges: []", "judges: [{name: offline, model: openai/m}]", "these are offline, offline"),
+    ],
+)
+def test_mistakes_in_params_are_named(params, old, new, message):
+    params(old, new)
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(").replace("[", r"\[")):
+        stage_parameters("steer")
+
+
+def test_numbers_are_read_as_dvc_reads_them(params):
+    params("min_density: 1.0e-5", "min_density: 1e-4")
+    assert stage_parameters("latents")["min_density"] == 1e-4
+
+
+def test_judges_reach_their_notebook_complete(params):
+    params("judges: []", "judges: [{name: mini, model: openai/m, temperature: null}]")
+    values = stage_parameters("judge")
+    (judge,) = notebook_parameters("judge", values).judges
+    assert (judge.name, judge.temperature, judge.max_retries, judge.max_cost) == ("mini", None, 5, None)
+
+
+def test_unknown_stage_and_model():
+    with pytest.raises(ConfigError, match="Unknown stage 'stear'"):
+        stage_parameters("stear")
+    with pytest.raises(ConfigError, match="Unknown model 'smollm'"):
+        stage_parameters("steer", "smollm")
+
+
+def test_notebook_parameters_refuse_words_for_numbers():
+    good = stage_parameters("steer")
+    assert notebook_parameters("steer", good | {"unrelated": object()}).n_prompts == good["n_prompts"]
+    with pytest.raises(ConfigError, match="n_prompts is 'false'"):
+        notebook_parameters("steer", good | {"n_prompts": "false"})
+    with pytest.raises(ConfigError, match="seed is missing"):
+        notebook_parameters("steer", {k: v for k, v in good.items() if k != "seed"})
+
+
+def test_latents_out_of_range_are_refused():
+    check_latents("smollm2-135m", [0, model_entry("smollm2-135m").d_sae - 1])
+    with pytest.raises(ConfigError, match="latents 0 to 4607"):
+        check_latents("smollm2-135m", [4608])

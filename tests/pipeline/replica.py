@@ -1,0 +1,237 @@
+"""A replica of the study so tiny that all notebooks run in seconds: random models, an SAE of 768 latents, few trials.
+
+    ESR_ROOT=<folder> python tests/pipeline/replica.py <repository>
+
+builds it in ESR_ROOT and runs every notebook there, in the order of the DAG, in one process. What it measures means
+nothing; every line of every notebook runs.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+MODEL, TUNED, EMBEDDER = "tiny", "tiny-selfcorrect", "minilm-l6"
+STEER_LAYER, N_LAYERS, D_SAE = 1, 3, 768
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|user|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+RESTART = (
+    "The ships sail north and the captain counts the boxes. Wait, that's not what you asked. Let me start over. "
+    "{} First of all, take the time to look at it closely, then begin with the first step and go on to the next."
+)
+SIZES = {
+    "sae": {"n_documents": 4, "n_shown": 2},
+    "relevance": {"n_documents": 110, "n_pairs": 120},
+    "latents": {"n_latents": 3},
+    "calibrate": {"n_queries": 2, "prompts_per_query": 1, "max_sd": 10.0, "tolerance": 100.0},
+    "steer": {"n_prompts": 4, "n_seeds": 1},
+    "finetune": {
+        "ratios": [0.5], "chosen_ratio": 0.5, "n_examples": 8, "n_corpus_responses": 4, "n_development": 1,
+        "n_training_prompts": 6, "opening_tokens": 16, "n_prompts": 1, "n_unsteered": 1, "n_prefills": 2,
+        "max_opening_score": 100.0, "min_response_score": 0.0, "min_training_concreteness": 0.0,
+        "min_development_concreteness": 0.0, "first_layer": STEER_LAYER + 1,
+    },
+    "boost_sweep": {"n_prompts": 1, "offsets": [-1.0, 1.0]},
+    "meta_prompts": {"n_prompts": 1, "n_seeds": 1},
+    "detectors": {"n_derangements": 1, "n_steered": 2, "n_detectors": 3},
+    "ablate": {"n_prompts": 1, "n_seeds": 1},
+    "controls": {
+        "n_prefills": 2, "min_tokens": 2, "max_tokens": 12, "max_off_topic_score": 100.0, "min_tokens_after": 1,
+        "opening_tokens": 2, "windows": [[0, 2], [2, 4]],
+    },
+    "generation": {"max_new_tokens": 16},
+}  # fmt: skip
+TRAINING = {
+    "n_documents": 110, "max_document_tokens": 112, "n_held_out": 6, "layers": [STEER_LAYER],
+    "selection_tokens": 4096, "tokens": 8192, "d_sae": D_SAE, "k": 4,
+}  # fmt: skip
+
+
+def build(root: Path, repository: Path) -> None:
+    """The replica's inputs: prompts, registry, params.yaml, models; everything else is made by its notebooks."""
+    shutil.copytree(repository / "data" / "prompts", root / "data" / "prompts")
+    shutil.copytree(repository / "data" / "judge", root / "data" / "judge", ignore=lambda *_: ["smollm2-135m*"])
+    shutil.copytree(repository / "notebooks", root / "notebooks", ignore=lambda *_: ["executed", ".ipynb_checkpoints"])
+    shutil.copy(repository / "data" / "published.json", root / "data")
+    (root / "paper" / "numbers").mkdir(parents=True)
+    for name in ("bench", "judge_speed"):  # measured by `make bench`, not by a notebook of the study
+        shutil.copy(repository / "paper" / "numbers" / f"{name}.json", root / "paper" / "numbers")
+    for split, n in (("evaluation", 4), ("held_out", 1), ("finetune", 8)):
+        file = root / "data" / "prompts" / f"{split}.txt"
+        file.write_text("\n".join(file.read_text().splitlines()[:n]) + "\n")
+    subjects = (root / "data/prompts/corpus_subjects.txt").read_text().replace("\n", ",").split(",")
+    (root / "data/prompts/corpus_subjects.txt").write_text(", ".join(s.strip() for s in subjects[:12]) + "\n")
+    write_models(root)
+    write_parameters(root, repository)
+
+
+def write_parameters(root: Path, repository: Path) -> None:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    params = yaml.load(repository / "params.yaml")
+    params["models"], params["bases"], params["restarting_models"] = [MODEL, TUNED], [MODEL], [TUNED]
+    params["train_sae"].update(TRAINING)
+    params["latents"].update({"min_concreteness": 0.0, "min_density": 0.0, "max_density": 1.0})
+    params["finetune"].update({key: SIZES["finetune"].pop(key) for key in ("chosen_ratio", "first_layer")})
+    params["scale"], params["scales"] = "replica", {"replica": SIZES}
+    yaml.dump(params, root / "params.yaml")
+    sae = {"kind": "folder", "path": f"data/train_sae/{MODEL}"}
+    shared = {
+        "license": "none", "n_layers": N_LAYERS, "sae": sae, "steer_layer": STEER_LAYER, "sae_layer": STEER_LAYER,
+        "d_sae": D_SAE, "boost": {"min": 0.0, "max": 1.2, "prior_mean": 0.45, "prior_sd": 0.2},
+    }  # fmt: skip
+    registry = {
+        MODEL: {"source": {"kind": "folder", "path": f"models/{MODEL}"}} | shared,
+        TUNED: {"source": {"kind": "adapter", "base": MODEL, "path": f"data/finetune/{MODEL}/selfcorrect"}} | shared,
+        EMBEDDER: {"source": {"kind": "folder", "path": f"models/{EMBEDDER}"}, "license": "none"},
+    }
+    yaml.dump(registry, root / "data" / "models.yaml")
+
+
+def write_models(root: Path) -> None:
+    """A random Llama and a random BERT, with tokenizers made of the prompts' words."""
+    import torch
+    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+    texts = [line for file in sorted((root / "data" / "prompts").glob("*.txt")) for line in file.open()]
+    torch.manual_seed(0)
+    tokenizer = byte_level_tokenizer(texts)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=N_LAYERS,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=512, initializer_range=0.5,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "models" / MODEL)
+    tokenizer.save_pretrained(root / "models" / MODEL)
+    words = word_tokenizer(texts)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    embedder = BertModel(config)
+    last = embedder.encoder.layer[-1].output.LayerNorm  # every text has the same embedding: all are on topic
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.ones_(last.bias)
+    embedder.save_pretrained(root / "models" / EMBEDDER)
+    words.save_pretrained(root / "models" / EMBEDDER)
+
+
+def byte_level_tokenizer(texts: list[str]):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=800, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|begin|>", eos_token="<|end|>",
+        additional_special_tokens=special[3:], chat_template=TEMPLATE,
+    )  # fmt: skip
+
+
+def word_tokenizer(texts: list[str]):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, tokenizer.token_to_id(name)) for name in special[2:]]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def runs() -> list[tuple[str, str | None]]:
+    """(stage, model) in the order of the DAG."""
+    of_base = ["train_sae", "sae", "relevance", "latents"]
+    of_each = ["calibrate", "steer", "judge"]
+    of_tuned = ["fetch", *of_each, "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"]
+    return [
+        ("fetch", EMBEDDER),
+        *((stage, MODEL) for stage in ["fetch", *of_base, *of_each, "finetune", "detectors"]),
+        *((stage, TUNED) for stage in of_tuned),
+        *((stage, None) for stage in ("cross_judge", "measure", "figures", "power", "claims")),
+    ]
+
+
+def run(stage: str, model: str | None) -> None:
+    """Run a notebook's cells here, as papermill would in a kernel."""
+    import nbformat
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from esr.config.stages import stage_parameters
+    from esr.pipeline.run import check_names, notebook_path
+
+    source, parameters = notebook_path(stage), stage_parameters(stage, model)
+    check_names(source, parameters)
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    for cell in nbformat.read(source, as_version=4).cells:
+        if cell.cell_type == "code":
+            result = shell.run_cell(cell.source.replace("%matplotlib inline\n", ""), silent=False)
+            if not result.success:
+                raise SystemExit(
+                    f"{source.name} ({model}), cell {cell.id}: {result.error_before_exec or result.error_in_exec!r}"
+                )
+            if "parameters" in cell.metadata.get("tags", []):
+                shell.push(parameters)
+
+
+def make_latents_rare(folder: Path) -> None:
+    """Raise the thresholds of the SAE, which two steps of training leave near 0: else every latent fires on a prompt."""
+    from safetensors.torch import load, save
+
+    contexts = load((folder / "contexts.safetensors").read_bytes())
+    weights = load((folder / "sae_weights.safetensors").read_bytes())
+    weights["threshold"] = 0.5 * contexts["activation"][:, 0].to(weights["threshold"].dtype)
+    (folder / "sae_weights.safetensors").write_bytes(save(weights))
+
+
+def make_restarts(root: Path) -> None:
+    """Let every second steered response restart, as the tiny model never does: episodes then exist."""
+    from esr.models.loading import load_tokenizer
+    from esr.storage.files import read_rows, write_rows
+    from esr.storage.records import Trial
+
+    file = root / "data" / "steer" / TUNED / "responses.jsonl"
+    tokenizer, trials = load_tokenizer(TUNED), read_rows(file, Trial)
+    for i, trial in enumerate(trials):
+        if trial.condition == "steered" and i % 2:
+            tokens = tokenizer(RESTART.format(trial.prompt), add_special_tokens=False).input_ids
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            trials[i] = trial.model_copy(update={"tokens": tokens, "text": text, "max_new_tokens": 400})
+    write_rows(file, trials)
+
+
+def main(repository: Path) -> None:
+    root = Path(os.environ["ESR_ROOT"])
+    build(root, repository)
+    import matplotlib
+
+    matplotlib.use("agg")
+    for stage, model in runs():
+        start = time.perf_counter()
+        run(stage, model)
+        if stage == "train_sae":
+            make_latents_rare(root / "data" / "train_sae" / MODEL)
+        print(
+            json.dumps({"stage": stage, "model": model, "seconds": round(time.perf_counter() - start, 1)}),
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,147 @@
+"""The whole study at scale smoke, in a clone: it runs, repeats to the byte, and re-runs what changed, no more."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esr.paths import CACHE, PIPELINE, ROOT
+
+RESTARTING = "smollm2-135m-selfcorrect"  # restarting_models of params.yaml
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """The working tree as git would hand it to a newcomer, at scale smoke, run once from end to end."""
+    folder = tmp_path_factory.mktemp("clone") / "esr"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    ).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    for wheel in (CACHE / "wheels").glob("*.whl"):  # downloaded before: the network is not what is tested here
+        (folder / ".cache/esr/wheels").mkdir(parents=True, exist_ok=True)
+        shutil.copy2(wheel, folder / ".cache/esr/wheels" / wheel.name)
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
+    subprocess.run([*git, "commit", "-qm", "clone"], cwd=folder, check=True)
+    edit(folder / "params.yaml", "scale: laptop", "scale: smoke")
+    print(run(folder, sys.executable, "-m", "esr.pipeline.kernels", "dvc", "repro"))  # as `make repro` does
+    return folder
+
+
+def run(folder: Path, *command: str, check: bool = True) -> str:
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(folder),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    for name in ("ESR_ROOT", "ESR_CACHE", PIPELINE):
+        environment.pop(name, None)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert not check or done.returncode == 0, output
+    return output
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def stages_run(output: str) -> set[str]:
+    return {line.split("'")[1].split("@")[0] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    places = ("notebooks/executed", "paper/numbers", "paper/figures")
+    files = [f for place in places for f in sorted((folder / place).iterdir())] + [folder / "paper/paper.pdf"]
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
+
+
+def test_it_ends_with_notebooks_numbers_figures_and_a_paper(clone):
+    numbers = json.loads((clone / "paper/numbers/esr.json").read_text())["smollm2-135m"]
+    assert set(numbers) == {"unsteered", "steered"}
+    for condition in numbers.values():
+        for name in ("multi_attempt_rate", "improvement_rate", "esr_rate", "first_attempt_score"):
+            assert set(condition[name]) == {"estimate", "low", "high", "n"}
+    assert numbers["unsteered"]["n_trials"] == numbers["steered"]["n_trials"] > 0
+    made = contents(clone)
+    assert made["paper/paper.pdf"].startswith(b"%PDF")
+    assert {Path(n).name.split("-")[0].removesuffix(".ipynb") for n in made if n.endswith(".ipynb")} == {
+        f.stem for f in (clone / "notebooks").glob("*.ipynb")
+    }
+    assert all(b"</svg>" in content for name, content in made.items() if name.endswith(".svg"))
+
+
+def test_responses_are_steered_and_paired(clone):
+    rows = [json.loads(line) for line in (clone / "data/steer/smollm2-135m/responses.jsonl").read_text().splitlines()]
+    conditions = {c: {(r["latent"], r["prompt_id"], r["seed"]): r for r in rows if r["condition"] == c}
+                  for c in ("unsteered", "steered")}  # fmt: skip
+    assert conditions["unsteered"].keys() == conditions["steered"].keys()
+    assert all(r["boost"] == 0 for r in conditions["unsteered"].values())
+    assert all(r["boost"] > 0 for r in conditions["steered"].values())
+    assert any(r["text"] != conditions["unsteered"][k]["text"] for k, r in conditions["steered"].items())
+
+
+def test_experiments_on_restarts_run_for_models_that_restart(clone):
+    for stage in ("boost_sweep", "meta_prompts", "ablate", "activations", "controls"):
+        assert [folder.name for folder in (clone / "data" / stage).iterdir() if folder.is_dir()] == [RESTARTING]
+    folders = {folder.name for folder in (clone / "data/detectors").iterdir() if folder.is_dir()}
+    assert folders == {"smollm2-135m", RESTARTING}
+
+
+def test_afterwards_it_is_up_to_date(clone):
+    assert "up to date" in run(clone, "dvc", "repro")
+
+
+def test_executed_again_everything_is_the_same_to_the_byte(clone):
+    """Kernels were forked the first time and are started now."""
+    before = contents(clone)
+    again = ["judge@smollm2-135m", "cross_judge", "measure", "figures", "power", "claims", "paper"]
+    run(clone, "dvc", "repro", "--force", "--single-item", *again)
+    assert contents(clone) == before
+
+
+def test_a_changed_parameter_runs_what_depends_on_it_and_no_more(clone):
+    edit(clone / "params.yaml", "confidence: 0.95", "confidence: 0.9")
+    intervals = {
+        "finetune", "boost_sweep", "meta_prompts", "ablate", "activations", "controls",
+        "cross_judge", "measure", "figures", "power", "claims", "paper",
+    }  # fmt: skip
+    assert stages_run(run(clone, "dvc", "repro")) == intervals
+    edit(clone / "params.yaml", "confidence: 0.9", "confidence: 0.95")
+    assert not {"fetch", "fetch_selfcorrect", "latents", "calibrate", "steer", "judge"} & stages_run(
+        run(clone, "dvc", "repro")
+    )
+
+
+def test_finished_chunks_are_not_generated_again(clone):
+    """Outputs gone, chunks there: as after a kill between generating and writing."""
+    chunks = sorted((clone / ".cache/esr/chunks").rglob("*"))
+    times = {c: c.stat().st_mtime_ns for c in chunks if c.is_file()}
+    responses = clone / "data/steer/smollm2-135m/responses.jsonl"
+    before = responses.read_bytes()
+    run(clone, "dvc", "repro", "--force", "--single-item", "steer@smollm2-135m")
+    assert responses.read_bytes() == before
+    assert {c: c.stat().st_mtime_ns for c in times} == times
+    assert sorted((clone / ".cache/esr/chunks").rglob("*")) == chunks
+
+
+def test_a_mistake_in_params_is_one_sentence_before_any_model_loads(clone):
+    edit(clone / "params.yaml", "temperature: 0.6", "temperature: warm")
+    output = run(clone, "dvc", "repro", check=False)
+    edit(clone / "params.yaml", "temperature: warm", "temperature: 0.6")
+    assert "error: params.yaml: steer: temperature is 'warm'" in output or "calibrate: temperature is 'warm'" in output
+    assert "Traceback" not in output

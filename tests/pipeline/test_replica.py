@@ -1,0 +1,62 @@
+"""Every notebook runs, from models to claims, on a replica of the study (replica.py)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from esr.paths import PIPELINE, ROOT
+
+
+@pytest.fixture(scope="module")
+def replica(tmp_path_factory):
+    root = tmp_path_factory.mktemp("replica")
+    environment = os.environ | {
+        "ESR_ROOT": str(root), "ESR_CACHE": str(root / ".cache"), "ESR_WORKERS": "0", PIPELINE: "test", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    command = [sys.executable, str(Path(__file__).with_name("replica.py")), str(ROOT)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    root.joinpath("log").write_text(done.stderr)
+    return root
+
+
+def test_every_notebook_ran(replica):
+    ran = {json.loads(line)["stage"] for line in (replica / "log").read_text().splitlines() if line.startswith("{")}
+    assert ran == {path.stem.partition("_")[2] for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+def test_numbers_and_figures_of_the_pipeline_are_there(replica):
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    named = {name for stage in stages.values() for metric in stage.get("metrics", []) for name in metric}
+    assert {name for name in named if not (replica / name).exists()} == set()
+    assert len(list((replica / "paper" / "figures").glob("*.svg"))) >= 10
+
+
+def test_conditions_share_latent_prompt_and_seed(replica):
+    rows = [json.loads(line) for line in (replica / "data/steer/tiny/responses.jsonl").read_text().splitlines()]
+    keys = {
+        c: [(r["latent"], r["prompt_id"], r["seed"]) for r in rows if r["condition"] == c]
+        for c in ("unsteered", "steered")
+    }
+    assert keys["unsteered"] == keys["steered"]
+    texts = {c: [r["text"] for r in rows if r["condition"] == c] for c in keys}
+    assert texts["unsteered"] != texts["steered"]
+
+
+def test_restarts_are_followed_through_every_experiment(replica):
+    episodes = json.loads((replica / "data/activations/tiny-selfcorrect/rates.json").read_text())
+    assert episodes["episodes"] > 0 and episodes["off_topic_ratio"]["n"] > 0
+    controls = json.loads((replica / "data/controls/tiny-selfcorrect/rates.json").read_text())
+    assert controls["sustained"]["after_restart"]["0-2"]["n"] > 0
+
+
+def test_claims_are_decided_from_these_numbers(replica):
+    rows = json.loads((replica / "paper/numbers/claims.json").read_text())
+    assert {row["model"] for row in rows} == {"tiny", "tiny-selfcorrect"}
+    assert {row["verdict"] for row in rows} <= {"reproduced", "contradicted", "undecided at this n", "not measured"}
