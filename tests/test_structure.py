@@ -27,5 +27,4 @@ def test_a_function_can_be_seen_whole():
         for node in ast.walk(ast.parse(module.read_text()))
         if isinstance(node, ast.FunctionDef)
     ]
-    lists = {"_resistance", "_mechanism"}  # the paper's claims, one after the other
-    assert [f for f in functions if f[0] > 60 and f[1].rsplit(" ", 1)[1] not in lists] == []
+    assert [function for function in functions if function[0] > 60] == []

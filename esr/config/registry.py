@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -11,23 +11,22 @@ from esr.config.sources import AnySource
 from esr.paths import DATA
 
 REGISTRY = DATA / "models.yaml"
+T = TypeVar("T")
 
 
-class SaeSource(Section):
-    """A SAELens SAE: a folder of this repository, or a published release and an id in it."""
+class FolderSae(Section):
+    """A SAELens SAE in a folder of this repository."""
 
-    kind: Literal["folder", "release"]
-    path: str | None = None
-    release: str | None = None
-    id: str | None = None
+    kind: Literal["folder"]
+    path: str = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _complete(self):
-        if self.kind == "folder" and not self.path:
-            raise ValueError("an SAE of kind folder needs `path`")
-        if self.kind == "release" and not (self.release and self.id):
-            raise ValueError("an SAE of kind release needs `release` and `id`")
-        return self
+
+class ReleaseSae(Section):
+    """A published SAE: a SAELens release and an id in it."""
+
+    kind: Literal["release"]
+    release: str = Field(min_length=1)
+    id: str = Field(min_length=1)
 
 
 class Boost(Section):
@@ -40,10 +39,12 @@ class Boost(Section):
 
 
 class ModelEntry(Section):
+    """A model. `n_layers`, `sae`, the layers, `d_sae` and `boost` belong to models that can be steered."""
+
     source: AnySource
     license: str
     n_layers: Positive | None = None
-    sae: SaeSource | None = None
+    sae: Annotated[FolderSae | ReleaseSae, Field(discriminator="kind")] | None = None
     steer_layer: int | None = None
     sae_layer: int | None = None
     d_sae: Positive | None = None
@@ -77,6 +78,13 @@ def model_entry(model_id: str) -> ModelEntry:
     return registry[model_id]
 
 
+def required(value: T | None, model_id: str, name: str) -> T:
+    """`value`, the field `name` of an entry, for callers that cannot do without. Raises ConfigError when it is None."""
+    if value is None:
+        raise ConfigError(f"{model_id} cannot be steered: it has no {name} in {REGISTRY.name}.")
+    return value
+
+
 def base_of(model_id: str) -> str:
     """The model whose SAE, latents and relevance scorer serve `model_id`: itself, or the base of its adapter.
 
@@ -88,7 +96,7 @@ def base_of(model_id: str) -> str:
 
 def check_latents(model_id: str, latents: list[int]) -> None:
     """Raise ConfigError unless every index is a latent of the model's SAE; loads no weights."""
-    d_sae = model_entry(model_id).d_sae
+    d_sae = required(model_entry(model_id).d_sae, model_id, "d_sae")
     for latent in latents:
-        if d_sae is None or not 0 <= latent < d_sae:
+        if not 0 <= latent < d_sae:
             raise ConfigError(f"Latent {latent} of {model_id} does not exist: its SAE has latents 0 to {d_sae - 1}.")

@@ -26,7 +26,7 @@ from esr.models.loading import model_folder, resident_model
 from esr.models.provenance import environment
 from esr.sae.loading import load_directions
 from esr.steering.strength import residual_norm
-from esr.storage.digests import digest, file_digest
+from esr.storage.digests import code_digest, file_digest
 from esr.storage.files import replacing, write_bytes, write_rows
 
 CODE = [Path(__file__).with_name(name) for name in ("finetuning.py", "lora.py")]  # determines an adapter
@@ -53,7 +53,7 @@ def train_all(
         "provenance": environment()
         | {
             "weights": file_digest(model_folder(model_id) / "model.safetensors"),
-            "code": digest(*map(file_digest, CODE)),
+            "code": code_digest(*CODE),
         },
     }
     chunks = [shared | {"examples": [e.model_dump() for e in rows]} for rows in examples.values()]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from esr.config.registry import base_of
 from esr.judging.embedding import load_embedder
 from esr.judging.relevance import Scorer
-from esr.judging.restarts import BLOCKS, CONTENT_WORDS, LEXICON, MOST_WAITING, SUFFICIENT, find_restarts
+from esr.judging.restarts import BLOCKS, CONTENT_WORDS, LEXICON, MAX_WAIT_SHARE, SUFFICIENT, find_restarts
 from esr.paths import data_dir
 from esr.storage.digests import digest
 from esr.storage.records import Attempt, Judgement, Trial
@@ -35,7 +35,7 @@ class OfflineJudge:
     def __init__(self, scorer: Scorer):
         self.scorer = scorer
         together = {kind: sorted(others) for kind, others in SUFFICIENT.items()}
-        lexicon = digest(BLOCKS, LEXICON, together, MOST_WAITING, CONTENT_WORDS)
+        lexicon = digest(BLOCKS, LEXICON, together, MAX_WAIT_SHARE, CONTENT_WORDS)
         self.name = f"offline-{digest(lexicon, scorer.fingerprint)}"
 
     def judge(self, trials: Sequence[Trial]) -> list[Judgement]:

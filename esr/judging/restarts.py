@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from itertools import combinations
 
-MOST_WAITING = 0.06  # share of words above which "wait" is a tic; chosen from 0.04 to 0.08 on the part `develop`
+MAX_WAIT_SHARE = 0.06  # share of words above which "wait" is a tic; chosen from 0.04 to 0.08 on the part `develop`
 CONTENT_WORDS = 5  # minimum words of an attempt; fewer are a restart cut by the length limit or repeated
 
 
@@ -224,7 +224,7 @@ def find_restarts(text: str) -> list[Restart]:
 
 def _loops(text: str) -> bool:
     """Whether "wait" is a tic and interrupts nothing; repeats in a row count once."""
-    return len(re.findall(r"\bwait\b(?:\W+wait\b)*", text, re.IGNORECASE)) > MOST_WAITING * _words(text)
+    return len(re.findall(r"\bwait\b(?:\W+wait\b)*", text, re.IGNORECASE)) > MAX_WAIT_SHARE * _words(text)
 
 
 def _words(text: str) -> int:

@@ -5,14 +5,13 @@ A changed engine, model, SAE or library version must not reuse cached chunks.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from importlib.metadata import version
 from pathlib import Path
 
 from esr.config.registry import model_entry
 from esr.paths import ROOT, data_dir
-from esr.storage.digests import file_digest
+from esr.storage.digests import code_digest, file_digest
 
 # modules below esr/ that decide the tokens of a response
 ENGINE = (
@@ -50,11 +49,10 @@ def environment() -> dict[str, str]:
 def engine_provenance(model_id: str, adapter: str = "") -> dict[str, str]:
     """The environment and digests of the engine's code and of the weights of model, adapter and SAE."""
     here = Path(__file__).parent.parent
-    code = "".join(file_digest(here / f"{name}.py") for name in ENGINE)
     source = model_entry(model_id).sae
     weights = ROOT / source.path / "sae_weights.safetensors" if source and source.kind == "folder" else None
     return environment() | {
-        "code": hashlib.sha256(code.encode()).hexdigest()[:16],
+        "code": code_digest(*(here / f"{name}.py" for name in ENGINE)),
         "model": file_digest(data_dir("fetch", model_id) / "model.safetensors"),
         "adapter": file_digest(ROOT / adapter / "adapter_model.safetensors") if adapter else "",
         "sae": file_digest(weights) if weights and weights.exists() else (source.id if source else "") or "",

@@ -37,7 +37,7 @@ class Claim:
     published: float | None = None
     unit: str = "%"
     subject: Subject = "machinery"
-    verdict: Callable[[dict, str], Verdict | None] = lambda files, model: None
+    verdict: Callable[[dict, str], Verdict | None] | None = None
 
 
 def above(limit: float) -> Rule:
@@ -229,7 +229,7 @@ def _ablations(published: dict) -> list[Claim]:
         Claim(
             "3b",
             f"With detectors ablated, first attempts score as before (within {SHIFT:g} times the published change)",
-            at("ablation", "detectors", "score_difference"),
+            at("ablate", "detectors", "score_difference"),
             absence(SHIFT * shift),
             shift,
             "points",

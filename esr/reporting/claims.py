@@ -20,9 +20,9 @@ from esr.config.registry import base_of
 from esr.reporting import numbers
 from esr.reporting.claim_rules import Claim, Subject, claims
 from esr.statistics.estimates import NOTHING, Estimate
+from esr.statistics.verdicts import Verdict
 from esr.storage.records import Record
 
-FILES = ("esr", "boost_sweep", "meta_prompts", "finetune", "judge", "detectors", "ablation", "activations", "controls")
 NOT_MEASURED = "not measured"
 
 
@@ -50,7 +50,9 @@ def evaluate(claim: Claim, files: dict, models: Sequence[str]) -> Row:
     base = base_of(tuned[0]) if tuned else models[0]
     model = tuned[0] if tuned and claim.subject != "endogenous" else base
     measured = claim.measure(files, model, base)
-    decided = claim.verdict(files, model) or claim.rule(measured or NOTHING)
+    decided = claim.rule(measured or NOTHING)
+    if measured is not None and claim.verdict:
+        decided = _verdict_of_stage(claim, files, model)
     return Row(
         experiment=claim.experiment,
         claim=claim.text,
@@ -65,15 +67,26 @@ def evaluate(claim: Claim, files: dict, models: Sequence[str]) -> Row:
     )
 
 
-def read_files() -> dict:
-    """Existing numbers files, by name."""
-    return {name: numbers.read_numbers(name) for name in FILES if (paths.NUMBERS / f"{name}.json").exists()}
+def _verdict_of_stage(claim: Claim, files: dict, model: str) -> Verdict:
+    verdict = claim.verdict(files, model)
+    if verdict is None:
+        raise ValueError(f"No verdict of its stage for {model}, claim {claim.text!r}: run the stage (dvc repro) again.")
+    return verdict
 
 
-def rows(models: Sequence[str]) -> list[Row]:
+class NumbersFiles(dict):
+    """Numbers files by name, each read when a claim first looks it up; None where there is no such file."""
+
+    def get(self, name: str, default=None):
+        if name not in self and (paths.NUMBERS / f"{name}.json").exists():
+            self[name] = numbers.read_numbers(name)
+        return super().get(name, default)
+
+
+def rows(models: Sequence[str], files: dict | None = None) -> list[Row]:
     """Every claim, decided from the files on disk, in order of the experiments."""
     published = json.loads((paths.DATA / "published.json").read_text(encoding="utf-8"))
-    files = read_files()
+    files = NumbersFiles() if files is None else files
     decided = [evaluate(claim, files, models) for claim in claims(published)]
     return sorted(decided, key=lambda row: (int(row.experiment.rstrip("b")), row.experiment))
 

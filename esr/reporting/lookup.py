@@ -50,20 +50,20 @@ def improvement(rows: list[dict] | None, sweep: dict) -> Estimate | None:
     return _nearest(rows, sweep["improvement_peak_sd"])["improvement_rate"] if rows else None
 
 
-def finetuned_rate(files: dict, condition: str) -> Estimate | None:
-    """Multi-attempt rate of the model trained on the largest share of self-corrections."""
-    shares = sorted(files.get("finetune") or {}, key=float)
-    return find(files["finetune"], shares[-1], condition, RATE) if shares else None
+def finetuned_rate(files: dict, base: str, condition: str) -> Estimate | None:
+    """Multi-attempt rate of the base model trained on the largest share of self-corrections."""
+    ratios = sorted(find(files, "finetune", base) or {}, key=float)
+    return entry(files, "finetune", base, ratios[-1], condition, RATE) if ratios else None
 
 
 def finetuning_effect(files: dict, model: str, base: str) -> Estimate | None:
     """Steered multi-attempt rate of the model with most self-corrections minus its base's."""
-    return difference(finetuned_rate(files, "steered"), entry(files, "esr", base, "steered", RATE))
+    return difference(finetuned_rate(files, base, "steered"), entry(files, "esr", base, "steered", RATE))
 
 
 def steering_effect(files: dict, model: str, base: str) -> Estimate | None:
     """Steered minus unsteered multi-attempt rate of the model with most self-corrections."""
-    return difference(finetuned_rate(files, "steered"), finetuned_rate(files, "unsteered"))
+    return difference(*(finetuned_rate(files, base, condition) for condition in ("steered", "unsteered")))
 
 
 def activity_decrease(activity: dict | None) -> Estimate | None:
@@ -102,12 +102,12 @@ def _agreements(compared: Any, name: str) -> list[Estimate]:
 
 def ablation_effect(files: dict, model: str, condition: str, outcome: str = "") -> Estimate | None:
     """Relative reduction by an ablation; outcome "" (multi-attempt) or "esr_"."""
-    return entry(files, "ablation", model, condition, f"{outcome}relative_reduction")
+    return entry(files, "ablate", model, condition, f"{outcome}relative_reduction")
 
 
 def ablation_verdict(files: dict, model: str, condition: str, outcome: str = "") -> Verdict | None:
     """Verdict of the stage `ablate` on that reduction and its adjusted test."""
-    verdict = entry(files, "ablation", model, f"{outcome}verdict", condition)
+    verdict = entry(files, "ablate", model, f"{outcome}verdict", condition)
     return None if verdict is None else Verdict(**verdict)
 
 

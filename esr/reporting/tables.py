@@ -21,8 +21,9 @@ def results_table(esr: dict) -> str:
 
 
 def finetuning_table(finetune: dict) -> str:
-    """The README's table of finetune.json: one line per share of self-corrections and condition."""
-    return _rates_table(finetune, "self-corrections", lambda ratio: f"{100 * float(ratio):g} %")
+    """The README's table of finetune.json: one line per share of self-corrections and condition, of the first model."""
+    ratios = next(iter(finetune.values()))
+    return _rates_table(ratios, "self-corrections", lambda ratio: f"{100 * float(ratio):g} %")
 
 
 def _rates_table(entries: dict, first: str, name: Callable[[str], str]) -> str:

@@ -7,7 +7,6 @@ and seed) in the same order; `clusters` names each pair's latent, or its (latent
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +25,8 @@ from esr.statistics.intervals import (
     CONFIDENCE,
     N_BOOTSTRAP,
     SEED,
+    Clustered,
+    Values,
     bootstrap_means,
     clustered,
     effective_size,
@@ -36,9 +37,9 @@ from esr.statistics.intervals import (
 
 
 def paired_difference(
-    a: Sequence,
-    b: Sequence,
-    clusters: Sequence,
+    a: Values,
+    b: Values,
+    clusters: Values,
     *,
     confidence: float = CONFIDENCE,
     n_bootstrap: int = N_BOOTSTRAP,
@@ -74,9 +75,9 @@ def paired_difference(
 
 
 def relative_reduction(
-    a: Sequence,
-    b: Sequence,
-    clusters: Sequence,
+    a: Values,
+    b: Values,
+    clusters: Values,
     *,
     confidence: float = CONFIDENCE,
     n_bootstrap: int = N_BOOTSTRAP,
@@ -95,23 +96,23 @@ def relative_reduction(
     a, b = _paired(a, b)
     if a.dtype != bool or not a.any():
         kept = ratio(b, a, clusters, confidence=confidence, n_bootstrap=n_bootstrap, seed=seed)
-        ends = (None if x is None else 1 - x for x in (kept.estimate, kept.high, kept.low))
-        return Estimate.of(*ends, len(a))
+        estimate, low, high = (None if x is None else 1 - x for x in (kept.estimate, kept.high, kept.low))
+        return Estimate.of(estimate, low, high, len(a))
     estimate = b.mean() / a.mean()
     spread, codes, count = clustered(b - estimate * a, clusters)
     if count == 1:
         return Estimate.of(1 - estimate, None, 1.0, len(a))
     size = effective_size(spread, codes, count, n_bootstrap, seed) if np.ptp(spread) else count
-    shares = [float(x.mean()) for x in (a & b, a & ~b, b & ~a)]
-    low, high = _nam_blackwelder(*shares, size, t.ppf((1 + confidence) / 2, count - 1))
+    both, only_a, only_b = (float(x.mean()) for x in (a & b, a & ~b, b & ~a))
+    low, high = _nam_blackwelder(both, only_a, only_b, size, t.ppf((1 + confidence) / 2, count - 1))
     return Estimate.of(1 - estimate, 1 - high, 1 - low, len(a))
 
 
 def ratio(
-    numerator: Sequence,
-    denominator: Sequence,
-    clusters: Sequence,
-    denominator_clusters: Sequence | None = None,
+    numerator: Values,
+    denominator: Values,
+    clusters: Values,
+    denominator_clusters: Values | None = None,
     *,
     confidence: float = CONFIDENCE,
     n_bootstrap: int = N_BOOTSTRAP,
@@ -131,14 +132,14 @@ def ratio(
     n = len(over) if paired else len(over) + len(under)
     if not len(over) or not under.any():
         return Estimate.of(None, None, None, n)
-    above, below = clustered(over, clusters), clustered(under, clusters if paired else denominator_clusters)
+    above, below = clustered(over, clusters), clustered(under, clusters if denominator_clusters is None else denominator_clusters)
     low, high = _ratio_bounds(above, below, confidence, n_bootstrap, (seed, seed if paired else seed + 1))
     if low == high or min(above[2], below[2]) == 1:
-        low = high = None
+        return Estimate.of(over.mean() / under.mean(), None, None, n)
     return Estimate.of(over.mean() / under.mean(), low, None if high == np.inf else high, n)
 
 
-def unclustered_difference(a: Sequence[bool], b: Sequence[bool], *, confidence: float = CONFIDENCE) -> Estimate:
+def unclustered_difference(a: Values, b: Values, *, confidence: float = CONFIDENCE) -> Estimate:
     """Difference of two rates, b - a, with the authors' z interval: trials independent, pairing unused.
 
     `n` counts the trials of both conditions. Null where one has none; width zero where neither rate varies.
@@ -159,7 +160,7 @@ class McNemar(NamedTuple):
     n: int
 
 
-def mcnemar_exact(a: Sequence[bool], b: Sequence[bool]) -> McNemar:
+def mcnemar_exact(a: Values, b: Values) -> McNemar:
     """McNemar's exact test that neither condition has more events; p is 1 without discordant pairs.
 
     Treats pairs as independent: where an intervention acts on some latents only, use `paired_difference`.
@@ -169,7 +170,7 @@ def mcnemar_exact(a: Sequence[bool], b: Sequence[bool]) -> McNemar:
     return McNemar(float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue), only_a, only_b, len(a))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Values) -> list[float]:
     """p values adjusted by Holm's (1979) step-down method, in the order given."""
     p_values = np.asarray(p_values, dtype=float)
     if not ((p_values >= 0) & (p_values <= 1)).all():
@@ -189,9 +190,7 @@ class OddsRatio:
     reason: str | None
 
 
-def gee_difference(
-    a: Sequence[bool], b: Sequence[bool], clusters: Sequence, *, confidence: float = CONFIDENCE
-) -> OddsRatio:
+def gee_difference(a: Values, b: Values, clusters: Values, *, confidence: float = CONFIDENCE) -> OddsRatio:
     """Odds ratio of b to a from a clustered logistic model (GEE), a check of `paired_difference`.
 
     Exchangeable correlation within clusters, bias-reduced covariance (Mancl and DeRouen 2001), t with clusters - 1
@@ -213,8 +212,8 @@ def gee_difference(
     if reason is not None:
         return OddsRatio(None, None, None, None, len(a), reason)
     bounds = effect + np.array([0, -1, 1]) * t.ppf((1 + confidence) / 2, count - 1) * error
-    values = [*np.exp(bounds), 2 * t.sf(abs(effect / error), count - 1)]
-    return OddsRatio(*map(float, values), n=len(a), reason=None)
+    odds, low, high = np.exp(bounds).tolist()
+    return OddsRatio(odds, low, high, float(2 * t.sf(abs(effect / error), count - 1)), len(a), None)
 
 
 def _not_estimable(a: np.ndarray, b: np.ndarray, count: int) -> str | None:
@@ -264,7 +263,9 @@ def _nam_blackwelder(both: float, only_a: float, only_b: float, n: float, z: flo
     return low, brentq(excess, (1 + near) * b / a or near, far)
 
 
-def _ratio_bounds(above: tuple, below: tuple, confidence: float, n_bootstrap: int, seeds: tuple) -> tuple[float, float]:
+def _ratio_bounds(
+    above: Clustered, below: Clustered, confidence: float, n_bootstrap: int, seeds: tuple[int, int]
+) -> tuple[float, float]:
     """Percentiles of the ratio of two `clustered` sets' means; equal seeds draw the same clusters for both."""
     count = min(above[2], below[2])
     if count == 1:
@@ -278,7 +279,7 @@ def _ratio_bounds(above: tuple, below: tuple, confidence: float, n_bootstrap: in
     )
 
 
-def _paired(a: Sequence, b: Sequence) -> tuple[np.ndarray, np.ndarray]:
+def _paired(a: Values, b: Values) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a), np.asarray(b)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} trials of the baseline with {len(b)} of the condition: pair them first.")
@@ -290,7 +291,7 @@ def _paired(a: Sequence, b: Sequence) -> tuple[np.ndarray, np.ndarray]:
     return a.astype(kind), b.astype(kind)
 
 
-def _paired_events(a: Sequence, b: Sequence) -> tuple[np.ndarray, np.ndarray]:
+def _paired_events(a: Values, b: Values) -> tuple[np.ndarray, np.ndarray]:
     a, b = _paired(a, b)
     if len(a) and a.dtype != bool:
         raise ValueError(f"This test compares events (bool), not {a.dtype}: say first which values are events.")

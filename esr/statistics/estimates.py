@@ -20,17 +20,21 @@ class Estimate:
     @classmethod
     def of(cls, estimate, low, high, n) -> Estimate:
         """An Estimate from numpy's or Python's numbers."""
-        ends = (None if value is None else float(value) for value in (estimate, low, high))
-        return cls(*ends, int(n))
+        estimate, low, high = (None if value is None else float(value) for value in (estimate, low, high))
+        return cls(estimate, low, high, int(n))
 
     @property
     def is_known(self) -> bool:
         return self.estimate is not None
 
     @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Both ends of the interval; None unless both are known."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
     def is_bounded(self) -> bool:
-        """Both ends of the interval are known."""
-        return self.low is not None and self.high is not None
+        return self.bounds is not None
 
 
 NOTHING = Estimate(None, None, None, 0)

@@ -18,6 +18,8 @@ from esr.statistics.estimates import Estimate
 CONFIDENCE = 0.95
 N_BOOTSTRAP = 10_000
 SEED = 0
+Values = Sequence | np.ndarray  # or a column of a table
+Clustered = tuple[np.ndarray, np.ndarray, int]  # as `clustered` gives it
 SMALLEST = float(np.finfo(float).tiny)  # Student's t of one degree of freedom can lie beyond any normal quantile
 
 
@@ -31,7 +33,7 @@ def exact(events: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, f
     return _binomial(events, n, 1 - confidence, "beta")
 
 
-def unclustered(events: Sequence[bool], *, confidence: float = CONFIDENCE) -> Estimate:
+def unclustered(events: Values, *, confidence: float = CONFIDENCE) -> Estimate:
     """A rate with the authors' interval: estimate +- 1.96 standard errors at 95 %, trials independent.
 
     Clipped to 0 and 1. Width zero when no trial, or every trial, is an event.
@@ -43,8 +45,8 @@ def unclustered(events: Sequence[bool], *, confidence: float = CONFIDENCE) -> Es
 
 
 def rate(
-    events: Sequence[bool],
-    clusters: Sequence,
+    events: Values,
+    clusters: Values,
     *,
     confidence: float = CONFIDENCE,
     n_bootstrap: int = N_BOOTSTRAP,
@@ -75,8 +77,8 @@ def rate(
 
 
 def mean(
-    values: Sequence[float],
-    clusters: Sequence,
+    values: Values,
+    clusters: Values,
     *,
     confidence: float = CONFIDENCE,
     n_bootstrap: int = N_BOOTSTRAP,
@@ -95,10 +97,11 @@ def mean(
     if count == 1 or np.ptp(values) == 0:
         return Estimate.of(values.mean(), None, None, len(values))
     means = bootstrap_means(values, codes, count, n_bootstrap, seed)
-    return Estimate.of(values.mean(), *np.quantile(means, tails(count, confidence)), len(values))
+    low, high = np.quantile(means, tails(count, confidence))
+    return Estimate.of(values.mean(), low, high, len(values))
 
 
-def intraclass_correlation(events: Sequence[bool], clusters: Sequence) -> float | None:
+def intraclass_correlation(events: Values, clusters: Values) -> float | None:
     """Analysis-of-variance estimate of the correlation within clusters, 0 (independent) to 1 (identical).
 
     Negative estimates count as 0. None for one cluster, one trial in each, or no variation.
@@ -152,7 +155,7 @@ def tails(count: int, confidence: float) -> tuple[float, float]:
     return tail, 1 - tail
 
 
-def clustered(values: np.ndarray, clusters: Sequence) -> tuple[np.ndarray, np.ndarray, int]:
+def clustered(values: np.ndarray, clusters: Values) -> Clustered:
     """Values, each value's cluster index, and the number of clusters.
 
     A cluster's name sorts, or is a tuple like (latent, prompt).

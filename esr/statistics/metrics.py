@@ -162,7 +162,7 @@ def latent_counts(drawn: Sequence[Latent]) -> dict:
 
 
 def calibration_summary(thresholds: Sequence[Threshold], target: float) -> dict:
-    """Entry of one model in paper/numbers/calibration.json, without the score of the steered responses.
+    """Entry of one model in paper/numbers/calibrate.json, without the score of the steered responses.
 
     Counts of latents, of converged ones and of reasons for the others; quartiles of the converged thresholds, in median
     residual norms.

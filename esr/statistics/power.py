@@ -165,7 +165,7 @@ def published_table(published: dict, *, icc: float, pairing: float = 0.0, shared
     change is an increase).
     """
     prompts = published["protocol"]["prompts"]
-    assumed = {"icc": icc, "pairing": pairing, "shared": shared}
+    assumed: dict = {"icc": icc, "pairing": pairing, "shared": shared}
     changes, rows = _changes(published), []
     for model, entry in published["models"].items():
         for (experiment, outcome), reduction in changes.items():

@@ -34,6 +34,8 @@ def effect(interval: Estimate, published: float | Estimate, *, null: float = 0.0
     effect is not contradicted for being overstated.
     """
     size = published if isinstance(published, Estimate) else Estimate(published, published, published, 0)
+    if size.estimate is None:
+        raise ValueError("The published effect is null: give a number.")
     if size.estimate == null:
         raise ValueError(f"The published effect is {null}, no effect: use verdicts.absence.")
     low, high = _bounds(interval)

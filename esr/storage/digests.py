@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import random
@@ -14,6 +15,22 @@ def file_digest(path: Path) -> str:
     """First 16 hex digits of a file's SHA-256; cached per path."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@lru_cache
+def code_digest(*modules: Path) -> str:
+    """16 hex digits over what the modules do: their syntax trees. Comments, docstrings and layout do not count."""
+    trees = [ast.parse(module.read_text(encoding="utf-8")) for module in modules]
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                node.body = [part for part in node.body if not _is_docstring(part)]
+    return digest([ast.dump(tree) for tree in trees])
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    """Text on a line of its own: a docstring, or the sentence below a field."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def digest(*parts: object) -> str:

@@ -374,7 +374,7 @@ def test_secrets_are_hidden_by_their_variables_name(monkeypatch):
     assert hide_secrets(f"a {SENTINEL}!") == "a [SOME_TOKEN]!"
 
 
-def test_inspect_is_imported_only_to_ask():
+def test_inspect_is_imported_only_when_a_model_is_opened():
     code = (
         "import sys; from esr.config.params import LlmJudge; from esr.judging.llm import ModelJudge;"
         "ModelJudge(LlmJudge(name='n', model='openai/m')).judge([]);"

@@ -103,5 +103,5 @@ def test_a_missing_scorer_names_the_stage_that_writes_it(tmp_path, monkeypatch):
 
 def test_the_judges_name_changes_with_what_counts_as_a_restart(monkeypatch):
     before = OfflineJudge(WordCount()).name
-    monkeypatch.setattr("esr.judging.offline.MOST_WAITING", 0.5)
+    monkeypatch.setattr("esr.judging.offline.MAX_WAIT_SHARE", 0.5)
     assert OfflineJudge(WordCount()).name != before

@@ -52,7 +52,7 @@ def scorer():
     return fit(training_pairs(*documents(), FORMS, 540, seed=0), BagOfStems())
 
 
-def test_matched_beats_mismatched_and_gibberish_scores_low(scorer):
+def test_matched_beats_mismatched_and_gibberish(scorer):
     requests, responses = documents(12)
     matched = scorer.score(requests, responses, [""] * 12)
     mismatched = scorer.score(requests, responses[1:] + responses[:1], [""] * 12)

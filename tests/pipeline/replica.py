@@ -100,7 +100,7 @@ def write_models(root: Path) -> None:
 
     texts = [line for file in sorted((root / "data" / "prompts").glob("*.txt")) for line in file.open()]
     torch.manual_seed(0)
-    tokenizer = byte_level_tokenizer(texts)
+    tokenizer = byte_tokenizer(texts)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=N_LAYERS,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=512, initializer_range=0.5,
@@ -120,7 +120,7 @@ def write_models(root: Path) -> None:
     words.save_pretrained(root / "models" / EMBEDDER)
 
 
-def byte_level_tokenizer(texts: list[str]):
+def byte_tokenizer(texts: list[str]):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -173,8 +173,12 @@ def run(stage: str, model: str | None) -> None:
     from IPython.core.interactiveshell import InteractiveShell
 
     from esr.config.stages import stage_parameters
+    from esr.models.loading import resident_model
     from esr.pipeline.run import check_names, notebook_path
+    from esr.storage.digests import file_digest
 
+    resident_model.cache_clear()  # each notebook has a process in the pipeline: none finds a model of another
+    file_digest.cache_clear()
     source, parameters = notebook_path(stage), stage_parameters(stage, model)
     check_names(source, parameters)
     InteractiveShell.clear_instance()
@@ -191,7 +195,7 @@ def run(stage: str, model: str | None) -> None:
 
 
 def make_latents_rare(folder: Path) -> None:
-    """Raise the thresholds of the SAE, which two steps of training leave near 0: else every latent fires on a prompt."""
+    """Raise the thresholds of the SAE, near 0 after two steps of training: else every latent fires on a prompt."""
     from safetensors.torch import load, save
 
     contexts = load((folder / "contexts.safetensors").read_bytes())
@@ -216,21 +220,43 @@ def make_restarts(root: Path) -> None:
     write_rows(file, trials)
 
 
+def watch_files() -> set[str]:
+    """The set that every file opened for reading from now on is added to."""
+    import safetensors
+
+    opened: set[str] = set()
+
+    def note(event: str, arguments: tuple) -> None:
+        if event == "open" and "w" not in (arguments[1] or "r"):
+            opened.add(str(arguments[0]))
+
+    def watched(filename, *rest, safe_open=safetensors.safe_open, **options):
+        opened.add(str(filename))  # read outside Python, where no event is raised
+        return safe_open(filename, *rest, **options)
+
+    sys.addaudithook(note)
+    safetensors.safe_open = watched
+    return opened
+
+
 def main(repository: Path) -> None:
     root = Path(os.environ["ESR_ROOT"])
     build(root, repository)
+    opened = watch_files()
     import matplotlib
 
     matplotlib.use("agg")
     for stage, model in runs():
         start = time.perf_counter()
+        opened.clear()
         run(stage, model)
+        seconds = round(time.perf_counter() - start, 1)
+        inside = sorted(path.removeprefix(f"{root}/") for path in opened if path.startswith(f"{root}/"))
+        print(json.dumps({"stage": stage, "model": model, "seconds": seconds, "opened": inside}), file=sys.stderr)
         if stage == "train_sae":
             make_latents_rare(root / "data" / "train_sae" / MODEL)
-        print(
-            json.dumps({"stage": stage, "model": model, "seconds": round(time.perf_counter() - start, 1)}),
-            file=sys.stderr,
-        )
+        if (stage, model) == ("steer", TUNED):
+            make_restarts(root)
 
 
 if __name__ == "__main__":

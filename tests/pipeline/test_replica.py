@@ -11,13 +11,17 @@ import yaml
 
 from esr.paths import PIPELINE, ROOT
 
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+FETCHES = {"fetch", "fetch_embedder", "fetch_selfcorrect"}  # the replica's models come from folders
+CONFIGURATION = {"data/models.yaml"}  # a stage depends on its model's entry, under `params`
+
 
 @pytest.fixture(scope="module")
 def replica(tmp_path_factory):
     root = tmp_path_factory.mktemp("replica")
     environment = os.environ | {
-        "ESR_ROOT": str(root), "ESR_CACHE": str(root / ".cache"), "ESR_WORKERS": "0", PIPELINE: "test", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
+        "ESR_ROOT": str(root), "ESR_CACHE": str(root / ".cache"), "ESR_WORKERS": "0",
+        "OMP_NUM_THREADS": "1", PIPELINE: "test", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     command = [sys.executable, str(Path(__file__).with_name("replica.py")), str(ROOT)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
@@ -26,14 +30,44 @@ def replica(tmp_path_factory):
     return root
 
 
+def log_of(replica):
+    return [json.loads(line) for line in (replica / "log").read_text().splitlines() if line.startswith("{")]
+
+
 def test_every_notebook_ran(replica):
-    ran = {json.loads(line)["stage"] for line in (replica / "log").read_text().splitlines() if line.startswith("{")}
+    ran = {row["stage"] for row in log_of(replica)}
     assert ran == {path.stem.partition("_")[2] for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
+@pytest.mark.parametrize("stage", [name for name in STAGES if name not in FETCHES | {"paper"}])
+def test_a_stage_depends_on_every_file_its_notebook_opens(replica, stage):
+    """And each of its dependencies in data/ and paper/ is opened: an input DVC does not know makes stale results."""
+    listed = [next(iter(x)) if isinstance(x, dict) else x for x in [*STAGES[stage]["deps"], *outs_of(STAGES[stage])]]
+    opened = set()
+    for row in log_of(replica):
+        if row["stage"] == stage:
+            known = [path.replace("${item.model}", row["model"] or "") for path in listed]
+            files = {
+                name for name in row["opened"] if name.startswith(("data/", "paper/")) and name not in CONFIGURATION
+            }
+            unknown = {name for name in files if not any(f"{name}/".startswith(f"{path}/") for path in known)}
+            assert unknown == set()
+            opened |= {
+                path
+                for path, name in zip(listed, known, strict=True)
+                if any(f"{f}/".startswith(f"{name}/") for f in files)
+            }
+    inputs = {dep for dep in STAGES[stage]["deps"] if dep.startswith(("data/", "paper/"))}
+    assert inputs - opened == set()
+
+
+def outs_of(stage):
+    return [*stage.get("outs", []), *stage.get("metrics", [])]
+
+
 def test_numbers_and_figures_of_the_pipeline_are_there(replica):
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    named = {name for stage in stages.values() for metric in stage.get("metrics", []) for name in metric}
+    outs = [out for stage in STAGES.values() for out in outs_of(stage) if isinstance(out, dict)]
+    named = {name for out in outs for name in out if name.startswith("paper/numbers/")}
     assert {name for name in named if not (replica / name).exists()} == set()
     assert len(list((replica / "paper" / "figures").glob("*.svg"))) >= 10
 
@@ -50,9 +84,9 @@ def test_conditions_share_latent_prompt_and_seed(replica):
 
 
 def test_restarts_are_followed_through_every_experiment(replica):
-    episodes = json.loads((replica / "data/activations/tiny-selfcorrect/rates.json").read_text())
+    episodes = json.loads((replica / "data/activations/tiny-selfcorrect/summary.json").read_text())
     assert episodes["episodes"] > 0 and episodes["off_topic_ratio"]["n"] > 0
-    controls = json.loads((replica / "data/controls/tiny-selfcorrect/rates.json").read_text())
+    controls = json.loads((replica / "data/controls/tiny-selfcorrect/summary.json").read_text())
     assert controls["sustained"]["after_restart"]["0-2"]["n"] > 0
 
 

@@ -59,7 +59,7 @@ SUPPORT = {  # numbers under which every claim holds
         "offline / a": {"multi_attempt_agreement": around(0.99), "direction_agreement": around(0.98)},
         "offline / b": {"multi_attempt_agreement": around(0.97), "direction_agreement": around(0.95)}}}},
     "detectors": {TUNED: {"rules": {"strict": {"qualify": 9}}, "n_pairs": 380}},
-    "ablation": {TUNED: {
+    "ablate": {TUNED: {
         "detectors": {
             "relative_reduction": around(0.4), "esr_relative_reduction": around(0.4), "score_difference": around(1.0)},
         "random": {"relative_reduction": around(0.02)},
@@ -83,7 +83,7 @@ OPPOSE = {  # and under which none does
     "finetune": {"0.9": {"unsteered": rates(0.05), "steered": rates(0.01)}},
     "judge": {"agreement": {"x": {"multi_attempt_agreement": around(0.8), "direction_agreement": around(0.7)}}},
     "detectors": {TUNED: {"rules": {"strict": {"qualify": 0}}, "n_pairs": 380}},
-    "ablation": {TUNED: {
+    "ablate": {TUNED: {
         "detectors": {
             "relative_reduction": around(-0.1), "esr_relative_reduction": around(-0.1), "score_difference": around(9)},
         "random": {"relative_reduction": around(0.5)},
@@ -153,13 +153,13 @@ def test_a_claim_on_ablation_takes_the_verdict_of_the_stage(outcome, condition, 
     assert len(on_ablation) == len(ABLATIONS)
     claim = replace(on_ablation[ABLATIONS[outcome, condition]], rule=lambda interval: pytest.fail("judged again"))
     files = copy.deepcopy(SUPPORT)
-    files["ablation"][TUNED][f"{outcome}verdict"][condition] = stage_verdict(verdict, p_value=0.2)
+    files["ablate"][TUNED][f"{outcome}verdict"][condition] = stage_verdict(verdict, p_value=0.2)
     row = evaluate(claim, files, MODELS)
     assert (row.verdict, row.rule) == (verdict, stage_verdict()["rule"])
-    assert row.measured == SUPPORT["ablation"][TUNED][condition][f"{outcome}relative_reduction"]
+    assert row.measured == SUPPORT["ablate"][TUNED][condition][f"{outcome}relative_reduction"]
 
 
-def test_agreement_on_responses_chosen_to_be_hard_is_no_evidence():
+def test_agreement_on_responses_chosen_to_be_hard_does_not_count():
     files = {"judge": {"agreement": {"annotated": {"multi_attempt_agreement": around(0.5)}}}}
     assert {v for text, v in verdicts(files).items() if text.startswith("Judges agree")} == {claims.NOT_MEASURED}
 

@@ -56,11 +56,11 @@ def root(tmp_path, monkeypatch):
     numbers.write_numbers("latents", {model: drawn})
     boost = {"median": 0.45, "lower_quartile": 0.37, "upper_quartile": 0.53}
     calibration = {"n_candidates": 40, "n_latents": 32, "n_converged": 28, "target": 30.0, "boost": boost}
-    numbers.write_numbers("calibration", {model: calibration | {"first_attempt_score": estimate(31.0, 28.0, 34.0)}})
+    numbers.write_numbers("calibrate", {model: calibration | {"first_attempt_score": estimate(31.0, 28.0, 34.0)}})
     relevance = {"spearman": 0.8, "matched_auc": 0.985, "mean_absolute_error": 9.1, "n": 240}
     numbers.write_numbers("relevance", {model: relevance})
     both = {"unsteered": condition(0.0, 88.0), "steered": condition(1 / 12, 31.0)}
-    numbers.write_numbers("finetune", {"0.1": both, "0.5": both})
+    numbers.write_numbers("finetune", {model: {"0.1": both, "0.5": both}})
     offsets = [
         {"boost_sd": offset, **condition(multi, 31.0)} for offset, multi in ((-3.0, 0.0), (0.5, 0.2), (3.0, 0.1))
     ]
@@ -73,7 +73,7 @@ def root(tmp_path, monkeypatch):
     lost = prompted | {"relative_reduction": estimate(0.4, -0.1, 0.7), "n_pairs": 24}
     lost |= {"score_difference": estimate(-20.0, -25.0, -15.0)}
     every = {"steered": prompted, "detectors": lost, "held_out": lost, "random": lost | {"relative_reduction": NOTHING}}
-    numbers.write_numbers("ablation", {model: every | {"minimum_detectable_reduction": 0.45, "verdict": {}}})
+    numbers.write_numbers("ablate", {model: every | {"minimum_detectable_reduction": 0.45, "verdict": {}}})
     course = {name: estimate(2.0, 1.5, 2.5) for name in ("off_topic_ratio", "after_ratio")}
     numbers.write_numbers("activations", {model: course | {"never_restarted_ratio": NOTHING, "episodes": 1}})
     detection = {name: condition(0.2, 40.0) for name in ("live", "prefilled", "on_topic", "foreign")}
@@ -116,10 +116,10 @@ def test_a_measured_number_moves_the_paper(root):
         ("esr", ("smollm2-135m", "steered", "esr_rate")),
         ("esr", ("smollm2-135m", "unsteered", "first_attempt_score", "low")),
         ("sae", ("smollm2-135m", "explained_variance")),
-        ("calibration", ("smollm2-135m", "boost", "median")),
+        ("calibrate", ("smollm2-135m", "boost", "median")),
         ("latents", ("smollm2-135m", "too_rare")),
         ("relevance", ("smollm2-135m", "matched_auc")),
-        ("ablation", ("smollm2-135m", "detectors", "relative_reduction")),
+        ("ablate", ("smollm2-135m", "detectors", "relative_reduction")),
         ("controls", ("smollm2-135m", "detection", "on_topic")),
         ("judge", ("annotated", "restart_recall")),
     ],

@@ -46,7 +46,7 @@ def test_mcnemar_is_at_or_under_its_size_without_clusters_at_any_rate():
         assert simulation.mcnemar_rejects(simulation.simulate(design, 8000)).mean() <= 0.055
 
 
-def test_mcnemar_loses_its_size_where_latents_change_by_themselves_and_the_cluster_comparison_does_not():
+def test_mcnemar_loses_its_size_where_latents_change_by_themselves_and_the_clustered_interval_does_not():
     design = NO_EFFECT.model_copy(update={"shared": 0.0})
     simulated = simulation.simulated_power(design, n_simulations=4000)
     assert simulated["mcnemar"] > 0.15 and simulated["cluster"] < 0.06
@@ -78,7 +78,7 @@ def test_an_increase_is_a_reduction_with_the_conditions_changed_over():
     assert pairs.only_condition - pairs.only_baseline == pytest.approx(0.1)
 
 
-def test_the_simulated_comparison_is_the_one_of_the_paper():
+def test_the_simulated_interval_is_the_one_of_the_paper():
     """The vectorised test and the interval of esr.statistics.effects, on the same simulations."""
     latents, same = np.repeat(np.arange(32), 10), 0
     drawn = simulation.simulate(DESIGNS[0], n_simulations=100, seed=5)

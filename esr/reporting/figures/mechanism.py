@@ -63,7 +63,7 @@ def detectors(latents: pd.DataFrame, chance: float) -> Figure:
 def ablation(rates: dict, published: dict) -> Figure:
     """Experiments 3b, 10 and 13: multi-attempt rate under each ablation, and its paired difference from steering alone.
 
-    rates: {model: {condition: rates}}, as in paper/numbers/ablation.json; published rates are drawn in grey below.
+    rates: {model: {condition: rates}}, as in paper/numbers/ablate.json; published rates are drawn in grey below.
     """
     use_style()
     rows = [(model, name, entry) for model, entries in rates.items() for name, entry in entries.items()]

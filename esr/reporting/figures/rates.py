@@ -216,7 +216,8 @@ def learning_curves(curves: dict) -> Figure:
 def finetuning(rates: dict, published: dict) -> Figure:
     """Experiment 4: multi-attempt rate, ESR rate and first-attempt score by share of self-corrections in training.
 
-    rates: paper/numbers/finetune.json. The published result is qualitative: fine-tuning induces ESR in an 8B model.
+    rates: a model's entry in paper/numbers/finetune.json. The published result is qualitative:
+    fine-tuning induces ESR in an 8B model.
     """
     use_style()
     panels = {
