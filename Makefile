@@ -56,9 +56,10 @@ test: venv ## the tests one waits for: science, exact edits, the form of noteboo
 test-all: test ## these and what takes longer: the pipeline at scale smoke, kernels
 	$(BIN)/python -m pytest tests/pipeline/test_kernels.py tests/pipeline/test_pipeline.py
 
-lint: venv ## check style, formatting, and that notebooks are stripped of outputs
+lint: venv ## check style, formatting, types, imports, and that notebooks are stripped of outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/nbstripout --verify --keep-id $(wildcard notebooks/*.ipynb benchmarks/*.ipynb)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -11,7 +11,6 @@ from esr.config.sources import AnySource
 from esr.paths import DATA
 
 REGISTRY = DATA / "models.yaml"
-T = TypeVar("T")
 
 
 class FolderSae(Section):
@@ -29,6 +28,9 @@ class ReleaseSae(Section):
     id: str = Field(min_length=1)
 
 
+SaeSource = Annotated[FolderSae | ReleaseSae, Field(discriminator="kind")]
+
+
 class Boost(Section):
     """Search bounds and Gaussian prior of the calibration, in median residual norms."""
 
@@ -44,7 +46,7 @@ class ModelEntry(Section):
     source: AnySource
     license: str
     n_layers: Positive | None = None
-    sae: Annotated[FolderSae | ReleaseSae, Field(discriminator="kind")] | None = None
+    sae: SaeSource | None = None
     steer_layer: int | None = None
     sae_layer: int | None = None
     d_sae: Positive | None = None
@@ -78,7 +80,7 @@ def model_entry(model_id: str) -> ModelEntry:
     return registry[model_id]
 
 
-def required(value: T | None, model_id: str, name: str) -> T:
+def required(value: int | None, model_id: str, name: str) -> int:
     """`value`, the field `name` of an entry, for callers that cannot do without. Raises ConfigError when it is None."""
     if value is None:
         raise ConfigError(f"{model_id} cannot be steered: it has no {name} in {REGISTRY.name}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Int
 from torch import Tensor
@@ -19,6 +19,8 @@ class RaggedLayer(CacheLayerMixin):
     """
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, plan: Plan):
         super().__init__()
@@ -68,8 +70,8 @@ class Plan:
 
     slots: int
     room: int = 0  # cache positions of a row: grows in steps of ROOM, never shrinks
-    rows: Tensor | None = None
-    positions: Tensor | None = None
+    rows: Tensor = field(init=False)
+    positions: Tensor = field(init=False)
     prefill: bool = False
     prompts: Tensor | None = None  # during prefill: for each of `rows`, its prompt's index among the distinct ones
 

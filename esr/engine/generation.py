@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -42,7 +43,7 @@ class Response:
     """Generated token ids without the stop token, and why generation ended: `stop` or `length`."""
 
     tokens: list[int] = field(default_factory=list)
-    finish_reason: str = "length"
+    finish_reason: Literal["stop", "length"] = "length"
 
 
 class Generator:
@@ -56,7 +57,8 @@ class Generator:
         slots = min(batch_size, len(rows))
         max_length = max(len(r.prompt) + r.max_new_tokens for r in rows)
         self.plan = Plan(slots)
-        self.cache = Cache(layers=[RaggedLayer(self.plan) for _ in range(model.config.num_hidden_layers)])
+        self.layers = [RaggedLayer(self.plan) for _ in range(model.config.num_hidden_layers)]
+        self.cache = Cache(layers=[*self.layers])
         self.responses = [Response() for _ in rows]
         self.waiting = list(range(len(rows)))[::-1]
         self.trials = torch.full((slots,), -1, device=self.device)  # -1: idle
@@ -95,7 +97,7 @@ class Generator:
             self._prefill(group)
         if copies:
             sources, rows = torch.tensor(list(copies.values())), torch.tensor(list(copies))
-            for layer in self.cache.layers:
+            for layer in self.layers:
                 layer.copy(sources, rows, int(self.lengths[rows].max()) - 1)
 
     def _prefill(self, group: list[int]) -> None:
@@ -111,7 +113,7 @@ class Generator:
         self.step.real = self.plan.positions < (self.lengths[slots] - 1)[:, None]
         self.step.response = torch.zeros_like(self.step.real)
         causal = torch.ones(width, width, dtype=torch.bool, device=self.device).tril()[None, None]
-        self._run(self.tokens[slots[firsts], :width], positions, causal)
+        self.model.model(**self._inputs(self.tokens[slots[firsts], :width], positions, causal))
 
     def _spread(self, _module, _inputs, output):
         """Expand each distinct prompt to all rows that have it: a hook before the edits of the first edited layer.
@@ -155,7 +157,7 @@ class Generator:
         active = (self.trials >= 0).nonzero().flatten()
         if self.waiting or len(active) > 0.75 * len(self.trials) or len(active) == 0:
             return
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.keep(active)
         for name in ("trials", "lengths", "tokens", "uniforms"):
             setattr(self, name, getattr(self, name)[active])
@@ -171,7 +173,8 @@ class Generator:
         slots = torch.arange(len(self.trials), device=self.device)
         self._plan(slots, positions, prefill=False)
         self.step.real = self.step.response = active[:, None]
-        logits = self._run(self.tokens.gather(1, positions), positions, seen[:, None, None, :])
+        inputs = self._inputs(self.tokens.gather(1, positions), positions, seen[:, None, None, :])
+        logits = self.model(**inputs).logits[:, -1]
         prompt_lengths = torch.tensor(
             [len(self.rows[t].prompt) if t >= 0 else 0 for t in self.trials.tolist()], device=self.device
         )
@@ -200,19 +203,15 @@ class Generator:
         self.plan.rows, self.plan.positions, self.plan.prefill = slots, positions, prefill
         self.step.trials = self.trials[slots].clamp(min=0)
 
-    def _run(self, tokens: Int[Tensor, "rows queries"], positions, mask) -> Float[Tensor, "rows vocab"] | None:
-        """Logits of the next tokens from one forward pass; None for prompts, which need none."""
-        inputs = {
+    def _inputs(self, tokens: Int[Tensor, "rows queries"], positions, mask) -> dict[str, Any]:
+        """Arguments of one forward pass; prompts need no logits and run without the output layer."""
+        return {
             "input_ids": tokens,
             "attention_mask": self._masks(mask, positions),
             "position_ids": positions,
             "past_key_values": self.cache,
             "use_cache": True,
         }
-        if self.plan.prefill:
-            self.model.model(**inputs)
-            return None
-        return self.model(**inputs).logits[:, -1]
 
     def _masks(self, seen: Bool[Tensor, "rows 1 queries keys"], positions: Int[Tensor, "rows queries"]):
         """Additive attention mask; one per layer type where types differ (Gemma 2)."""

@@ -63,7 +63,7 @@ class Guard:
             mask = self.response if self.response_only else self.real
             added = self.vectors[self.trials].to(expected.dtype)[:, None, :] * mask[:, :, None].to(expected.dtype)
             expected = expected + added
-        if self.chosen is not None:
+        if self.subset is not None and self.chosen is not None:
             ablated = (self.subset.activations(expected) * self.chosen[self.trials][:, None]) @ self.subset.decoder
             rounding = torch.finfo(expected.dtype).eps * (expected.abs() + ablated.abs())
             wrong = (received.float() - (expected.float() - ablated)).abs() > rounding

@@ -152,7 +152,7 @@ def shared_prompt(interventions: Sequence[Intervention], trial: int) -> Hashable
     return None if None in keys else keys
 
 
-def check_layers(model: torch.nn.Module, interventions: Iterable[Intervention]) -> None:
+def check_layers(model, interventions: Iterable[Intervention]) -> None:
     """Raises ValueError when an intervention names a layer that does not exist."""
     n = len(model.model.layers)
     for intervention in interventions:
@@ -163,7 +163,7 @@ def check_layers(model: torch.nn.Module, interventions: Iterable[Intervention]) 
 
 
 @contextmanager
-def apply(model: torch.nn.Module, interventions: Iterable[Intervention], step: Step) -> Iterator[None]:
+def apply(model, interventions: Iterable[Intervention], step: Step) -> Iterator[None]:
     """Attach `interventions` to `model` in order; remove every hook at the end, also after an error.
 
     Raises ValueError when a layer does not exist.

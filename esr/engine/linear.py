@@ -26,7 +26,7 @@ def packed(model: nn.Module) -> Iterator[None]:
     maps = [m for m in model.modules() if type(m) is nn.Linear and _packable(m.weight)]
     try:
         for linear in maps:
-            linear.forward = _forward(linear)
+            vars(linear)["forward"] = _forward(linear)
         yield
     finally:
         for linear in maps:

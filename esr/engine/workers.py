@@ -28,7 +28,7 @@ from esr.storage.files import write_bytes
 Report = Callable[[int, int], None]
 ChunkFunction = Callable[[dict[str, Any], Report], bytes]
 FEW = 32  # items: two workers start in about the time this process takes for as many responses
-_counters: tuple[Any, Any] | None = None
+_counters: tuple[Any, ...] = ()  # in a worker: items and units done, shared with the parent
 
 
 class Workers:
@@ -163,7 +163,9 @@ def _begin(counters) -> None:
 
 def _leave_with_parent() -> None:
     """End when the parent does: a killed parent cannot end its workers."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
     os._exit(1)
 
 

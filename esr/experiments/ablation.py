@@ -39,7 +39,7 @@ def ablation_effects(one: pd.DataFrame, other: pd.DataFrame, *, confidence: floa
     By outcome: difference and relative reduction with intervals, exact McNemar p, a clustered logistic model, the
     authors' unclustered difference.
     """
-    interval = {"confidence": confidence, "n_bootstrap": n_bootstrap, "seed": seed}
+    interval: dict = {"confidence": confidence, "n_bootstrap": n_bootstrap, "seed": seed}
     figures: dict = {"n_pairs": len(one)}
     for prefix, outcome in OUTCOMES.items():
         events = outcome(one).to_numpy(bool), outcome(other).to_numpy(bool)

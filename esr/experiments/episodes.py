@@ -17,6 +17,7 @@ from esr.experiments.detectors import cohens_d
 from esr.models.alignment import Alignment
 from esr.statistics import intervals
 from esr.statistics.effects import holm, ratio
+from esr.statistics.estimates import Estimate
 from esr.storage.records import Judgement, Trial
 
 REGIONS = ("off_topic", "restart", "after")
@@ -51,11 +52,9 @@ def region_rows(
     kind: str, trial: Trial, activations: Float[np.ndarray, "tokens latents"], names: Sequence[str]
 ) -> list[dict]:
     """One row of `COLUMNS` per region of a response: mean activation of every latent over its tokens."""
-    names = np.asarray(names)
+    region = np.asarray(names)
     shared = {"kind": kind, "trial_id": trial.id, "latent": trial.latent, "prompt_id": trial.prompt_id}
-    return [
-        shared | {"region": name, "means": activations[names == name].mean(0)} for name in dict.fromkeys(names.tolist())
-    ]
+    return [shared | {"region": name, "means": activations[region == name].mean(0)} for name in dict.fromkeys(names)]
 
 
 def aligned(values: Float[np.ndarray, " tokens"], names: Sequence[str], bins: int) -> Float[np.ndarray, " bins"] | None:
@@ -63,8 +62,8 @@ def aligned(values: Float[np.ndarray, " tokens"], names: Sequence[str], bins: in
 
     Aligns the restarts of episodes of all lengths. None when a half is empty.
     """
-    names = np.asarray(names)
-    before, since = values[names == "off_topic"], values[(names == "restart") | (names == "after")]
+    region = np.asarray(names)
+    before, since = values[region == "off_topic"], values[(region == "restart") | (region == "after")]
     if not len(before) or not len(since):
         return None
     return np.concatenate([_binned(before, bins // 2), _binned(since, bins - bins // 2)])
@@ -109,7 +108,7 @@ def summarize(frame: pd.DataFrame, curves: pd.DataFrame, latents: Sequence[int],
     return result | {"bins": bin_means(curves, **interval), "latents": by_latent(frame, latents)}
 
 
-def bin_means(curves: pd.DataFrame, **interval) -> list[dict]:
+def bin_means(curves: pd.DataFrame, **interval) -> list[Estimate]:
     """Mean over episodes in each aligned bin, with intervals clustered by latent; empty without episodes."""
     if not len(curves):
         return []

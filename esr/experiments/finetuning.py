@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from esr.config.registry import model_entry
+from esr.config.registry import model_entry, required
 from esr.engine.workers import Report, Workers
 from esr.experiments.lora import Recipe, TrainingStep, lora_config, train
 from esr.experiments.self_corrections import Example
@@ -40,11 +40,11 @@ def train_all(
     Raises ValueError unless adapters begin right above the steered layer: training adds steering vectors to the input
     of the first adapted layer.
     """
-    entry = model_entry(model_id)
-    if recipe.first_layer != entry.steer_layer + 1:
+    steer_layer = required(model_entry(model_id).steer_layer, model_id, "steer_layer")
+    if recipe.first_layer != steer_layer + 1:
         raise ValueError(
-            f"first_layer is {recipe.first_layer}; {model_id} is steered at layer {entry.steer_layer}, "
-            f"and adapters begin right above it: {entry.steer_layer + 1}."
+            f"first_layer is {recipe.first_layer}; {model_id} is steered at layer {steer_layer}, "
+            f"and adapters begin right above it: {steer_layer + 1}."
         )
     shared = {
         "model": model_id,

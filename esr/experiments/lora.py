@@ -135,7 +135,7 @@ def lora_config(recipe: Recipe, n_layers: int, base: str | None = None):
 
     return LoraConfig(
         r=recipe.rank,
-        lora_alpha=recipe.lora_alpha,
+        lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]  # PEFT annotates int and divides it by the rank
         lora_dropout=recipe.dropout,
         target_modules=list(recipe.projections),
         layers_to_transform=list(range(recipe.first_layer, n_layers)),

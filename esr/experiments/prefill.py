@@ -192,7 +192,7 @@ def detection_rates(
     """
     recovered = pd.Series(scores, frame.index, float) >= min_on_topic_score
     frame = frame.assign(silent=~metrics.multi_attempt(frame) & recovered)
-    result = {}
+    result: dict = {}
     for condition in conditions:
         rows = frame[(frame.condition == condition) & metrics.scored(frame)]
         silent = intervals.rate(rows.silent, rows.latent, **interval)

@@ -60,6 +60,7 @@ LAST_WORD = re.compile(r"[^\W\d][.!?]$")  # of a sentence; not the number of a l
 MIN_WORDS, MAX_WORDS = 8, 60  # of an opening
 MIN_CORPUS_WORDS = 30  # shorter documents of the corpus are no responses
 FROM_STEERING = 0.6  # share of steered openings; the others open another prompt's response
+Kind = Literal["self_correction", "plain"]
 
 
 class Example(Record):
@@ -73,7 +74,7 @@ class Example(Record):
     steered. boost 0 for unsteered openings and plain responses.
     """
 
-    kind: Literal["self_correction", "plain"]
+    kind: Kind
     prompt_id: str
     tokens: list[int]
     loss_from: int = Field(ge=1)
@@ -239,8 +240,7 @@ def make_examples(
 
 
 def _turns(responses: Sequence[TrainingText], n: int, rng: random.Random) -> list[TrainingText]:
-    rounds = -(-n // len(responses))
-    return [a for _ in range(rounds) for a in rng.sample(list(responses), len(responses))][:n]
+    return [a for _ in range(-(-n // len(responses))) for a in rng.sample(list(responses), len(responses))][:n]
 
 
 def cut_opening(text: str, rng: random.Random) -> str:
@@ -270,8 +270,8 @@ def _correction(response: TrainingText, opening: str, tokenizer, recovery_tokens
 
 
 def _restart(rng: random.Random) -> str:
-    (halt,) = rng.choices(list(HALTS), HALTS.values())
-    return " ".join((halt, rng.choice(VERDICTS), rng.choice(ANNOUNCEMENTS)))
+    halt = rng.choices(list(HALTS), list(HALTS.values()))
+    return " ".join((*halt, rng.choice(VERDICTS), rng.choice(ANNOUNCEMENTS)))
 
 
 def _ids(tokenizer, text: str) -> list[int]:
@@ -279,7 +279,7 @@ def _ids(tokenizer, text: str) -> list[int]:
 
 
 def _example(
-    kind: str, response: TrainingText, context: list[int], restart: list[int], targets: list[int], tokenizer
+    kind: Kind, response: TrainingText, context: list[int], restart: list[int], targets: list[int], tokenizer
 ) -> Example:
     begin = len(context) + len(restart)
     after_breaks = [begin + i for i in _after_breaks(targets, tokenizer)]

@@ -95,7 +95,7 @@ def _near(start: int, others: Sequence[int]) -> bool:
 
 
 def spearman(
-    one: Sequence[float], other: Sequence[float], *, confidence: float, n_bootstrap: int, seed: int
+    one: intervals.Values, other: intervals.Values, *, confidence: float, n_bootstrap: int, seed: int
 ) -> Estimate:
     """Rank correlation of independent pairs with a percentile bootstrap interval; None where one side does not vary."""
     one, other = np.asarray(one, float), np.asarray(other, float)
@@ -114,7 +114,7 @@ def spearman(
     return Estimate.of(spearmanr(one, other).statistic, *_finite(ends), len(one))
 
 
-def by_decile(annotators: Sequence[float], judge: Sequence[float]) -> list[dict]:
+def by_decile(annotators: intervals.Values, judge: intervals.Values) -> list[dict]:
     """Mean scores of annotators and judge by decile of the annotators' score; ties stay together.
 
     Empty when the annotators gave fewer than two different scores.
@@ -156,6 +156,7 @@ def matched_auc(
     return Estimate.of(area(every), *_finite(ends), len(responses))
 
 
-def _finite(ends) -> list[float | None]:
+def _finite(ends) -> tuple[float | None, float | None]:
     """Ends of an interval; None where all resamples are equal."""
-    return [float(end) if np.isfinite(end) else None for end in (ends.low, ends.high)]
+    low, high = (float(end) if np.isfinite(end) else None for end in (ends.low, ends.high))
+    return low, high

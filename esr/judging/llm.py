@@ -105,7 +105,7 @@ class ModelJudge:
             f"about {tokens_in} tokens in and {tokens_out} out: {price}"
         )
         limit = self.entry.max_cost
-        if limit is not None and cost > limit:
+        if limit is not None and cost is not None and cost > limit:
             raise JudgeError(
                 f"Judge {self.entry.name}: {len(missing)} responses cost about ${cost:.4f}, max_cost is ${limit:.4f}: "
                 "raise max_cost or judge fewer responses. No request was sent."
@@ -113,10 +113,10 @@ class ModelJudge:
 
     def cost(self, input_tokens: int, output_tokens: int) -> float | None:
         """Price in USD; None when a price per token is not given."""
-        prices = self.entry.usd_per_million_input, self.entry.usd_per_million_output
-        if None in prices:
+        per_input, per_output = self.entry.usd_per_million_input, self.entry.usd_per_million_output
+        if per_input is None or per_output is None:
             return None
-        return (input_tokens * prices[0] + output_tokens * prices[1]) / 1e6
+        return (input_tokens * per_input + output_tokens * per_output) / 1e6
 
     def _record(self, trial: Trial, reply: Reply | None) -> Judgement:
         if reply is None:

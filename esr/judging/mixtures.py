@@ -61,7 +61,7 @@ def training_pairs(
     pairs = []
     for i in range(n):
         request, subject, words = rng.choice(documents)
-        other = rng.choice([d for d in rng.choices(documents, k=50) if d[1] != subject] or [(None, "", words[::-1])])
+        other = rng.choice([d for d in rng.choices(documents, k=50) if d[1] != subject] or [("", "", words[::-1])])
         words, foreign = _cut(words, rng), _cut(other[2], rng)
         text, share = _compose(kind := CYCLE[i % len(CYCLE)], words, foreign, rng)
         prompt = request if rng.random() < 0.5 else rng.choice(REWORDED).format(subject)

@@ -48,7 +48,7 @@ def features(prompt, text, distractor, embeddings, likelihood, near, known) -> l
     whole = weights @ vectors
     cosines = vectors @ embeddings[prompt]
     ordered, cumulative = np.sort(cosines), np.cumsum(weights[np.argsort(cosines)])
-    lower, upper = (ordered[min(np.searchsorted(cumulative, q), len(ordered) - 1)] for q in (0.25, 0.75))
+    lower, upper = (ordered[min(int(np.searchsorted(cumulative, q)), len(ordered) - 1)] for q in (0.25, 0.75))
     margin = vectors @ embeddings[distractor] - cosines if distractor else None
     flow = (vectors[1:] * vectors[:-1]).sum(1).mean() if len(vectors) > 1 else np.nan
     classes = word_classes(text)
@@ -63,13 +63,13 @@ def features(prompt, text, distractor, embeddings, likelihood, near, known) -> l
         weights @ cosines, ordered[-1], lower, upper,
         cosines[-max(1, len(cosines) // 3) :].mean(),
         weights @ near(cosines),
-        weights @ margin if distractor else np.nan,
-        weights @ (margin > 0) if distractor else np.nan,
-        np.mean([h > 0 for h in hits]) if hits else np.nan,
+        weights @ margin if margin is not None else np.nan,
+        float(weights @ (margin > 0)) if margin is not None else np.nan,
+        float(np.mean([h > 0 for h in hits])) if hits else np.nan,
         np.log1p(100 * sum(hits) / len(words)),
         flow, pairs.mean(), np.quantile(window, 0.1),
-        np.mean([w in known or w.split("'")[0] in known for w in words]),
-        np.mean([w in WORD_CLASS for w in words]),
+        float(np.mean([w in known or w.split("'")[0] in known for w in words])),
+        float(np.mean([w in WORD_CLASS for w in words])),
         sum(c.isalpha() or c == " " for c in text) / len(text),
         len(set(first)) / len(first) ** 0.8,
         len(set(zip(words, words[1:], strict=False))) / max(1, len(words) - 1),

@@ -197,6 +197,7 @@ CLAUSE = re.compile(  # start of a clause: after a stop, a break or a dash, or w
     rf"|(?<=[\w,)]) (?=(?:{OPENERS})\b)"
     r"|(?<!think)(?<!say), (?=(?:oh |no |but )*(?:wait|oops|hold on|sorry|scratch that)\b)"
 )
+TRAIL = re.compile(r"[\s.!?:,;…—–-]*")
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)]*(?=\s|$)|\n")
 QUOTED = re.compile(
     r"(?<![\w.!?…,])\"(?=\S)[^\"\n]{1,600}(?<=\S)\"|“[^”\n]{1,600}”|«[^»\n]{1,600}»"
@@ -231,7 +232,7 @@ def _words(text: str) -> int:
     return len(re.findall(r"\w+", text))
 
 
-def _suffices(kinds: set[str], alone: set[str] = frozenset({"decisive"})) -> bool:
+def _suffices(kinds: set[str], alone: set[str] | frozenset[str] = frozenset({"decisive"})) -> bool:
     pairs = combinations(kinds, 2)
     return bool(alone & kinds) or any(b in SUFFICIENT.get(a, ()) or a in SUFFICIENT.get(b, ()) for a, b in pairs)
 
@@ -249,18 +250,17 @@ def _moves(text: str):
     """Yield (start, end, kinds) of each move."""
     current = None
     for clause in CLAUSE.finditer(text):
-        start = LEAD.match(text, clause.end()).end()
+        start = _skip(LEAD, text, clause.end())
         if current and start < current[1]:
             continue  # already parsed as part of the previous clause
         end, kinds = _parse(text, start)
         if not kinds:
             continue
         if current and _follows(text, current, start):
-            current = (current[0], end, current[2] | kinds)
-        else:
-            if current:
-                yield current
-            current = (start, end, kinds)
+            start, kinds = current[0], current[2] | kinds
+        elif current:
+            yield current
+        current = (start, end, kinds)
     if current:
         yield current
 
@@ -279,14 +279,19 @@ def _follows(text: str, move, start: int) -> bool:
 def _parse(text: str, start: int) -> tuple[int, set[str]]:
     """End and kinds of the run of signs at `start`."""
     kinds: set[str] = set()
-    end, position = start, start if _longest(text, start) else GLUE.match(text, start).end()
+    end, position = start, start if _longest(text, start) else _skip(GLUE, text, start)
     while sign := _longest(text, position):
         kind, end = sign
         kinds.add(kind)
-        position = GLUE.match(text, end).end()
+        position = _skip(GLUE, text, end)
     if kinds:
-        end += len(re.match(r"[\s.!?:,;…—–-]*", text[end:])[0].rstrip())
+        end += len(text[end : _skip(TRAIL, text, end)].rstrip())
     return end, kinds
+
+
+def _skip(pattern: re.Pattern, text: str, position: int) -> int:
+    """End of what `pattern` matches at `position`, which may be nothing."""
+    return match.end() if (match := pattern.match(text, position)) else position
 
 
 def _longest(text: str, position: int) -> tuple[str, int] | None:

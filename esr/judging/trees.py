@@ -35,7 +35,7 @@ def fit_trees(values: np.ndarray, shares: np.ndarray, monotonic: list[int], seed
     ).fit(values, shares)  # fmt: skip
     nodes = [predictors[0].nodes for predictors in model._predictors]
     width = max(map(len, nodes))
-    trees = {"depth": DEPTH, "baseline": round(float(model._baseline_prediction[0, 0]), 6)}
+    trees: dict = {"depth": DEPTH, "baseline": round(float(model._baseline_prediction[0, 0]), 6)}
     for name, source in (("feature", "feature_idx"), ("value", "value")):
         trees[name] = [[_plain(x) for x in tree[source]] + [0] * (width - len(tree)) for tree in nodes]
     # Not rounded: a threshold may equal a training value, which rounding would move to the other side.

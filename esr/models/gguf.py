@@ -10,6 +10,7 @@ import json
 from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 TRACES = {"quantization_config", "dtype", "torch_dtype", "model_type", "transformers_version", "architectures"}
@@ -31,14 +32,15 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     splitter = pre_tokenizer(parsed, gguf.name)
     once = patch.multiple("gguf", GGUFReader=lambda _path: parsed, get_tensor_name_map=cache(get_tensor_name_map))
     with once, redirect_stderr(io.StringIO()):  # progress bars would appear in executed notebooks
-        quantized, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
         )
+        quantized, loading = loaded  # a pair with output_loading_info
         if missing := sorted(set(loading["missing_keys"]) - set(quantized.all_tied_weights_keys)):
             raise ValueError(f"{gguf.name} lacks {missing[0]}, which would be left random.")
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         config = LlamaConfig(**_clean(quantized.config.to_dict()))
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model = LlamaForCausalLM(config).to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' decorator hides self
         model.load_state_dict(quantized.state_dict())
         special = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         model.generation_config = GenerationConfig(**special)  # the study chooses how to sample

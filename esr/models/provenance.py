@@ -9,7 +9,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from esr.config.registry import model_entry
+from esr.config.registry import SaeSource, model_entry
 from esr.paths import ROOT, data_dir
 from esr.storage.digests import code_digest, file_digest
 
@@ -49,11 +49,17 @@ def environment() -> dict[str, str]:
 def engine_provenance(model_id: str, adapter: str = "") -> dict[str, str]:
     """The environment and digests of the engine's code and of the weights of model, adapter and SAE."""
     here = Path(__file__).parent.parent
-    source = model_entry(model_id).sae
-    weights = ROOT / source.path / "sae_weights.safetensors" if source and source.kind == "folder" else None
     return environment() | {
         "code": code_digest(*(here / f"{name}.py" for name in ENGINE)),
         "model": file_digest(data_dir("fetch", model_id) / "model.safetensors"),
         "adapter": file_digest(ROOT / adapter / "adapter_model.safetensors") if adapter else "",
-        "sae": file_digest(weights) if weights and weights.exists() else (source.id if source else "") or "",
+        "sae": _sae_digest(model_entry(model_id).sae),
     }
+
+
+def _sae_digest(source: SaeSource | None) -> str:
+    """Digest of the SAE's weights, or its published id; "" without one."""
+    if source is None or source.kind == "release":
+        return "" if source is None else source.id
+    weights = ROOT / source.path / "sae_weights.safetensors"
+    return file_digest(weights) if weights.exists() else ""

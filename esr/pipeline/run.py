@@ -29,7 +29,7 @@ from esr.pipeline.kernels import kernel_manager
 from esr.storage.files import write_text
 
 # nbformat imports jsonschema, which compiles a grammar of IRIs: 3 s of every stage, for a check not used here.
-sys.modules.setdefault("rfc3987_syntax", None)
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # typeshed omits None, which blocks an import
 
 
 def notebook_path(stage: str) -> Path:

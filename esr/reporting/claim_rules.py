@@ -18,6 +18,7 @@ SUBJECTS = {  # of a verdict, in a model of this size
     "endogenous": "behaviour of models without that training: this study covers its base model only",
 }
 Subject = Literal["machinery", "taught", "endogenous"]
+Unit = Literal["%", "x", "points", "latents"]
 Rule = Callable[[Estimate], Verdict]
 SHIFT = 5.0  # first-attempt scores within this many published changes count as unchanged
 
@@ -35,7 +36,7 @@ class Claim:
     measure: Measure
     rule: Rule
     published: float | None = None
-    unit: str = "%"
+    unit: Unit = "%"
     subject: Subject = "machinery"
     verdict: Callable[[dict, str], Verdict | None] | None = None
 

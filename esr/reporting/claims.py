@@ -13,17 +13,17 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 from esr import paths
 from esr.config.registry import base_of
 from esr.reporting import numbers
-from esr.reporting.claim_rules import Claim, Subject, claims
+from esr.reporting.claim_rules import Claim, Subject, Unit, claims
 from esr.statistics.estimates import NOTHING, Estimate
 from esr.statistics.verdicts import Verdict
 from esr.storage.records import Record
 
-NOT_MEASURED = "not measured"
+NOT_MEASURED: Final = "not measured"
 
 
 class Row(Record):
@@ -34,7 +34,7 @@ class Row(Record):
     published: float | None
     measured: Estimate | None
     n: int | None
-    unit: Literal["%", "x", "points", "latents"]
+    unit: Unit
     model: str
     subject: Subject
     verdict: Literal["reproduced", "contradicted", "undecided at this n", "not measured"]
@@ -68,7 +68,7 @@ def evaluate(claim: Claim, files: dict, models: Sequence[str]) -> Row:
 
 
 def _verdict_of_stage(claim: Claim, files: dict, model: str) -> Verdict:
-    verdict = claim.verdict(files, model)
+    verdict = claim.verdict(files, model) if claim.verdict else None
     if verdict is None:
         raise ValueError(f"No verdict of its stage for {model}, claim {claim.text!r}: run the stage (dvc repro) again.")
     return verdict
@@ -108,7 +108,7 @@ def table(decided: Sequence[Row]) -> str:
 
 
 def _interval(measured: Estimate, unit: str) -> str:
-    if not measured.is_known:
+    if measured.estimate is None:
         return "–"
     estimate = _value(measured.estimate, unit)
     if measured.low == measured.high:

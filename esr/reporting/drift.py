@@ -6,6 +6,7 @@ import math
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from esr import paths
 from esr.reporting.numbers import parse_numbers, read_numbers
@@ -71,9 +72,9 @@ def _judge(fresh, committed) -> str:
 def _judge_estimates(fresh: Estimate, committed: Estimate) -> str:
     if not (fresh.is_known and committed.is_known):
         return "within intervals"
-    if not (fresh.is_bounded and committed.is_bounded):
+    if fresh.bounds is None or committed.bounds is None:
         return _judge(fresh.estimate, committed.estimate)
-    overlap = fresh.low <= committed.high and committed.low <= fresh.high
+    overlap = fresh.bounds[0] <= committed.bounds[1] and committed.bounds[0] <= fresh.bounds[1]
     return "within intervals" if overlap else "different"
 
 
@@ -97,7 +98,7 @@ def _show(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else "null" if value is None else str(value)
 
 
-def committed_numbers() -> tuple[str, dict[str, dict]]:
+def committed_numbers() -> tuple[str, dict[str, Any]]:
     """Short name of the last commit and its paper/numbers files by name, without UNCOMPARED ones.
 
     Raises RuntimeError without git, a repository or a commit.

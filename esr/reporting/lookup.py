@@ -74,7 +74,7 @@ def activity_decrease(activity: dict | None) -> Estimate | None:
 def strict_detectors(found: dict | None) -> Estimate | None:
     """Number of latents that meet the paper's rule, with an interval of width zero."""
     count = find(found, "rules", "strict", "qualify")
-    return None if count is None else Estimate.of(count, count, count, found["n_pairs"])
+    return None if found is None or count is None else Estimate.of(count, count, count, found["n_pairs"])
 
 
 def min_agreement(name: str) -> Measure:

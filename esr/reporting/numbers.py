@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, is_dataclass
+from typing import Any
 
 from filelock import FileLock
 
@@ -35,13 +36,13 @@ def write_numbers(name: str, numbers: dict | list, section: str | None = None) -
         write_text(path, text)
 
 
-def parse_numbers(text: str) -> dict | list:
+def parse_numbers(text: str) -> Any:
     """The content of a numbers file, each measured number an Estimate."""
     return json.loads(text, object_hook=from_json)
 
 
-def read_numbers(name: str) -> dict | list:
-    """Content of paper/numbers/NAME.json, each measured number an Estimate.
+def read_numbers(name: str) -> Any:
+    """Content of paper/numbers/NAME.json (an object; a list in claims.json), each measured number an Estimate.
 
     Raises FileNotFoundError or ValueError with the command to run.
     """
@@ -56,7 +57,7 @@ def read_numbers(name: str) -> dict | list:
 
 def _rounded(value, key: str):
     """Plain Python values with rounded floats, from dataclasses and numpy's scalars and arrays too."""
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if hasattr(value, "tolist"):
         value = value.tolist()

@@ -38,9 +38,10 @@ def _rates_table(entries: dict, first: str, name: Callable[[str], str]) -> str:
 
 
 def _cell(rate: Estimate, factor: float, unit: str) -> str:
-    if not rate.is_known:
+    if rate.estimate is None:
         return "–"
-    return f"{factor * rate.estimate:.1f}{unit} [{factor * rate.low:.1f}, {factor * rate.high:.1f}]"
+    interval = "" if rate.bounds is None else " [{:.1f}, {:.1f}]".format(*(factor * end for end in rate.bounds))
+    return f"{factor * rate.estimate:.1f}{unit}{interval}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ concrete to the extent that the requests whose responses use it are alike.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,17 +67,18 @@ def label(words: Words, concrete: Float[np.ndarray, " vocabulary"], contexts: Se
     """
     total = sum(activation for activation, _, _ in contexts)
     windows = [(a / total, set(words.window(d, p).tolist())) for a, d, p in contexts]
-    share, seen = Counter(), Counter()
+    share: defaultdict[int, float] = defaultdict(float)
+    seen: Counter[int] = Counter()
     for weight, window in windows:
         for w in window:
             share[w] += weight
             seen[w] += 1
-    scores = {}
+    scores: dict[int, float] = {}
     for w, part in share.items():
         lift = part / min(1.0, WINDOW * words.count[w] / len(words.word_of))
         if part >= MIN_SHARE and seen[w] >= MIN_CONTEXTS and lift >= MIN_LIFT and words.may_label(w):
             scores[w] = part * np.log(lift) * (0.5 + 0.5 * concrete[w])
-    ranked = sorted(scores, key=scores.get, reverse=True)
+    ranked = sorted(scores, key=scores.__getitem__, reverse=True)
     ranked = [w for w in ranked if w == ranked[0] or words.together(ranked[0], w) >= TOGETHER]
     best = [weight * max((concrete[w] for w in ranked if w in window), default=0.0) for weight, window in windows]
     clear = [words.spelling[w] for w in ranked if scores[w] >= 0.35 * scores[ranked[0]]]

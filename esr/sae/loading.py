@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from esr.config.registry import model_entry
+from esr.config.registry import SaeSource, model_entry
 from esr.config.schema import ConfigError
 from esr.engine.interventions import LatentSubset
 from esr.models.devices import device
@@ -24,12 +24,19 @@ def load_sae(model_id: str):
     """The model's SAE in the registry, as a SAELens SAE. Importing sae_lens takes seconds."""
     from sae_lens import SAE
 
-    source = model_entry(model_id).sae
+    source = _source(model_id)
     if source.kind == "folder":
         return SAE.load_from_disk(ROOT / source.path, device=str(device()))
     sae = SAE.from_pretrained(source.release, source.id, device=str(device()))
     sae.fold_W_dec_norm()
     return sae
+
+
+def _source(model_id: str) -> SaeSource:
+    source = model_entry(model_id).sae
+    if source is None:
+        raise ConfigError(f"{model_id} cannot be steered: it has no sae in models.yaml.")
+    return source
 
 
 def load_directions(model_id: str, latents: Sequence[int]) -> Float[Tensor, "latents d_model"]:
@@ -65,7 +72,7 @@ def load_latent_subset(model_id: str, latents: Sequence[int]) -> LatentSubset:
 
 def _sae_weights(model_id: str) -> tuple[Callable[[str], Tensor], dict]:
     """A function from weight name to weight, and the SAE's configuration; a folder source needs no sae_lens."""
-    source = model_entry(model_id).sae
+    source = _source(model_id)
     if source.kind == "folder":
         folder = ROOT / source.path
         file = safe_open(folder / "sae_weights.safetensors", framework="pt")

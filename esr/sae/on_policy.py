@@ -55,7 +55,7 @@ def requests_and_responses(texts: Corpus, tokenizer, n: int) -> tuple[list[str],
 
 def write_corpus(model_id: str, requests: list[str], layers: list[int], max_new_tokens: int, workers: Workers):
     """Generate responses to `requests` with residuals at `layers`; returns the shard files in order."""
-    shared = {"model": model_id, "layers": layers, "max_new_tokens": max_new_tokens}
+    shared: dict = {"model": model_id, "layers": layers, "max_new_tokens": max_new_tokens}
     shared |= {"provenance": {k: v for k, v in engine_provenance(model_id).items() if k not in ("sae", "adapter")}}
     chunks = [shared | {"requests": requests[i : i + SHARD], "seed": i} for i in range(0, len(requests), SHARD)]
     sizes = [len(chunk["requests"]) for chunk in chunks]

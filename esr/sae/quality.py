@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -51,6 +51,9 @@ class Rewrite:
         edited[step.real] = self.function(hidden[step.real]).to(hidden.dtype)
         return edited
 
+    def prompt_key(self, trial):
+        return None
+
 
 def spliced_cross_entropy(
     model, sae, layer: int, documents: list[list[int]], prefix: int, batch_size: int = 16
@@ -66,7 +69,7 @@ def spliced_cross_entropy(
         with torch.autocast(residuals.device.type, enabled=False):
             return sae(residuals.float())
 
-    conditions = {
+    conditions: dict[str, list[Rewrite]] = {
         "clean": [],
         "spliced": [Rewrite(layer, reconstruct)],
         "zeroed": [Rewrite(layer, torch.zeros_like)],
@@ -75,7 +78,7 @@ def spliced_cross_entropy(
     losses = {}
     done = tokens = 0
     for name, interventions in conditions.items():
-        total = n = 0
+        total, n = 0.0, 0
         for first in range(0, len(documents), batch_size):
             part = documents[first : first + batch_size]
             loss, count = _cross_entropy(model, part, prefix, interventions)
@@ -86,7 +89,7 @@ def spliced_cross_entropy(
     return losses
 
 
-def _cross_entropy(model, documents, prefix: int, interventions: list[Intervention]) -> tuple[float, int]:
+def _cross_entropy(model, documents, prefix: int, interventions: Sequence[Intervention]) -> tuple[float, int]:
     """Summed loss and number of tokens after the prefix whose predecessor is edited too."""
     ids, mask = _padded(model, documents, prefix)
     step = Step(trials=torch.arange(len(ids)), real=mask, response=mask)

@@ -93,6 +93,7 @@ class SparseBatchTopK(BatchTopKTrainingSAE):
 
     precision = torch.float32
     aux_tokens = 256
+    topk_threshold: Tensor
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         x = step_input.sae_in

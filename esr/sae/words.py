@@ -71,20 +71,22 @@ def read_words(corpus: Corpus, tokenizer) -> Words:
     tokens, starts, responses = corpus.tokens.tolist(), corpus.starts.tolist(), corpus.responses.tolist()
     pieces: list[str] = []
     found: list[str] = []
-    document_of, in_request, at = [], [], np.full(len(tokens), -1)
+    documents: list[int] = []
+    requested: list[bool] = []
+    at = np.full(len(tokens), -1)
     for d, (begin, end) in enumerate(zip(starts, [*starts[1:], len(tokens)], strict=True)):
         texts = _without_template(tokens[begin:end], corpus.prefix, responses[d], special, vocabulary)
         pieces += texts
         ends = np.cumsum([len(p) for p in texts])
         matches = list(WORD.finditer("".join(texts)))
         response_at = ends[responses[d] - 1] if responses[d] else 0
-        in_request += [m.start() < response_at for m in matches]
-        document_of += [d] * len(matches)
+        requested += [m.start() < response_at for m in matches]
+        documents += [d] * len(matches)
         before = np.searchsorted([m.start() for m in matches], ends - 1, side="right") - 1
         at[begin:end] = np.where(before >= 0, before + len(found), -1)
         found += [m.group() for m in matches]
     spelling, word_of = _vocabulary(found)
-    document_of, in_request, n = np.array(document_of), np.array(in_request), len(spelling)
+    document_of, in_request, n = np.array(documents), np.array(requested), len(spelling)
     pairs = word_of * len(starts) + document_of  # one number per pair sorts ten times faster than two
     entries, owners = np.divmod(np.unique(pairs), len(starts))
     requests = np.bincount(np.unique(pairs[in_request]) // len(starts), minlength=n)

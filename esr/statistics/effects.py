@@ -132,7 +132,8 @@ def ratio(
     n = len(over) if paired else len(over) + len(under)
     if not len(over) or not under.any():
         return Estimate.of(None, None, None, n)
-    above, below = clustered(over, clusters), clustered(under, clusters if denominator_clusters is None else denominator_clusters)
+    above = clustered(over, clusters)
+    below = clustered(under, clusters if denominator_clusters is None else denominator_clusters)
     low, high = _ratio_bounds(above, below, confidence, n_bootstrap, (seed, seed if paired else seed + 1))
     if low == high or min(above[2], below[2]) == 1:
         return Estimate.of(over.mean() / under.mean(), None, None, n)

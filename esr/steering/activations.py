@@ -52,7 +52,8 @@ def latent_activity(
     model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **options
 ) -> Activity:
     """How often and how strongly every latent fires on response tokens. options: as in `residuals`."""
-    fired, summed, tokens = 0.0, 0.0, 0
+    fired = summed = torch.zeros((), dtype=torch.float64)
+    tokens = 0
     for _, hidden in residuals(model, documents, layer, edits, **options):
         activations = sae.encode(hidden.float())
         fired = fired + (activations > 0).sum(0).double()
@@ -87,7 +88,7 @@ class Activity:
 
     def logs(self) -> Float[np.ndarray, "d_sae 2"]:
         """Log frequency and log mean. Zeros count as half a token and half the smallest mean."""
-        floors = 0.5 / self.tokens, 0.5 * self.mean[self.mean > 0].min(initial=np.inf)
-        floors = [floor if np.isfinite(floor) else 1.0 for floor in floors]
+        halves = 0.5 / self.tokens, 0.5 * self.mean[self.mean > 0].min(initial=np.inf)
+        floors = [half if np.isfinite(half) else 1.0 for half in halves]
         columns = zip((self.frequency, self.mean), floors, strict=True)
         return np.log(np.column_stack([np.maximum(values, floor) for values, floor in columns]))

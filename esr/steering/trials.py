@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from esr.config.registry import check_latents, model_entry
+from esr.config.registry import check_latents, model_entry, required
 from esr.engine.generation import Response, Row, generate
 from esr.engine.guard import Guard, watched
 from esr.engine.interventions import AddVector, Intervention, ZeroAblate
@@ -81,7 +81,8 @@ class Steering:
     @classmethod
     def of(cls, model_id: str, response_only: bool = False) -> Steering:
         """From the registry and the measurements of the stage `sae`."""
-        return cls(model_id, model_entry(model_id).sae_layer, residual_norm(model_id), response_only)
+        sae_layer = required(model_entry(model_id).sae_layer, model_id, "sae_layer")
+        return cls(model_id, sae_layer, residual_norm(model_id), response_only)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def generate_responses(plans: Sequence[Plan], settings: Settings, workers: Worke
     entry = model_entry(settings.model)
     steering = Steering.of(settings.model, settings.response_only)
     provenance = engine_provenance(settings.model, settings.adapter)
-    plans = [p if p.layer is not None else replace(p, layer=entry.steer_layer) for p in plans]
+    layer = required(entry.steer_layer, settings.model, "steer_layer")
+    plans = [p if p.layer is not None else replace(p, layer=layer) for p in plans]
     parts = chunk_indices(plans, settings.batch_size)
     chunks = [
         Chunk(settings, steering, entry.repetition_penalty, provenance, tuple(plans[i] for i in part)) for part in parts
@@ -212,7 +214,7 @@ def _trial(chunk: Chunk, plan: Plan, response: Response, tokenizer) -> Trial:
     )
 
 
-def user_message(plan: Plan) -> str:
+def user_message(plan: Plan | Trial) -> str:
     """The user's turn: the prompt, then the instruction as a separate paragraph."""
     return f"{plan.prompt}\n\n{plan.instruction}" if plan.instruction else plan.prompt
 
@@ -220,7 +222,7 @@ def user_message(plan: Plan) -> str:
 def build_edits(steering: Steering, plans: Sequence[Plan | Trial], device) -> tuple[list[Guard], list[Intervention]]:
     """Guards and edits of these plans: at each edited layer the steering vectors, then the ablation."""
     ablated = [p.ablate for p in plans]
-    layers = {p.layer for p in plans if p.boost} | ({steering.sae_layer} if any(ablated) else set())
+    layers = {_steered_layer(p) for p in plans if p.boost} | ({steering.sae_layer} if any(ablated) else set())
     guards: list[Guard] = []
     edits: list[Intervention] = []
     for layer in sorted(layers):
@@ -236,3 +238,9 @@ def build_edits(steering: Steering, plans: Sequence[Plan | Trial], device) -> tu
             edits.append(ZeroAblate(layer, subset, chosen))
         guards.append(Guard(layer, vectors, steering.response_only, subset, chosen))
     return guards, edits
+
+
+def _steered_layer(plan: Plan | Trial) -> int:
+    if plan.layer is None:
+        raise ValueError("A plan has a boost and no layer: generate_responses fills in the registry's.")
+    return plan.layer

@@ -1,8 +1,11 @@
 """Bad input is one sentence naming key, value and what is allowed, before anything heavy."""
 
-import pytest
+import json
 
-from esr.config import stages
+import pytest
+from ruamel.yaml import YAML
+
+from esr.config import registry, stages
 from esr.config.registry import check_latents, model_entry
 from esr.config.schema import ConfigError
 from esr.config.stages import notebook_parameters, stage_parameters
@@ -104,3 +107,27 @@ def test_latents_out_of_range_are_refused():
     check_latents("smollm2-135m", [0, model_entry("smollm2-135m").d_sae - 1])
     with pytest.raises(ConfigError, match="latents 0 to 4607"):
         check_latents("smollm2-135m", [4608])
+
+
+def test_a_model_without_sae_cannot_be_steered():
+    with pytest.raises(ConfigError, match="minilm-l6 cannot be steered: it has no d_sae in models.yaml"):
+        check_latents("minilm-l6", [0])
+
+
+@pytest.mark.parametrize(
+    ("sae", "message"),
+    [
+        ({"kind": "folder"}, "sae.folder.path is missing"),
+        (
+            {"kind": "release", "release": "r", "id": ""},
+            "sae.release.id is ''",
+        ),
+        ({"kind": "folder", "path": "p", "id": "i"}, "unknown key 'sae.folder.id'"),
+    ],
+)
+def test_an_incomplete_sae_is_named(sae, message, tmp_path, monkeypatch):
+    entry = YAML(typ="safe", pure=True).load(registry.REGISTRY.read_text())["smollm2-135m"]
+    monkeypatch.setattr(registry, "REGISTRY", tmp_path / "models.yaml")
+    registry.REGISTRY.write_text(json.dumps({"a": entry | {"sae": sae}}))
+    with pytest.raises(ConfigError, match=message):
+        model_entry("a")

@@ -1,6 +1,6 @@
 """A replica of the study so tiny that all notebooks run in seconds: random models, an SAE of 768 latents, few trials.
 
-    ESR_ROOT=<folder> python tests/pipeline/replica.py <repository>
+    ESR_ROOT=<folder> python tests/pipeline/replica.py <repository> [further stage ...]
 
 builds it in ESR_ROOT and runs every notebook there, in the order of the DAG, in one process. What it measures means
 nothing; every line of every notebook runs.
@@ -154,8 +154,8 @@ def word_tokenizer(texts: list[str]):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
 
 
-def runs() -> list[tuple[str, str | None]]:
-    """(stage, model) in the order of the DAG."""
+def runs(further: list[str]) -> list[tuple[str, str | None]]:
+    """(stage, model) in the order of the DAG; `further` stages run for both models, before results are collected."""
     of_base = ["train_sae", "sae", "relevance", "latents"]
     of_each = ["calibrate", "steer", "judge"]
     of_tuned = ["fetch", *of_each, "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"]
@@ -163,6 +163,7 @@ def runs() -> list[tuple[str, str | None]]:
         ("fetch", EMBEDDER),
         *((stage, MODEL) for stage in ["fetch", *of_base, *of_each, "finetune", "detectors"]),
         *((stage, TUNED) for stage in of_tuned),
+        *((stage, model) for stage in further for model in (MODEL, TUNED)),
         *((stage, None) for stage in ("cross_judge", "measure", "figures", "power", "claims")),
     ]
 
@@ -239,14 +240,14 @@ def watch_files() -> set[str]:
     return opened
 
 
-def main(repository: Path) -> None:
+def main(repository: Path, further: list[str]) -> None:
     root = Path(os.environ["ESR_ROOT"])
     build(root, repository)
     opened = watch_files()
     import matplotlib
 
     matplotlib.use("agg")
-    for stage, model in runs():
+    for stage, model in runs(further):
         start = time.perf_counter()
         opened.clear()
         run(stage, model)
@@ -260,4 +261,7 @@ def main(repository: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--by-hand":  # <stage> <model>: one notebook, in a replica that is there
+        run(sys.argv[2], sys.argv[3] or None)
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])

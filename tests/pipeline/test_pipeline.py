@@ -127,16 +127,39 @@ def test_a_changed_parameter_runs_what_depends_on_it_and_no_more(clone):
     )
 
 
+def finished(clone: Path) -> dict[Path, int]:
+    """Chunks of generation and training, and when each was written."""
+    return {c: c.stat().st_mtime_ns for c in (clone / ".cache/esr/chunks").rglob("*") if c.is_file()}
+
+
 def test_finished_chunks_are_not_generated_again(clone):
     """Outputs gone, chunks there: as after a kill between generating and writing."""
-    chunks = sorted((clone / ".cache/esr/chunks").rglob("*"))
-    times = {c: c.stat().st_mtime_ns for c in chunks if c.is_file()}
-    responses = clone / "data/steer/smollm2-135m/responses.jsonl"
+    chunks, responses = finished(clone), clone / "data/steer/smollm2-135m/responses.jsonl"
     before = responses.read_bytes()
     run(clone, "dvc", "repro", "--force", "--single-item", "steer@smollm2-135m")
     assert responses.read_bytes() == before
-    assert {c: c.stat().st_mtime_ns for c in times} == times
-    assert sorted((clone / ".cache/esr/chunks").rglob("*")) == chunks
+    assert finished(clone) == chunks
+
+
+def test_a_new_colour_and_a_new_sentence_generate_and_train_nothing(clone):
+    chunks, before = finished(clone), contents(clone)
+    edit(clone / "esr/reporting/figures/style.py", "#D55E00", "#D55E01")
+    edit(clone / "esr/steering/trials.py", '"""', '"""A new sentence. ')
+    edit(clone / "notebooks/07_steer.ipynb", "**Question.**", "**Question.** A new sentence.")
+    ran = stages_run(run(clone, "dvc", "repro"))
+    after = contents(clone)
+    assert finished(clone) == chunks
+    assert {"steer", "figures"} <= ran and not {"train_sae", "fetch", "latents", "judge"} & ran
+    assert {name for name in before if name.startswith("paper/numbers/") and before[name] != after[name]} == set()
+    assert before["paper/figures/esr_by_model.svg"] != after["paper/figures/esr_by_model.svg"]
+
+
+def test_dvc_shows_the_headline_and_the_figures(clone):
+    shown = json.loads(run(clone, "dvc", "metrics", "show", "--json"))
+    (headline,) = shown[""]["data"].values()
+    assert set(headline["data"]["smollm2-135m"]["steered"]) == {"multi_attempt_rate", "esr_rate", "first_attempt_score"}
+    run(clone, "dvc", "plots", "show", "--out", "plots")
+    assert "esr_by_model" in (clone / "plots" / "index.html").read_text()
 
 
 def test_a_mistake_in_params_is_one_sentence_before_any_model_loads(clone):

@@ -19,15 +19,20 @@ CONFIGURATION = {"data/models.yaml"}  # a stage depends on its model's entry, un
 @pytest.fixture(scope="module")
 def replica(tmp_path_factory):
     root = tmp_path_factory.mktemp("replica")
-    environment = os.environ | {
-        "ESR_ROOT": str(root), "ESR_CACHE": str(root / ".cache"), "ESR_WORKERS": "0",
-        "OMP_NUM_THREADS": "1", PIPELINE: "test", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
-    command = [sys.executable, str(Path(__file__).with_name("replica.py")), str(ROOT)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = run(root, str(ROOT), **{PIPELINE: "test"})
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     root.joinpath("log").write_text(done.stderr)
     return root
+
+
+def run(root, *arguments, **variables):
+    environment = {name: value for name, value in os.environ.items() if name != PIPELINE} | variables
+    environment |= {
+        "ESR_ROOT": str(root), "ESR_CACHE": str(root / ".cache"), "ESR_WORKERS": "0", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    command = [sys.executable, str(Path(__file__).with_name("replica.py")), *arguments]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
 def log_of(replica):
@@ -94,3 +99,26 @@ def test_claims_are_decided_from_these_numbers(replica):
     rows = json.loads((replica / "paper/numbers/claims.json").read_text())
     assert {row["model"] for row in rows} == {"tiny", "tiny-selfcorrect"}
     assert {row["verdict"] for row in rows} <= {"reproduced", "contradicted", "undecided at this n", "not measured"}
+
+
+@pytest.mark.parametrize(("stage", "model"), [("judge", "tiny"), ("measure", ""), ("figures", "")])
+def test_a_notebook_run_by_hand_says_where_it_writes_and_changes_no_output(replica, stage, model):
+    def contents():
+        return {
+            path: path.read_bytes()
+            for name in ("data", "paper")
+            for path in (replica / name).rglob("*.*")
+            if path.is_file()
+        }
+
+    before = contents()
+    done = run(replica, "--by-hand", stage, model)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"outputs go to {replica / 'scratch'}" in done.stdout
+    assert contents() == before
+    written = {
+        path.relative_to(replica / "scratch").parts[:2] for path in (replica / "scratch").rglob("*") if path.is_file()
+    }
+    assert {"judge": ("data", "judge"), "measure": ("paper", "numbers"), "figures": ("paper", "figures")}[
+        stage
+    ] in written

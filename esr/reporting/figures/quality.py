@@ -29,7 +29,7 @@ def benchmark(numbers: dict) -> Figure:
     """
     use_style()
     speeds = {name: speed for name, speed in numbers["tokens_per_second"].items() if speed is not None}
-    order = sorted(speeds, key=speeds.get, reverse=True)
+    order = sorted(speeds, key=speeds.__getitem__, reverse=True)
     bound = numbers["matmul"]["tokens_per_second"]
     figure = Figure(figsize=(WIDTH, 2.3))
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))

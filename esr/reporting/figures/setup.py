@@ -120,7 +120,7 @@ def latent_density(density: np.ndarray, tokens: int) -> Figure:
     use_style()
     figure = Figure(figsize=(WIDTH, 1.9))
     ax = figure.subplots()
-    ax.hist(density, bins=np.geomspace(density.min(), density.max() * 1.001, 60), color=SKY)
+    ax.hist(density, bins=np.geomspace(density.min(), density.max() * 1.001, 60).tolist(), color=SKY)
     ax.set_xscale("log")
     ax.set_xlabel(f"share of {tokens:,} tokens on which a latent fires")
     ax.set_ylabel("latents")

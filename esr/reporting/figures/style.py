@@ -69,10 +69,10 @@ def condition_colour(condition: str, place: int) -> str:
 
 def draw_interval(ax: Axes, measured: Estimate, y: float, colour: str) -> None:
     """A point with its interval; nothing for a null estimate."""
-    if not measured.is_known:
+    if measured.estimate is None:
         return
-    if measured.is_bounded:
-        ax.plot([measured.low, measured.high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+    if measured.bounds:
+        ax.plot(measured.bounds, [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
     ax.plot(measured.estimate, y, "o", color=colour, markersize=4.5, clip_on=False, zorder=3)
 
 
@@ -107,5 +107,5 @@ def draw_line(ax: Axes, places, results, colour: str, label: str) -> None:
     x, values = [k[0] for k in known], [k[1].estimate for k in known]
     ax.plot(x, values, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=label)
     for place, entry in known:
-        if entry.is_bounded:
-            ax.plot([place, place], [entry.low, entry.high], color=colour, linewidth=0.9, alpha=0.7)
+        if entry.bounds:
+            ax.plot([place, place], entry.bounds, color=colour, linewidth=0.9, alpha=0.7)
