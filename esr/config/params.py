@@ -1,4 +1,4 @@
-"""The sections of params.yaml, one class per stage, and the table of stages."""
+"""The sections of params.yaml, one class per stage; the entries of language-model judges, with defaults; the stages."""
 
 from __future__ import annotations
 

@@ -73,9 +73,9 @@ def surviving(summaries: Mapping[str, dict], conclusions: Mapping[str, Callable[
         raise ValueError("No judge's summary is given: a conclusion must hold with at least one.")
     result = {}
     for name, conclusion in conclusions.items():
-        responses = {judge: conclusion(summary) for judge, summary in summaries.items()}
-        holds = {judge: None if response is None else bool(response) for judge, response in responses.items()}
-        result[name] = {"holds": holds, "survives": all(response is True for response in holds.values())}
+        found = {judge: conclusion(summary) for judge, summary in summaries.items()}
+        holds = {judge: None if value is None else bool(value) for judge, value in found.items()}
+        result[name] = {"holds": holds, "survives": all(value is True for value in holds.values())}
     return result
 
 
@@ -97,6 +97,13 @@ def above(name: str, condition: str, value: float) -> Callable[[dict], bool | No
         return None if estimate is None else estimate > value
 
     return conclusion
+
+
+CONCLUSIONS = {  # written before the numbers
+    "steered responses restart more often": higher("multi_attempt_rate", "steered", "unsteered"),
+    "first attempts are worse under steering": higher("first_attempt_score", "unsteered", "steered"),
+    "most restarts under steering improve": above("improvement_rate", "steered", 0.5),
+}
 
 
 def _together(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

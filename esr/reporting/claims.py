@@ -2,8 +2,9 @@
 
     python -m esr.reporting.claims table
 
-prints paper/numbers/claims.json as Markdown. Every claim has a rule of esr.statistics.verdicts; those of experiments 1,
-2, 4, 5 and 8 were written after first data. Published values come from data/published.json, measured ones from
+prints paper/numbers/claims.json as Markdown. esr.reporting.claim_rules gives each claim a rule of
+esr.statistics.verdicts, but ablations are judged in esr.experiments.ablation. The rules of experiments 1, 2, 4, 5 and 8
+were written after first data. Published values come from data/published.json, measured ones from
 paper/numbers/; a missing one is "not measured".
 """
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from matplotlib.colors import to_rgb
+
 from esr.models.alignment import Alignment
+from esr.reporting.figures.style import CONDITIONS
 from esr.storage.records import Judgement, Trial
 
 
@@ -16,12 +19,12 @@ def show_attempts(trial: Trial, judgement: Judgement) -> str:
     return f"**{trial.prompt}** — latent {trial.latent} “{trial.label}”, boost {trial.boost:.2f}\n\n> {parts}"
 
 
-COLOUR = (213, 94, 0)  # vermilion, as steered responses in the figures
+RGB = tuple(round(255 * part) for part in to_rgb(CONDITIONS["steered"]))
 BOX = (
     "background:#fff;color:#222;border:1px solid #ddd;padding:8px 10px;margin:6px 0;white-space:pre-wrap;"
     "font:13px/1.7 sans-serif;print-color-adjust:exact;-webkit-print-color-adjust:exact"
 )
-MARK = "border-bottom:2px solid #0072B2;font-weight:bold"
+MARK = f"border-bottom:2px solid {CONDITIONS['unsteered']};font-weight:bold"
 
 
 def show_response(
@@ -67,6 +70,6 @@ def _cut(text: str, starts: Sequence[int], values: Sequence[float], restart):
 
 def _piece(text: str, value: float, largest: float, mark: str) -> str:
     depth = min(1.0, max(0.0, value / largest)) if largest > 0 else 0.0
-    style = f"background:rgba({COLOUR[0]},{COLOUR[1]},{COLOUR[2]},{0.75 * depth:.2f})" + (f";{MARK}" if mark else "")
+    style = f"background:rgba({RGB[0]},{RGB[1]},{RGB[2]},{0.75 * depth:.2f})" + (f";{MARK}" if mark else "")
     sign = "⟲ " if mark == "first" else ""
     return f'<span style="{style}" title="{value:.3g}">{sign}{html.escape(text)}</span>'

@@ -10,12 +10,14 @@ from matplotlib.ticker import PercentFormatter
 
 from esr.reporting.figures.rates import draw_published_rate
 from esr.reporting.figures.style import (
+    ABLATIONS,
     BLUE,
     GREEN,
     GREY,
     INK,
     ORANGE,
     PALE,
+    PALETTE,
     PURPLE,
     SKY,
     VERMILION,
@@ -77,7 +79,7 @@ def ablation(rates: dict, published: dict) -> Figure:
     figure = Figure(figsize=(WIDTH, 1.0 + 0.17 * (len(rows) + len(grey))))
     left, right = figure.subplots(1, 2, sharey=True)
     for place, (_, name, entry) in enumerate(rows):
-        colour = _ablation_colour(name)
+        colour = ABLATIONS.get(name, ORANGE)
         draw_interval(left, entry["multi_attempt_rate"], place, colour)
         if "difference" in entry:
             draw_interval(right, entry["difference"], place, colour)
@@ -114,7 +116,7 @@ def activations(numbers: dict, published: dict) -> Figure:
         "never_restarted_ratio": "never restarts",
     }
     for shift, (model, entry) in enumerate(numbers.items()):
-        colour = (BLUE, VERMILION, GREEN, ORANGE)[shift % 4]
+        colour = PALETTE[shift % len(PALETTE)]
         _course(left, entry, colour, f"{model} ({entry['episodes']} episodes)")
         for place, name in enumerate(names):
             draw_interval(right, entry[name], place + 0.15 * shift, colour)
@@ -134,11 +136,6 @@ def activations(numbers: dict, published: dict) -> Figure:
     right.set_title("Ratio to unsteered responses")
     right.set_xlabel("diamonds: published (70B)")
     return figure
-
-
-def _ablation_colour(name: str) -> str:
-    kinds = {"steered": VERMILION, "detectors": BLUE, "held_out": GREEN}
-    return kinds.get(name, ORANGE)
 
 
 def _course(ax: Axes, entry: dict, colour: str, label: str) -> None:

@@ -7,12 +7,10 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from esr.reporting.figures.style import (
     BLUE,
-    GREEN,
     GREY,
     INK,
-    ORANGE,
     PALE,
-    PURPLE,
+    PALETTE,
     SKY,
     VERMILION,
     WIDTH,
@@ -71,7 +69,7 @@ def judge_calibration(deciles: dict) -> Figure:
     figure = Figure(figsize=(WIDTH / 2, 2.6))
     ax = figure.subplots()
     ax.plot([0, 100], [0, 100], color=PALE, linewidth=1.0, zorder=0)
-    for (name, rows), colour in zip(deciles.items(), (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY), strict=False):
+    for (name, rows), colour in zip(deciles.items(), PALETTE, strict=False):
         ax.plot(
             [r["annotators"] for r in rows], [r["judge"] for r in rows], "o-", color=colour, markersize=3.5, label=name
         )
@@ -92,7 +90,7 @@ def power_curves(curves: dict, power: float) -> Figure:
     use_style()
     figure = Figure(figsize=(WIDTH, 2.6))
     ax = figure.subplots()
-    colours = iter((BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY))
+    colours = iter(PALETTE)
     greys = iter(("-", (0, (4, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (6, 3))))
     for name, curve in curves.items():
         style = {"color": next(colours)} if curve["measured"] else {"color": GREY, "linestyle": next(greys)}

@@ -11,13 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from esr.reporting.figures.style import (
-    BLUE,
     CONDITIONS,
-    GREEN,
     GREY,
-    ORANGE,
     PALE,
-    VERMILION,
+    PALETTE,
     WIDTH,
     condition_colour,
     draw_interval,
@@ -157,7 +154,7 @@ def boost_sweep(rates: dict, published: dict) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.7))
     axes = figure.subplots(2, 2, sharex=True).flat
     for ax, (name, title) in zip(axes, panels.items(), strict=True):
-        for (model, rows), colour in zip(rates.items(), (BLUE, VERMILION, GREEN, ORANGE), strict=False):
+        for (model, rows), colour in zip(rates.items(), PALETTE, strict=False):
             draw_line(ax, [row["boost_sd"] for row in rows], [row[name] for row in rows], colour, model)
         ax.set_title(title)
         ax.axvline(0, color=PALE, linewidth=0.8, zorder=0)
@@ -183,7 +180,7 @@ def meta_prompts(rates: dict, published: dict) -> Figure:
     axes = figure.subplots(1, 2, sharey=True)
     for ax, name in zip(axes, ("multi_attempt_rate", "esr_rate"), strict=True):
         for shift, (model, entries) in enumerate(rates.items()):
-            colour = (BLUE, VERMILION, GREEN, ORANGE)[shift % 4]
+            colour = PALETTE[shift % len(PALETTE)]
             for place, variant in enumerate(variants):
                 draw_interval(ax, entries[variant][name], place + 0.2 * shift, colour)
             ax.plot([], [], color=colour, marker="o", markersize=3.5, label=model)

@@ -19,14 +19,16 @@ from esr.storage.files import write_bytes
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 INK, GREY, PALE = "#222222", "#767676", "#DDDDDD"
+PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)  # of models, judges and other series, in order
 CONDITIONS = {"unsteered": BLUE, "steered": VERMILION}  # other conditions get other colours
+ABLATIONS = CONDITIONS | {"detectors": BLUE, "held_out": GREEN}  # random sets are orange
 WIDTH = 6.3  # inches: the text block of an A4 page
 LABELLED = 50  # latents that fit a figure with labels
 
 
 def use_style() -> None:
     """Set matplotlib's defaults for every figure; call before drawing."""
-    seaborn.set_theme(context="paper", style="ticks", palette=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY])
+    seaborn.set_theme(context="paper", style="ticks", palette=list(PALETTE))
     matplotlib.rcParams.update(
         {
             "font.family": "DejaVu Sans",  # shipped with matplotlib
