@@ -51,9 +51,10 @@ def evaluate(claim: Claim, files: dict, models: Sequence[str]) -> Row:
     base = base_of(tuned[0]) if tuned else models[0]
     model = tuned[0] if tuned and claim.subject != "endogenous" else base
     measured = claim.measure(files, model, base)
-    decided = claim.rule(measured or NOTHING)
     if measured is not None and claim.verdict:
         decided = _verdict_of_stage(claim, files, model)
+    else:
+        decided = claim.rule(measured or NOTHING)
     return Row(
         experiment=claim.experiment,
         claim=claim.text,

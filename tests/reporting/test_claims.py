@@ -53,8 +53,8 @@ SUPPORT = {  # numbers under which every claim holds
     },
     "boost_sweep": {TUNED: sweep(0.02, 0.1, 0.2, 0.01)},
     "meta_prompts": {TUNED: prompted(0.2, 0.1)},
-    "finetune": {"0.1": {"unsteered": rates(0.0), "steered": rates(0.002)},
-                 "0.9": {"unsteered": rates(0.01), "steered": rates(0.3)}},
+    "finetune": {BASE: {"0.1": {"unsteered": rates(0.0), "steered": rates(0.002)},
+                        "0.9": {"unsteered": rates(0.01), "steered": rates(0.3)}}},
     "judge": {"annotated": {"n": 200}, "agreement": {TUNED: {
         "offline / a": {"multi_attempt_agreement": around(0.99), "direction_agreement": around(0.98)},
         "offline / b": {"multi_attempt_agreement": around(0.97), "direction_agreement": around(0.95)}}}},
@@ -80,14 +80,16 @@ OPPOSE = {  # and under which none does
     },
     "boost_sweep": {TUNED: sweep(0.3, 0.1, 0.1, 0.1, improved=0.2)},
     "meta_prompts": {TUNED: prompted(-0.2, -0.1)},
-    "finetune": {"0.9": {"unsteered": rates(0.05), "steered": rates(0.01)}},
+    "finetune": {BASE: {"0.9": {"unsteered": rates(0.05), "steered": rates(0.01)}}},
     "judge": {"agreement": {"x": {"multi_attempt_agreement": around(0.8), "direction_agreement": around(0.7)}}},
     "detectors": {TUNED: {"rules": {"strict": {"qualify": 0}}, "n_pairs": 380}},
     "ablate": {TUNED: {
         "detectors": {
             "relative_reduction": around(-0.1), "esr_relative_reduction": around(-0.1), "score_difference": around(9)},
         "random": {"relative_reduction": around(0.5)},
-        "held_out": {"relative_reduction": around(0.0)}}},
+        "held_out": {"relative_reduction": around(0.0)},
+        "verdict": dict.fromkeys(("detectors", "random", "held_out"), stage_verdict("contradicted")),
+        "esr_verdict": {"detectors": stage_verdict("contradicted")}}},
     "activations": {TUNED: {"off_topic_ratio": around(0.5), "after_ratio": around(0.9)}},
     "controls": {TUNED: {
         "detection": {
@@ -137,7 +139,7 @@ def test_each_row_names_its_model_and_its_rule():
         row = evaluate(claim, SUPPORT, MODELS)
         assert row.model == (BASE if claim.subject == "endogenous" else TUNED)
         assert row.rule.startswith("Reproduced when") and row.n == row.measured.n
-        if claim.verdict(SUPPORT, row.model) is None:
+        if claim.verdict is None:
             assert evaluate(claim, {}, MODELS).rule == row.rule  # fixed whatever is measured
     assert {evaluate(claim, {}, MODELS).model for claim in CLAIMS} == {BASE}  # nothing known of the fine-tuned one
 
@@ -149,7 +151,7 @@ ABLATIONS = {("", "detectors"): 0, ("esr_", "detectors"): 1, ("", "random"): 2, 
 @pytest.mark.parametrize("verdict", [UNDECIDED, "contradicted", "reproduced"])
 def test_a_claim_on_ablation_takes_the_verdict_of_the_stage(outcome, condition, verdict):
     """Whatever the interval alone would say: the stage has tested the difference too, and is not judged again."""
-    on_ablation = [claim for claim in CLAIMS if claim.verdict(SUPPORT, TUNED) is not None]
+    on_ablation = [claim for claim in CLAIMS if claim.verdict is not None]
     assert len(on_ablation) == len(ABLATIONS)
     claim = replace(on_ablation[ABLATIONS[outcome, condition]], rule=lambda interval: pytest.fail("judged again"))
     files = copy.deepcopy(SUPPORT)
@@ -157,6 +159,13 @@ def test_a_claim_on_ablation_takes_the_verdict_of_the_stage(outcome, condition, 
     row = evaluate(claim, files, MODELS)
     assert (row.verdict, row.rule) == (verdict, stage_verdict()["rule"])
     assert row.measured == SUPPORT["ablate"][TUNED][condition][f"{outcome}relative_reduction"]
+
+
+def test_a_measured_ablation_without_a_verdict_is_refused():
+    files = copy.deepcopy(SUPPORT)
+    del files["ablate"][TUNED]["verdict"]
+    with pytest.raises(ValueError, match="No verdict of its stage for smollm2-135m-selfcorrect"):
+        verdicts(files)
 
 
 def test_agreement_on_responses_chosen_to_be_hard_does_not_count():
