@@ -57,3 +57,8 @@ def test_every_import_of_the_package_is_a_direct_dependency():
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"esr"}:
                 assert direct & set(map(canonicalize_name, provided.get(top, []))), f"{module.name} imports {top}"
+
+
+def test_the_tests_run_on_a_python_that_is_stated_as_tested():
+    version = "{}.{}".format(*sys.version_info)
+    assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
