@@ -50,7 +50,7 @@ $(VLLM): benchmarks/vllm-requirements.txt
 	.venv-vllm/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps --ignore-requires-python -r $<
 	touch $@
 
-test: venv ## the tests one waits for: science, exact edits, the form of notebooks; two processes
+test: venv ## the tests one waits for: science, exact edits, every notebook on a tiny replica; two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/pipeline/test_pipeline.py --ignore tests/pipeline/test_kernels.py
 
 test-all: test ## these and what takes longer: the pipeline at scale smoke, kernels
