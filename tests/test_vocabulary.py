@@ -63,7 +63,7 @@ def keys_of(value) -> set[str]:
 def foreign(names: set[str]) -> dict[str, str]:
     """Names with a word of `INSTEAD`, and the word that stands for it."""
     found = {}
-    for name in names - ALLOWED:
+    for name in {name for name in names if name.isidentifier()} - ALLOWED:
         for word in re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()):
             if word in INSTEAD:
                 found[name] = INSTEAD[word]
