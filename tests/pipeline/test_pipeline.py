@@ -36,8 +36,13 @@ def clone(tmp_path_factory):
     subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
     subprocess.run([*git, "commit", "-qm", "clone"], cwd=folder, check=True)
     edit(folder / "params.yaml", "scale: laptop", "scale: smoke")
-    print(run(folder, sys.executable, "-m", "esr.pipeline.kernels", "dvc", "repro"))  # as `make repro` does
+    print(repro(folder))
     return folder
+
+
+def repro(folder: Path) -> str:
+    """As `make repro` runs it: kernels are forks."""
+    return run(folder, sys.executable, "-m", "esr.pipeline.kernels", "dvc", "repro")
 
 
 def run(folder: Path, *command: str, check: bool = True) -> str:
@@ -120,11 +125,9 @@ def test_a_changed_parameter_runs_what_depends_on_it_and_no_more(clone):
         "finetune", "boost_sweep", "meta_prompts", "ablate", "activations", "controls",
         "cross_judge", "measure", "figures", "power", "claims", "paper",
     }  # fmt: skip
-    assert stages_run(run(clone, "dvc", "repro")) == intervals
+    assert stages_run(repro(clone)) == intervals
     edit(clone / "params.yaml", "confidence: 0.9", "confidence: 0.95")
-    assert not {"fetch", "fetch_selfcorrect", "latents", "calibrate", "steer", "judge"} & stages_run(
-        run(clone, "dvc", "repro")
-    )
+    assert not {"fetch", "fetch_selfcorrect", "latents", "calibrate", "steer", "judge"} & stages_run(repro(clone))
 
 
 def finished(clone: Path) -> dict[Path, int]:
@@ -146,7 +149,7 @@ def test_a_new_colour_and_a_new_sentence_generate_and_train_nothing(clone):
     edit(clone / "esr/reporting/figures/style.py", "#D55E00", "#D55E01")
     edit(clone / "esr/steering/trials.py", '"""', '"""A new sentence. ')
     edit(clone / "notebooks/07_steer.ipynb", "**Question.**", "**Question.** A new sentence.")
-    ran = stages_run(run(clone, "dvc", "repro"))
+    ran = stages_run(repro(clone))
     after = contents(clone)
     assert finished(clone) == chunks
     assert {"steer", "figures"} <= ran and not {"train_sae", "fetch", "latents", "judge"} & ran
