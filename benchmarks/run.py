@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 import torch
 import transformers
+from joblib import cpu_count
 
 from benchmarks import baselines, vllm_client
 from benchmarks.engine import (
@@ -124,7 +125,7 @@ def load_methods(sizes: Sizes, plans: Sequence, work: Workload, pool: Workers) -
     load_workers(pool, work.model)
     model = load_model(work.model)
     baselines.ignore_stop_tokens(model)
-    torch.set_num_threads(cores())
+    torch.set_num_threads(cpu_count())
     plans = plans[: pool.count * sizes.rows]
     methods = {
         "matmul": lambda: time_matmul(work.model, sizes.rows, sizes.matmul, pool),
@@ -178,18 +179,14 @@ def run_scaling(sizes: Sizes, result: Path) -> Scaling:
     return Scaling.model_validate_json(result.read_text(encoding="utf-8"))
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def describe_machine(model: str, versions: dict[str, str]) -> Machine:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return Machine(
         cpu=names[0] if names else platform.machine(),
-        cores=cores(),
+        cores=cpu_count(),
         workers=worker_count(),
-        threads=cores(),
+        threads=cpu_count(),
         memory_gb=psutil.virtual_memory().total / 1e9,
         python=platform.python_version(),
         torch=torch.__version__,

@@ -16,11 +16,8 @@ FIGURES = ROOT / "paper" / "figures"
 CACHE = Path(os.environ.get("ESR_CACHE") or ROOT / ".cache" / "esr").resolve()
 
 SCRATCH = ROOT / "scratch"  # where notebooks write when they are run by hand: never over what the pipeline made
-PIPELINE = "ESR_PIPELINE"  # environment variable: set in the kernels of esr.pipeline.run
-
-
-def in_pipeline() -> bool:
-    return PIPELINE in os.environ
+# Environment variables: of kernels that esr.pipeline.run starts, and of others once a notebook has its parameters
+PIPELINE, BY_HAND = "ESR_PIPELINE", "ESR_BY_HAND"
 
 
 def data_dir(stage: str, model: str | None = None) -> Path:
@@ -29,11 +26,10 @@ def data_dir(stage: str, model: str | None = None) -> Path:
 
 
 def output_dir(stage: str, model: str | None = None) -> Path:
-    """Folder a stage's notebook writes into: `data_dir` within the pipeline, else the same below `SCRATCH`."""
-    folder = data_dir(stage, model)
-    return folder if in_pipeline() else SCRATCH / folder.relative_to(ROOT)
+    """Folder a stage's notebook writes into: `data_dir`, but the same below `SCRATCH` where it is run by hand."""
+    return output_file(data_dir(stage, model))
 
 
 def output_file(path: Path) -> Path:
-    """Where a file of `NUMBERS` or `FIGURES` is written: there within the pipeline, else the same below `SCRATCH`."""
-    return path if in_pipeline() else SCRATCH / path.relative_to(ROOT)
+    """Where `path` is written: there, but below `SCRATCH` by a notebook that is run by hand."""
+    return SCRATCH / path.relative_to(ROOT) if os.environ.get(BY_HAND) else path

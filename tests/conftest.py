@@ -28,6 +28,7 @@ SIZES = {
 def in_pipeline(monkeypatch):
     """Outputs go where the pipeline puts them, not to the scratch folder of notebooks run by hand."""
     monkeypatch.setenv(PIPELINE, "1")
+    monkeypatch.setenv("ESR_BY_HAND", "")  # unset again after a test that sets it
 
 
 def tiny_llama():

@@ -5,6 +5,7 @@ YAML 1.2 throughout, as in DVC (1e-4 is a number, "no" is a word).
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 from esr.config.params import STAGES, Generation
 from esr.config.registry import REGISTRY, base_of, model_entry
 from esr.config.schema import ConfigError, Section, load_yaml, validate
-from esr.paths import ROOT, SCRATCH, in_pipeline
+from esr.paths import BY_HAND, PIPELINE, ROOT, SCRATCH
 
 PARAMS = ROOT / "params.yaml"
 
@@ -38,7 +39,8 @@ def notebook_parameters(stage: str, names: dict[str, Any]) -> Section:
     """
     section, _ = STAGES[stage]
     given = {name: names[name] for name in section.model_fields if name in names}
-    if not in_pipeline():
+    if PIPELINE not in os.environ:
+        os.environ[BY_HAND] = "1"
         print(f"Run by hand: outputs go to {SCRATCH}, and the results of the pipeline stay as they are.")
     checked = validate(TypeAdapter(section), given, f"notebook {stage}")
     for model in [given["model"]] if "model" in given else given.get("models", []):

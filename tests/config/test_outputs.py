@@ -40,6 +40,7 @@ def write_everything():
 
 def test_run_by_hand_nothing_of_the_pipeline_is_overwritten(results, monkeypatch):
     monkeypatch.delenv(paths.PIPELINE)
+    notebook_parameters("steer", stage_parameters("steer"))
     before = contents(results)
     write_everything()
     assert contents(results) == before
