@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv repro quick bench bench-vllm test test-all lint lab clean
+.PHONY: help venv repro quick bench bench-vllm test test-slow test-all lint lab clean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3.12] [PIP_FLAGS='--extra-index-url ...']"
@@ -53,8 +53,10 @@ $(VLLM): benchmarks/vllm-requirements.txt
 test: venv ## the tests one waits for: science, exact edits, every notebook on a tiny replica; two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/pipeline/test_pipeline.py --ignore tests/pipeline/test_kernels.py
 
-test-all: test ## these and what takes longer: the pipeline at scale smoke, kernels
-	$(BIN)/python -m pytest tests/pipeline/test_kernels.py tests/pipeline/test_pipeline.py
+test-slow: venv ## what takes longer: forked kernels, the pipeline at scale smoke; ends at the first failure
+	$(BIN)/python -m pytest -x tests/pipeline/test_kernels.py tests/pipeline/test_pipeline.py
+
+test-all: test test-slow ## both
 
 lint: venv ## check style, formatting, types, imports, and that notebooks are stripped of outputs
 	$(BIN)/ruff check .

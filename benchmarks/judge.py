@@ -5,9 +5,10 @@ Writes paper/numbers/judge_speed.json: median, minimum and maximum of five round
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
+
+from joblib import cpu_count
 
 from benchmarks.trials import default_model
 from esr.judging.annotations import as_trials
@@ -32,7 +33,7 @@ def main() -> None:
         speeds.append(len(trials) / (time.perf_counter() - begin))
     median, n = statistics.median(speeds), len(trials)
     result = Estimate(median, min(speeds), max(speeds), n)
-    write_numbers("judge_speed", {"responses_per_second": result, "rounds": ROUNDS, "cores": os.cpu_count()})
+    write_numbers("judge_speed", {"responses_per_second": result, "rounds": ROUNDS, "cores": cpu_count()})
     print(f"{median:.0f} responses per second ({min(speeds):.0f} to {max(speeds):.0f}), {n} responses, {ROUNDS} rounds")
 
 

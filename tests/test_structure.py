@@ -1,6 +1,8 @@
 """The house stays one that can be seen whole."""
 
 import ast
+import re
+from importlib.metadata import version
 
 import pytest
 
@@ -28,3 +30,17 @@ def test_a_function_can_be_seen_whole():
         if isinstance(node, ast.FunctionDef)
     ]
     assert [function for function in functions if function[0] > 60] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "private", "library"),
+    [
+        ("judging/trees.py", r"\._(predictors|baseline_prediction)\b", "scikit-learn"),
+        ("engine/linear.py", r"torch\.ops\.mkldnn\._", "torch"),
+    ],
+)
+def test_a_private_interface_is_used_by_one_module_that_names_the_version_it_was_checked_with(module, private, library):
+    users = [str(path.relative_to(ROOT / "esr")) for path in MODULES if re.search(private, path.read_text())]
+    checked = re.search(rf"Checked\s+with {library} ([\d.]*\d)", (ROOT / "esr" / module).read_text())
+    assert users == [module]
+    assert version(library).startswith(checked[1] + "."), f"check esr/{module} with {library} {version(library)}"

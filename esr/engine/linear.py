@@ -2,6 +2,9 @@
 
 oneDNN packs plain bfloat16 weights at every call. With weights packed in advance SmolLM2-135M generates a tenth more
 tokens per second, equal bit for bit (AMD Zen 4, 64 and 96 rows, medians of 4).
+
+The private operators of `torch.ops.mkldnn` are called here alone. Checked with torch 2.13; tests/engine/test_linear.py
+compares the packed maps with the plain ones.
 """
 
 from __future__ import annotations

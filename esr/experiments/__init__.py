@@ -1,1 +1,4 @@
-"""One module per experiment: its trials, conditions and outcomes."""
+"""Experiments, one module each: trials, conditions and outcomes; `run` answers and judges their trials.
+
+Not here: how a response is generated, judged or drawn, and the verdict rules that experiments share.
+"""

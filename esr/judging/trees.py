@@ -1,7 +1,7 @@
 """Boosted trees as plain arrays: scoring needs neither scikit-learn nor a pickle.
 
-`fit_trees` reads the private `_predictors` and `_baseline_prediction` of HistGradientBoostingRegressor. It holds for
-scikit-learn 1.9 (checked with 1.9.1); a test compares `predict_trees` with scikit-learn's predictions.
+`fit_trees` reads the private `_predictors` and `_baseline_prediction` of HistGradientBoostingRegressor. Checked
+with scikit-learn 1.9; a test compares `predict_trees` with scikit-learn's predictions.
 """
 
 from __future__ import annotations

@@ -1,76 +1,20 @@
-"""The paper's claims and the rule that decides each."""
+"""The paper's claims and the rule that decides each; verdicts on ablations come from esr.experiments.ablation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 from esr.reporting import lookup
-from esr.reporting.lookup import RATE, Measure, at, entry
-from esr.statistics import verdicts
-from esr.statistics.estimates import Estimate
-from esr.statistics.verdicts import Verdict
+from esr.reporting.claim import Claim, ablation, above, absence, below, effect
+from esr.reporting.lookup import RATE, at, entry
 
-SUBJECTS = {  # of a verdict, in a model of this size
-    "machinery": "how resistance works once present: testable in a model fine-tuned to restart",
-    "taught": "behaviour the model was trained on: shows that the protocol detects it, not that others do it",
-    "endogenous": "behaviour of models without that training: this study covers its base model only",
-}
-Subject = Literal["machinery", "taught", "endogenous"]
-Unit = Literal["%", "x", "points", "latents"]
-Rule = Callable[[Estimate], Verdict]
 SHIFT = 5.0  # first-attempt scores within this many published changes count as unchanged
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper's abstract or experiments, and how it is decided.
-
-    measure: finds the Estimate in the numbers files, None where missing. rule: maps it to a Verdict. verdict: finds the
-    verdict of the stage that measured it, which replaces that of `rule`.
-    """
-
-    experiment: str
-    text: str
-    measure: Measure
-    rule: Rule
-    published: float | None = None
-    unit: Unit = "%"
-    subject: Subject = "machinery"
-    verdict: Callable[[dict, str], Verdict | None] | None = None
-
-
-def above(limit: float) -> Rule:
-    return lambda interval: verdicts.bound(interval, limit, side="above")
-
-
-def below(limit: float) -> Rule:
-    return lambda interval: verdicts.bound(interval, limit, side="below")
-
-
-def effect(published: float, null: float = 0.0) -> Rule:
-    return lambda interval: verdicts.effect(interval, published, null=null)
-
-
-def ablation(condition: str, published: float, rule: Rule, outcome: str = "") -> dict:
-    """Fields of a Claim on a relative reduction and its verdict by notebook 13; outcome "" or "esr_"."""
-    return {
-        "published": published,
-        "rule": rule,
-        "measure": lambda files, model, base: lookup.ablation_effect(files, model, condition, outcome),
-        "verdict": lambda files, model: lookup.ablation_verdict(files, model, condition, outcome),
-    }
-
-
-def absence(margin: float) -> Rule:
-    return lambda interval: verdicts.absence(interval, margin)
 
 
 def claims(published: dict) -> list[Claim]:
     """Every claim. `published`: data/published.json."""
-    parts = (_rates, _interventions, _detectors, _ablations, _judging, _controls)
-    return [claim for part in parts for claim in part(published)]
+    withdrawn = [replace(claim, withdrawn=True) for part in (_detectors, _ablations) for claim in part(published)]
+    return [claim for part in (_rates, _interventions, _judging, _controls) for claim in part(published)] + withdrawn
 
 
 def _rates(published: dict) -> list[Claim]:
@@ -148,12 +92,14 @@ def _interventions(published: dict) -> list[Claim]:
             "(difference)",
             lookup.finetuning_effect,
             above(0.0),
+            label=lookup.finetuned_label,
         ),
         Claim(
             "4",
             "Fine-tuned with the largest share, it restarts more often steered than unsteered (difference)",
             lookup.steering_effect,
             above(0.0),
+            label=lookup.finetuned_label,
         ),
         Claim(
             "5",
@@ -173,7 +119,7 @@ def _interventions(published: dict) -> list[Claim]:
 
 
 def _detectors(published: dict) -> list[Claim]:
-    """Experiments 3, 6 and 9: off-topic detectors and their activity."""
+    """Experiments 3, 6 and 9: off-topic detectors and their activity; withdrawn, as BOS was read too."""
     before, after = (published["activation_statistics"][f"{name}_topic_ratio"] for name in ("off", "on"))
     return [
         Claim(
@@ -212,7 +158,7 @@ def _detectors(published: dict) -> list[Claim]:
 
 
 def _ablations(published: dict) -> list[Claim]:
-    """Experiments 3b, 10 and 13: responses with detectors ablated."""
+    """Experiments 3b, 10 and 13: responses with detectors ablated; withdrawn, as BOS was edited too."""
     large, ablated = published["models"]["llama-3.3-70b"], published["detector_ablation"]
     loss, esr_loss = ablated["multi_attempt_reduction"], ablated["esr_reduction"]
     shift = ablated["first_attempt_score"] - large["first_attempt_score"]
@@ -220,12 +166,12 @@ def _ablations(published: dict) -> list[Claim]:
         Claim(
             "3b",
             "With detectors ablated, steered responses restart less often (relative reduction)",
-            **ablation("detectors", loss, effect(loss)),
+            **ablation("detectors", loss),
         ),
         Claim(
             "3b",
             "With detectors ablated, the ESR rate falls (relative reduction)",
-            **ablation("detectors", esr_loss, effect(esr_loss), "esr_"),
+            **ablation("detectors", esr_loss, "esr_"),
         ),
         Claim(
             "3b",
@@ -238,7 +184,7 @@ def _ablations(published: dict) -> list[Claim]:
         Claim(
             "10",
             "With random latents ablated, restarts stay as frequent (reduction within half the published one)",
-            **ablation("random", 1 - published["random_ablation"][RATE] / large[RATE], absence(loss / 2)),
+            **ablation("random", 1 - published["random_ablation"][RATE] / large[RATE]),
         ),
         Claim(
             "10",
@@ -249,7 +195,7 @@ def _ablations(published: dict) -> list[Claim]:
         Claim(
             "13",
             "The reduction holds on prompts not used to find the detectors (relative reduction)",
-            **ablation("held_out", loss, effect(loss)),
+            **ablation("held_out", loss),
         ),
     ]
 
@@ -288,6 +234,7 @@ def _controls(published: dict) -> list[Claim]:
             "With detectors ablated, an off-topic prefill brings fewer restarts (relative reduction)",
             at("controls", "detection", "prefilled_detectors", "relative_reduction"),
             above(0.0),
+            withdrawn=True,  # as all that rests on ablation
         ),
         Claim(
             "12",

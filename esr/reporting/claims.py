@@ -19,7 +19,9 @@ from typing import Final, Literal
 from esr import paths
 from esr.config.registry import base_of
 from esr.reporting import numbers
-from esr.reporting.claim_rules import Claim, Subject, Unit, claims
+from esr.reporting.claim import Claim, Subject, Unit
+from esr.reporting.claim_rules import claims
+from esr.statistics import verdicts
 from esr.statistics.estimates import NOTHING, Estimate
 from esr.statistics.verdicts import Verdict
 from esr.storage.records import Record
@@ -40,6 +42,7 @@ class Row(Record):
     subject: Subject
     verdict: Literal["reproduced", "contradicted", "undecided at this n", "not measured"]
     rule: str
+    withdrawn: bool
 
 
 def evaluate(claim: Claim, files: dict, models: Sequence[str]) -> Row:
@@ -53,8 +56,10 @@ def evaluate(claim: Claim, files: dict, models: Sequence[str]) -> Row:
     measured = claim.measure(files, model, base)
     if measured is not None and claim.verdict:
         decided = _verdict_of_stage(claim, files, model)
-    else:
+    elif claim.rule:
         decided = claim.rule(measured or NOTHING)
+    else:
+        decided = Verdict(verdicts.UNDECIDED, "Decided by the stage that measures it (esr.experiments.ablation).")
     return Row(
         experiment=claim.experiment,
         claim=claim.text,
@@ -62,10 +67,11 @@ def evaluate(claim: Claim, files: dict, models: Sequence[str]) -> Row:
         measured=measured,
         n=None if measured is None else measured.n,
         unit=claim.unit,
-        model=model,
+        model=claim.label(files, base) if claim.label else model,
         subject=claim.subject,
         verdict=NOT_MEASURED if measured is None else decided.verdict,
         rule=decided.rule,
+        withdrawn=claim.withdrawn,
     )
 
 
@@ -103,9 +109,10 @@ def table(decided: Sequence[Row]) -> str:
     lines = [["", "claim", "published", "measured", "n", "model", "about", "verdict"], ["---"] * 8]
     for row in decided:
         n = "–" if row.n is None else str(row.n)
+        shown = f"withdrawn ({row.verdict})" if row.withdrawn else row.verdict
         measured = "–" if row.measured is None else _interval(row.measured, row.unit)
         published = "–" if row.published is None else _value(row.published, row.unit)
-        lines.append([row.experiment, row.claim, published, measured, n, row.model, row.subject, row.verdict])
+        lines.append([row.experiment, row.claim, published, measured, n, row.model, row.subject, shown])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -56,6 +56,12 @@ def finetuned_rate(files: dict, base: str, condition: str) -> Estimate | None:
     return entry(files, "finetune", base, ratios[-1], condition, RATE) if ratios else None
 
 
+def finetuned_label(files: dict, base: str) -> str:
+    """The model of `finetuned_rate`: another one than the fine-tuned model that the study follows."""
+    ratios = sorted(find(files, "finetune", base) or {}, key=float)
+    return f"{base}, {100 * float(ratios[-1]):g} % self-corrections" if ratios else base
+
+
 def finetuning_effect(files: dict, model: str, base: str) -> Estimate | None:
     """Steered multi-attempt rate of the model with most self-corrections minus its base's."""
     return difference(finetuned_rate(files, base, "steered"), entry(files, "esr", base, "steered", RATE))

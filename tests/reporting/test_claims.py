@@ -137,7 +137,9 @@ def test_missing_files_are_not_measured_and_null_measurements_undecided():
 def test_each_row_names_its_model_and_its_rule():
     for claim in CLAIMS:
         row = evaluate(claim, SUPPORT, MODELS)
-        assert row.model == (BASE if claim.subject == "endogenous" else TUNED)
+        expected = f"{BASE}, 90 % self-corrections" if claim.label else TUNED
+        assert row.model == (BASE if claim.subject == "endogenous" else expected)
+        assert (claim.label is not None) == (claim.experiment == "4")
         assert row.rule.startswith("Reproduced when") and row.n == row.measured.n
         if claim.verdict is None:
             assert evaluate(claim, {}, MODELS).rule == row.rule  # fixed whatever is measured
@@ -168,6 +170,13 @@ def test_a_measured_ablation_without_a_verdict_is_refused():
         verdicts(files)
 
 
+def test_withdrawn_rows_are_those_that_rest_on_ablation_or_on_detectors():
+    withdrawn = {claim.experiment for claim in CLAIMS if claim.withdrawn}
+    assert withdrawn == {"3", "3b", "6", "9", "10", "11", "13"}
+    of_boost_sweeps = [claim.text for claim in CLAIMS if claim.withdrawn and claim.experiment == "11"]
+    assert len(of_boost_sweeps) == 1 and "detectors ablated" in of_boost_sweeps[0]
+
+
 def test_agreement_on_responses_chosen_to_be_hard_does_not_count():
     files = {"judge": {"agreement": {"annotated": {"multi_attempt_agreement": around(0.5)}}}}
     assert {v for text, v in verdicts(files).items() if text.startswith("Judges agree")} == {claims.NOT_MEASURED}
@@ -186,7 +195,7 @@ def test_rows_go_through_the_file_to_the_table(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(CLAIMS) + 2 and {line.count(" | ") for line in lines} == {7}
     (line,) = [line for line in lines if "restart less often (relative reduction)" in line]
-    assert f"| 25.0 % | 40.0 % [39.9, 40.1] | 100 | {TUNED} | machinery | reproduced |" in line
+    assert f"| 25.0 % | 40.0 % [39.9, 40.1] | 100 | {TUNED} | machinery | withdrawn (reproduced) |" in line
 
 
 def test_lists_of_numbers_are_compared_row_by_row():
