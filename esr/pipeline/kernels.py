@@ -59,12 +59,14 @@ def kernel_manager():
 
     class StageKernelManager(AsyncKernelManager):
         shutdown_wait_time = SHUTDOWN_S
+        transport_encryption = "auto"  # without, ipykernel warns at every start
 
         @property
         def kernel_spec(self):
             """This environment's Python, whatever kernelspecs JUPYTER_PATH or the user's folders hold."""
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            return KernelSpec(argv=argv, display_name="Python 3", language="python")
+            curve = {"supported_encryption": "curve"}
+            return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata=curve)
 
     class ForkedKernelManager(StageKernelManager):
         def format_kernel_cmd(self, extra_arguments=None):
