@@ -7,7 +7,6 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from dvc.repo import Repo
 
 from esr.paths import ROOT
 
@@ -72,9 +71,3 @@ def test_notebooks_are_numbered_in_the_order_of_the_dag():
         for dep in STAGES[name]["deps"]:
             source = writer.get(re.sub(r"/\$\{.*", "", dep))
             assert source is None or number[source] <= number[name], f"{name} reads what {source} writes"
-
-
-def test_the_lock_knows_no_stage_that_is_gone():
-    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
-    with Repo(ROOT) as repo:
-        assert set(lock) == {stage.addressing for stage in repo.index.stages}

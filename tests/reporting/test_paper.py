@@ -83,10 +83,10 @@ def root(tmp_path, monkeypatch):
     agreement = {"annotated": {"annotators / offline": {"direction_agreement": estimate(0.6, 0.4, 0.8, 36)}}}
     numbers.write_numbers("judge", {"annotated": annotated, "agreement": agreement})
     numbers.write_numbers("power", {"assumed": {"power": 0.8}})
-    claim = {"experiment": "3b", "claim": "Restarts fall", "unit": "%", "verdict": "reproduced"}
+    claim = {"experiment": "3b", "claim": "Restarts fall", "unit": "%", "verdict": "reproduced", "withdrawn": False}
     rows = [
         claim | {"published": 0.25, "measured": estimate(0.4, -0.1, 0.7), "n": 24},
-        claim | {"published": None, "measured": None, "n": None, "unit": "x"},
+        claim | {"published": None, "measured": None, "n": None, "unit": "x", "withdrawn": True},
         claim | {"published": 3.0, "measured": NOTHING, "n": 0, "unit": "latents"},
     ]
     numbers.write_numbers("claims", rows)
