@@ -88,7 +88,7 @@ def load_workload(plans: Sequence[Plan], model_id: str, tokenizer) -> Workload:
     return Workload(
         model_id,
         entry.steer_layer,
-        entry.repetition_penalty,
+        entry.sampling.repetition_penalty,
         [chat_tokens(tokenizer, plan.prompt) for plan in plans],
         boosts[:, None] * residual_norm(model_id) * directions,
     )

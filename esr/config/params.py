@@ -110,8 +110,6 @@ class Judge(Section):
 
 class Measure(Section):
     models: list[str] = Field(min_length=1)
-    bases: list[str] = Field(min_length=1)
-    restarting_models: list[str]
     seed: int
     confidence: float = Field(gt=0, lt=1)
     n_bootstrap: Positive
@@ -232,7 +230,6 @@ class Power(Section):
 
 class CrossJudge(Section):
     models: list[str] = Field(min_length=1)
-    bases: list[str] = Field(min_length=1)
     seed: int
     judges: list[LlmJudge] = []
     confidence: float = Field(gt=0, lt=1)
@@ -245,7 +242,6 @@ class Claims(Section):
 
 class Figures(Section):
     models: list[str] = Field(min_length=1)
-    restarting_models: list[str]
 
 
 # Stages in the order of their notebooks: the section's class, and other sections of params.yaml that the stage reads.

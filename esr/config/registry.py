@@ -1,75 +1,219 @@
-"""The model registry, data/models.yaml."""
+"""The model registry, data/models.yaml: an entry says everything about a model."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from esr.config.schema import ConfigError, Positive, Section, load_yaml, validate
 from esr.config.sources import AnySource
 from esr.paths import DATA
 
 REGISTRY = DATA / "models.yaml"
+Layer = Annotated[int, Field(ge=0)]
+# Stages of the study that an entry chooses; fetch to judge run on every model
+Experiment = Literal[
+    "finetune", "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"
+]  # fmt: skip
+OF_SAES = {"detectors", "ablate", "activations", "controls"}  # read or ablate latents
+OWN = ("source", "license", "experiments", "tuned_from")  # what a fine-tuned model does not share with its base
 
 
-class FolderSae(Section):
-    """A SAELens SAE in a folder of this repository."""
+class Sae(Section):
+    """A sparse autoencoder on the output of `layer` with `d_sae` latents."""
+
+    layer: Layer
+    d_sae: Positive
+
+
+class FolderSae(Sae):
+    """A SAELens SAE in a folder, here or trained by the stage train_sae; a relative path starts at the repository's
+    root."""
 
     kind: Literal["folder"]
     path: str = Field(min_length=1)
 
 
-class ReleaseSae(Section):
-    """A published SAE: a SAELens release and an id in it."""
+class ReleaseSae(Sae):
+    """A published SAE: a release of SAELens' list and an id in it."""
 
     kind: Literal["release"]
     release: str = Field(min_length=1)
     id: str = Field(min_length=1)
 
 
-SaeSource = Annotated[FolderSae | ReleaseSae, Field(discriminator="kind")]
+class HubSae(Sae):
+    """A SAELens SAE in the folder `path` of a repository of the Hugging Face hub."""
+
+    kind: Literal["hub"]
+    id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    path: str = Field(min_length=1)
+    revision: str = "main"
+
+
+SaeSource = Annotated[FolderSae | ReleaseSae | HubSae, Field(discriminator="kind")]
+
+
+class Concepts(Section):
+    """Steering without an SAE: one difference of means per concept of the file `path`, at the output of `layer`."""
+
+    path: str = Field(min_length=1)
+    layer: Layer
+
+
+class MadeLabels(Section):
+    """Labels made of the words that distinguish a latent's strongest contexts."""
+
+    kind: Literal["made"]
+
+
+class FileLabels(Section):
+    """Labels in a JSON Lines file of rows {"index", "label"}."""
+
+    kind: Literal["file"]
+    path: str = Field(min_length=1)
+
+
+class NeuronpediaLabels(Section):
+    """Labels of Neuronpedia, by its ids of model and SAE."""
+
+    kind: Literal["neuronpedia"]
+    model: str = Field(min_length=1)
+    sae: str = Field(min_length=1)
+
+
+AnyLabels = Annotated[MadeLabels | FileLabels | NeuronpediaLabels, Field(discriminator="kind")]
 
 
 class Boost(Section):
-    """Search bounds and Gaussian prior of the calibration, in median residual norms."""
+    """Search bounds and Gaussian prior of the calibration, in `unit`.
 
+    residual_norm: the median norm of the residual stream at the steered layer. raw: the residual stream's own units, in
+    which the paper's bounds are given.
+    """
+
+    unit: Literal["residual_norm", "raw"] = "residual_norm"
     min: float = Field(ge=0)
     max: float = Field(gt=0)
     prior_mean: float = Field(gt=0)
     prior_sd: float = Field(gt=0)
 
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self):
+        if not self.min < self.max:
+            raise ValueError(f"min is {self.min:g} and max {self.max:g}: give a range")
+        return self
 
-class ModelEntry(Section):
-    """A model. `n_layers`, `sae`, the layers, `d_sae` and `boost` belong to models that can be steered."""
 
-    source: AnySource
-    license: str
-    n_layers: Positive | None = None
-    sae: SaeSource | None = None
-    steer_layer: int | None = None
-    sae_layer: int | None = None
-    d_sae: Positive | None = None
-    boost: Boost | None = None
+class Sampling(Section):
+    """Sampling settings of this model alone; temperature: null for that of params.yaml."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
     repetition_penalty: float = Field(default=1.0, gt=0)
 
+
+class Template(Section):
+    """What the chat template is given. system: text of the system turn; of the user's turn where the template has no
+    such role; null for none. date: the day that a template prints instead of today."""
+
+    system: str | None = None
+    date: str = Field(default="2025-01-01", pattern=r"^\d{4}-\d{2}-\d{2}$")
+
+
+class ModelEntry(Section):
+    """A model. One with an `sae` or `concepts` can be steered, and then has layers and a boost.
+
+    source: one, or several of the same files, tried in order. tuned_from: the model whose SAE, layers, latents and
+    scorer this one shares; every field but `OWN` is then the base's unless given. corpus: a file of this model's
+    responses, shipped; the stage `corpus` generates them where there is none. experiments: stages that run on the model
+    beyond those that run on all.
+    """
+
+    source: Annotated[list[AnySource], Field(min_length=1)]
+    license: str
+    n_layers: Positive | None = None
+    tuned_from: str | None = None
+    sae: SaeSource | None = None
+    concepts: Concepts | None = None
+    steer_layer: Layer | None = None
+    labels: AnyLabels = MadeLabels(kind="made")
+    corpus: str | None = None
+    boost: Boost | None = None
+    sampling: Sampling = Sampling()
+    template: Template = Template()
+    experiments: list[Experiment] = []
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_or_several(cls, source: Any):
+        return source if isinstance(source, list) else [source]
+
     @model_validator(mode="after")
-    def _layers_exist(self):
-        for name in ("steer_layer", "sae_layer"):
-            layer = getattr(self, name)
-            if layer is not None and not (self.n_layers and 0 <= layer < self.n_layers):
-                raise ValueError(f"{name} is {layer}; n_layers is {self.n_layers}: choose 0 to n_layers - 1")
+    def _fits_together(self):
+        if self.sae and self.concepts:
+            raise ValueError("it has both sae and concepts: steering vectors come from one of them, remove the other")
+        if self.steerable:
+            for name in ("n_layers", "steer_layer", "boost"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"it has {'sae' if self.sae else 'concepts'}, but no {name}: add it to steer")
+            for name in ("steer_layer", "sae_layer"):
+                layer = getattr(self, name)
+                if layer is not None and layer >= self.n_layers:
+                    raise ValueError(f"{name} is {layer}; n_layers is {self.n_layers}: choose 0 to n_layers - 1")
+        elif self.experiments:
+            raise ValueError(f"experiments has {self.experiments[0]}, and it has no sae or concepts to steer with")
+        if not self.sae and (wrong := OF_SAES & set(self.experiments)):
+            raise ValueError(f"experiments has {sorted(wrong)[0]}, which reads latents of an SAE: remove it or add sae")
+        needs_detectors = {"ablate", "activations", "controls"} & set(self.experiments)
+        if needs_detectors and "detectors" not in self.experiments:
+            raise ValueError(f"experiments has {sorted(needs_detectors)[0]} without detectors, which it reads: add it")
         return self
+
+    @property
+    def steerable(self) -> bool:
+        return self.sae is not None or self.concepts is not None
+
+    @property
+    def sae_layer(self) -> int | None:
+        return self.sae.layer if self.sae else None
+
+    @property
+    def d_sae(self) -> int | None:
+        return self.sae.d_sae if self.sae else None
 
 
 def load_registry() -> dict[str, ModelEntry]:
     """Model id -> entry. Raises ConfigError."""
+    written = load_yaml(REGISTRY)
     entries = {}
-    for model_id, entry in load_yaml(REGISTRY).items():
-        if "." in model_id:
-            raise ConfigError(f"{REGISTRY}: id {model_id!r} has a dot, which DVC reads as a nested key: use dashes.")
-        entries[model_id] = validate(TypeAdapter(ModelEntry), entry, f"{REGISTRY}: {model_id}")
+    for model_id in written:
+        if not isinstance(model_id, str) or "." in model_id or "/" in model_id:
+            raise ConfigError(
+                f"{REGISTRY}: id {model_id!r} has a dot or slash, or is no text: use letters, digits and dashes."
+            )
+        fields = _with_base(model_id, written, [])
+        entries[model_id] = validate(TypeAdapter(ModelEntry), fields, f"{REGISTRY}: {model_id}")
+    for model_id, entry in entries.items():
+        for source in entry.source:
+            if source.kind == "adapter" and entry.tuned_from is None:
+                raise ConfigError(f"{REGISTRY}: {model_id} is an adapter: name the model it was trained on, tuned_from.")
     return entries
+
+
+def _with_base(model_id: str, written: dict, seen: list[str]) -> dict:
+    """Fields of an entry, with those it shares with the model it was fine-tuned from."""
+    fields = written[model_id]
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{REGISTRY}: {model_id} is {fields!r}; the fields of a model are expected.")
+    base = fields.get("tuned_from")
+    if base is None:
+        return fields
+    if base not in written or base in [*seen, model_id]:
+        known = ", ".join(other for other in written if other != model_id)
+        raise ConfigError(f"{REGISTRY}: {model_id} has tuned_from {base!r}; another entry is expected: {known}.")
+    shared = _with_base(base, written, [*seen, model_id])
+    return {name: value for name, value in shared.items() if name not in OWN} | fields
 
 
 def model_entry(model_id: str) -> ModelEntry:
@@ -88,17 +232,14 @@ def required(value: int | None, model_id: str, name: str) -> int:
 
 
 def base_of(model_id: str) -> str:
-    """The model whose SAE, latents and relevance scorer serve `model_id`: itself, or the base of its adapter.
-
-    Adapters sit above the steered layer and the SAE's layer, where the residual stream is thus that of the base.
-    """
-    source = model_entry(model_id).source
-    return source.base if source.kind == "adapter" else model_id
+    """The model whose SAE, latents and relevance scorer serve `model_id`: itself, or the one it was fine-tuned from."""
+    base = model_entry(model_id).tuned_from
+    return model_id if base is None else base_of(base)
 
 
 def check_latents(model_id: str, latents: list[int]) -> None:
     """Raise ConfigError unless every index is a latent of the model's SAE; loads no weights."""
-    d_sae = required(model_entry(model_id).d_sae, model_id, "d_sae")
+    d_sae = required(model_entry(model_id).d_sae, model_id, "sae")
     for latent in latents:
         if not 0 <= latent < d_sae:
             raise ConfigError(f"Latent {latent} of {model_id} does not exist: its SAE has latents 0 to {d_sae - 1}.")

@@ -44,10 +44,9 @@ class FolderSource(Source):
 
 
 class AdapterSource(Source):
-    """LoRA weights trained on `base`, another model of the registry; fetching merges them."""
+    """LoRA weights trained on the entry's `tuned_from`; fetching merges them."""
 
     kind: Literal["adapter"]
-    base: str
     path: Path  # folder with adapter_model.safetensors; a relative path starts at the repository's root
 
     @property

@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from esr.config.params import STAGES, Generation
-from esr.config.registry import REGISTRY, base_of, model_entry
+from esr.config.registry import REGISTRY, model_entry
 from esr.config.schema import ConfigError, Section, load_yaml, validate
+from esr.config.study import check_study
 from esr.paths import BY_HAND, PIPELINE, ROOT, SCRATCH
 
 PARAMS = ROOT / "params.yaml"
@@ -51,8 +52,7 @@ def notebook_parameters(stage: str, names: dict[str, Any]) -> Section:
 def _assemble(stage: str, params: dict, model: str) -> Section:
     section, others = STAGES[stage]
     sizes = params["scales"][params["scale"]]
-    values = {"model": model, "models": params["models"], "bases": params["bases"], "seed": params["seed"]}
-    values |= {"restarting_models": params["restarting_models"]}
+    values = {"model": model, "models": params["models"], "seed": params["seed"]}
     values = {name: value for name, value in values.items() if name in section.model_fields}
     for name in others:
         given = (params.get(name) or {}) | (sizes.get(name) or {})
@@ -64,7 +64,7 @@ def _assemble(stage: str, params: dict, model: str) -> Section:
 
 def _check_file(params: dict) -> None:
     """Check every section, to find mistakes before the first stage runs."""
-    known = {"scale", "models", "bases", "restarting_models", "seed", "scales", "generation", *STAGES}
+    known = {"scale", "models", "seed", "scales", "generation", *STAGES}
     for key in params:
         if key not in known:
             raise ConfigError(f"{PARAMS.name}: unknown key {key!r}; allowed are {', '.join(sorted(known))}.")
@@ -75,26 +75,10 @@ def _check_file(params: dict) -> None:
         for key in sizes:
             if key not in {"generation", *STAGES}:
                 raise ConfigError(f"{PARAMS.name}: scales.{name} has the unknown section {key!r}.")
-    for key in ("models", "bases"):
-        _check_models(key, params.get(key))
-    for model in params["models"]:
-        if base_of(model) not in params["bases"]:
-            raise ConfigError(
-                f"{PARAMS.name}: models has {model!r}, whose SAE and latents are those of {base_of(model)!r}: "
-                "add that to bases."
-            )
-    for model in params.get("restarting_models") or []:
-        if model not in params["models"]:
-            raise ConfigError(f"{PARAMS.name}: restarting_models has {model!r}, which is not in models: add it there.")
+    models = params.get("models")
+    if not isinstance(models, list) or not models:
+        raise ConfigError(f"{PARAMS.name}: models is {models!r}; a list of ids of {REGISTRY.name} is expected.")
+    check_study(models)
     for stage in STAGES:
         _assemble(stage, params, params["models"][0])
 
-
-def _check_models(key: str, models: Any) -> None:
-    if not isinstance(models, list) or not models:
-        raise ConfigError(f"{PARAMS.name}: {key} is {models!r}; a list of ids of {REGISTRY.name} is expected.")
-    for model in models:
-        if model_entry(model).sae is None:
-            raise ConfigError(f"{PARAMS.name}: {key} has {model!r}, which has no SAE in {REGISTRY.name}.")
-        if key == "bases" and base_of(model) != model:
-            raise ConfigError(f"{PARAMS.name}: bases has {model!r}, which was fine-tuned from {base_of(model)!r}.")

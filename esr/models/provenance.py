@@ -59,7 +59,7 @@ def engine_provenance(model_id: str, adapter: str = "") -> dict[str, str]:
 
 def _sae_digest(source: SaeSource | None) -> str:
     """Digest of the SAE's weights, or its published id; "" without one."""
-    if source is None or source.kind == "release":
+    if source is None or source.kind != "folder":
         return "" if source is None else source.id
     weights = ROOT / source.path / "sae_weights.safetensors"
     return file_digest(weights) if weights.exists() else ""

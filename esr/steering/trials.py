@@ -145,7 +145,7 @@ def generate_responses(plans: Sequence[Plan], settings: Settings, workers: Worke
     plans = [p if p.layer is not None else replace(p, layer=layer) for p in plans]
     parts = chunk_indices(plans, settings.batch_size)
     chunks = [
-        Chunk(settings, steering, entry.repetition_penalty, provenance, tuple(plans[i] for i in part)) for part in parts
+        Chunk(settings, steering, entry.sampling.repetition_penalty, provenance, tuple(plans[i] for i in part)) for part in parts
     ]
     files = workers.map(
         generate_chunk, [asdict(chunk) for chunk in chunks], what=what, items=[len(part) for part in parts],
