@@ -20,7 +20,7 @@ from esr.config.stages import PARAMS, stage_parameters
 from esr.models.chat import chat_tokens
 from esr.paths import data_dir
 from esr.sae.contexts import read_contexts
-from esr.sae.loading import load_directions
+from esr.steering.directions import load_directions
 from esr.steering.trials import Plan
 from esr.storage.digests import trial_seed
 from esr.storage.prompts import read_prompts

@@ -26,6 +26,19 @@ class Fetch(Section):
     model: str
 
 
+class Corpus(Shared):
+    n_documents: Positive
+    max_document_tokens: Positive
+    n_held_out: Positive
+    n_norm_documents: Positive
+
+    @model_validator(mode="after")
+    def _some_are_left(self):
+        if self.n_held_out >= self.n_documents:
+            raise ValueError(f"n_held_out is {self.n_held_out} of n_documents {self.n_documents}: hold out fewer")
+        return self
+
+
 class TrainSae(Shared):
     n_documents: Positive
     max_document_tokens: Positive
@@ -52,6 +65,10 @@ class Latents(Shared):
     min_concreteness: Share
     min_density: Share
     max_density: Share
+
+
+class Concepts(Shared):
+    n_concepts: Positive
 
 
 class Calibrate(Shared, Generation):
@@ -247,10 +264,12 @@ class Figures(Section):
 # Stages in the order of their notebooks: the section's class, and other sections of params.yaml that the stage reads.
 STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "fetch": (Fetch, ()),
+    "corpus": (Corpus, ()),
     "train_sae": (TrainSae, ()),
     "sae": (Sae, ()),
     "relevance": (Relevance, ()),
     "latents": (Latents, ()),
+    "concepts": (Concepts, ()),
     "calibrate": (Calibrate, ("generation",)),
     "steer": (Steer, ("generation",)),
     "judge": (Judge, ()),

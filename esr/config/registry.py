@@ -17,7 +17,7 @@ Experiment = Literal[
     "finetune", "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"
 ]  # fmt: skip
 OF_SAES = {"detectors", "ablate", "activations", "controls"}  # read or ablate latents
-OWN = ("source", "license", "experiments", "tuned_from")  # what a fine-tuned model does not share with its base
+NOT_SHARED = ("source", "license", "experiments", "tuned_from")  # what a fine-tuned model does not share with its base
 
 
 class Sae(Section):
@@ -125,7 +125,7 @@ class ModelEntry(Section):
     """A model. One with an `sae` or `concepts` can be steered, and then has layers and a boost.
 
     source: one, or several of the same files, tried in order. tuned_from: the model whose SAE, layers, latents and
-    scorer this one shares; every field but `OWN` is then the base's unless given. corpus: a file of this model's
+    scorer this one shares; every field but `NOT_SHARED` is then the base's unless given. corpus: a file of this model's
     responses, shipped; the stage `corpus` generates them where there is none. experiments: stages that run on the model
     beyond those that run on all.
     """
@@ -197,7 +197,9 @@ def load_registry() -> dict[str, ModelEntry]:
     for model_id, entry in entries.items():
         for source in entry.source:
             if source.kind == "adapter" and entry.tuned_from is None:
-                raise ConfigError(f"{REGISTRY}: {model_id} is an adapter: name the model it was trained on, tuned_from.")
+                raise ConfigError(
+                    f"{REGISTRY}: {model_id} is an adapter: name the model it was trained on, tuned_from."
+                )
     return entries
 
 
@@ -213,7 +215,7 @@ def _with_base(model_id: str, written: dict, seen: list[str]) -> dict:
         known = ", ".join(other for other in written if other != model_id)
         raise ConfigError(f"{REGISTRY}: {model_id} has tuned_from {base!r}; another entry is expected: {known}.")
     shared = _with_base(base, written, [*seen, model_id])
-    return {name: value for name, value in shared.items() if name not in OWN} | fields
+    return {name: value for name, value in shared.items() if name not in NOT_SHARED} | fields
 
 
 def model_entry(model_id: str) -> ModelEntry:

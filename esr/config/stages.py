@@ -59,6 +59,8 @@ def _assemble(stage: str, params: dict, model: str) -> Section:
         theirs = (STAGES[name][0] if name in STAGES else Generation).model_fields  # for keys of other stages
         values |= {key: value for key, value in given.items() if key in section.model_fields or key not in theirs}
     values |= (params.get(stage) or {}) | (sizes.get(stage) or {})
+    if "temperature" in values and (temperature := model_entry(model).sampling.temperature) is not None:
+        values["temperature"] = temperature
     return validate(TypeAdapter(section), values, f"{PARAMS.name}: {stage}")
 
 
@@ -81,4 +83,3 @@ def _check_file(params: dict) -> None:
     check_study(models)
     for stage in STAGES:
         _assemble(stage, params, params["models"][0])
-

@@ -6,13 +6,19 @@ stage checks.
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import io
+from typing import get_args
+
+from ruamel.yaml import YAML
 
 from esr.config.registry import REGISTRY, Experiment, ModelEntry, base_of, load_registry, model_entry
 from esr.config.schema import ConfigError, load_yaml
 from esr.paths import DATA
+from esr.storage.files import write_text
 
+HEADER = "# Written by `esr select`: which models run which stages, and the paths that dvc.yaml names. Do not edit.\n"
 STUDY = DATA / "study.yaml"
+SUBJECTS = "data/prompts/corpus_subjects.txt"  # what a corpus is generated from
 EXPERIMENTS: tuple[str, ...] = get_args(Experiment)
 
 
@@ -22,9 +28,8 @@ def bases_of(models: list[str]) -> list[str]:
 
 
 def running(stage: str, models: list[str]) -> list[str]:
-    """Those of `models` and their bases on which the experiment `stage` runs."""
-    everyone = dict.fromkeys([*bases_of(models), *models])
-    return [model for model in everyone if stage in model_entry(model).experiments]
+    """Those of `models` on which the experiment `stage` runs."""
+    return [model for model in models if stage in model_entry(model).experiments]
 
 
 def with_sae(models: list[str]) -> list[str]:
@@ -32,44 +37,84 @@ def with_sae(models: list[str]) -> list[str]:
     return [model for model in bases_of(models) if model_entry(model).sae]
 
 
-def derive(models: list[str]) -> dict[str, Any]:
-    """The content of data/study.yaml for these models. Raises ConfigError for a model that cannot be studied."""
+def write_study(models: list[str]) -> None:
+    """Write data/study.yaml for `models`."""
+    text = io.StringIO()
+    YAML().dump({"study": derive(models)}, text)
+    write_text(STUDY, HEADER + text.getvalue())
+
+
+def derive(models: list[str]) -> dict[str, dict]:
+    """The content of data/study.yaml: for each group of stages its models, with the paths that dvc.yaml needs of each.
+
+    Raises ConfigError for a model that cannot be studied.
+    """
     registry = load_registry()
     for model in models:
-        if not _entry(registry, model).steerable:
+        if model not in registry:
+            raise ConfigError(f"Unknown model {model!r}: {REGISTRY.name} has {', '.join(registry)}.")
+        if not registry[model].steerable:
             raise ConfigError(f"{model} cannot be steered: it has no sae or concepts in {REGISTRY.name}.")
-    everyone = list(dict.fromkeys([*bases_of(models), *models]))
-    adapters = [m for m in everyone if _adapter(registry[m])]
+        base = registry[model].tuned_from
+        if base not in [None, *models] and _folder(registry[model]).startswith(f"data/finetune/{base}"):
+            raise ConfigError(f"{model} is made by fine-tuning {base}: select {base} too.")
+    bases = bases_of(models)
+    everyone = list(dict.fromkeys([*bases, *models]))
+    kinds = {model: registry[model].source[0].kind for model in everyone}
+    entries = {base: registry[base] for base in bases}
+    groups: dict[str, dict] = {
+        "fetched": {m: {} for m in everyone if kinds[m] not in ("folder", "adapter")},
+        "local": {m: {"folder": _folder(registry[m])} for m in everyone if kinds[m] == "folder"},
+        "merged": {
+            m: {"base": str(registry[m].tuned_from), "adapter": _folder(registry[m])}
+            for m in everyone if kinds[m] == "adapter"
+        },
+        "bases": {b: {"corpus": entry.corpus or SUBJECTS} for b, entry in entries.items()},
+        "trained": {b: {} for b, entry in entries.items() if _weights(entry) == f"data/train_sae/{b}"},
+        "with_sae": {
+            b: {"weights": _weights(entry) or f"data/corpus/{b}/summary.json", "labels": _labels(b, entry)}
+            for b, entry in entries.items() if entry.sae
+        },
+        "with_concepts": {b: {"concepts": entry.concepts.path} for b, entry in entries.items() if entry.concepts},
+        "models": {m: _studied(m, registry) for m in models},
+    }  # fmt: skip
+    return groups | {stage: {m: _studied(m, registry) for m in running(stage, models)} for stage in EXPERIMENTS}
+
+
+def _studied(model: str, registry: dict[str, ModelEntry]) -> dict[str, str]:
+    """base: whose corpus and scorer serve the model. latents: what it is steered with. directions: their vectors."""
+    base = base_of(model)
+    entry = registry[base]
+    if entry.concepts:
+        folder = f"data/concepts/{base}"
+        return {"base": base, "latents": f"{folder}/latents.jsonl", "directions": f"{folder}/directions.safetensors"}
     return {
-        "fetched": [m for m in everyone if m not in adapters],
-        "merged": {m: {"base": registry[m].tuned_from, "adapter": _adapter(registry[m])} for m in adapters},
-        "bases": bases_of(models),
-        "with_sae": with_sae(models),
-        "trained": [m for m in with_sae(models) if _is_trained(m, registry[m])],
-        "models": list(models),
-    } | {stage: running(stage, models) for stage in EXPERIMENTS}
+        "base": base,
+        "latents": f"data/latents/{base}",
+        "directions": _weights(entry) or f"data/sae/{base}/summary.json",
+    }
+
+
+def _folder(entry: ModelEntry) -> str:
+    """Folder of a local model or adapter; "" for another source."""
+    source = entry.source[0]
+    return source.path.as_posix() if source.kind in ("folder", "adapter") else ""
+
+
+def _weights(entry: ModelEntry) -> str | None:
+    """Folder of the SAE; None for one that is downloaded, whose release is part of the entry."""
+    return entry.sae.path if entry.sae and entry.sae.kind == "folder" else None
+
+
+def _labels(base: str, entry: ModelEntry) -> str:
+    """The file of labels, or the corpus' summary, which is there anyway."""
+    return entry.labels.path if entry.labels.kind == "file" else f"data/corpus/{base}/summary.json"
 
 
 def check_study(models: list[str]) -> None:
     """Raise ConfigError unless data/study.yaml is that of `models`."""
-    if load_yaml(STUDY) != derive(models):
+    if load_yaml(STUDY) != {"study": derive(models)}:
         raise ConfigError(
             f"{STUDY.name} is not of the models {', '.join(models)} as {REGISTRY.name} describes them: "
             f"run `esr select {' '.join(models)}`."
         )
-
-
-def _entry(registry: dict[str, ModelEntry], model: str) -> ModelEntry:
-    if model not in registry:
-        raise ConfigError(f"Unknown model {model!r}: {REGISTRY.name} has {', '.join(registry)}.")
-    return registry[model]
-
-
-def _adapter(entry: ModelEntry) -> str | None:
-    """Folder of the LoRA weights; None for a model that is fetched whole."""
-    first = entry.source[0]
-    return first.path.as_posix() if first.kind == "adapter" else None
-
-
-def _is_trained(model: str, entry: ModelEntry) -> bool:
-    return entry.sae is not None and entry.sae.kind == "folder" and entry.sae.path == f"data/train_sae/{model}"

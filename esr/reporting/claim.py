@@ -56,7 +56,7 @@ def effect(published: float, null: float = 0.0) -> Rule:
 
 
 def ablation(condition: str, published: float, outcome: str = "") -> dict:
-    """Fields of a Claim on a relative reduction and its verdict by notebook 13; outcome "" or "esr_"."""
+    """Fields of a Claim on a relative reduction and its verdict by notebook 14; outcome "" or "esr_"."""
     return {
         "published": published,
         "rule": None,

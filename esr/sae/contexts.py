@@ -11,10 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from esr.config.registry import model_entry
+from esr.paths import ROOT
 from esr.progress import Progress
 from esr.sae.corpus import Corpus
 from esr.sae.encoding import encoded, median_norm
 from esr.storage.files import write_bytes
+
+ACTIVATIONS = 64 * 256 * 4608  # held at once, 300 MB: 64 documents of 256 tokens with 4,608 latents
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,13 @@ class Contexts:
     tokens: int
 
 
-def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_once: int = 64) -> Contexts:
-    """Strongest tokens of each latent, at most one per document; `documents_at_once` bounds the memory."""
+def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_once: int | None = None) -> Contexts:
+    """Strongest tokens of each latent, at most one per document.
+
+    documents_at_once bounds the memory; by default as many as make `ACTIVATIONS` of documents of 256 tokens.
+    """
     d_sae, n_documents = sae.W_dec.shape[0], len(corpus.starts)
+    documents_at_once = documents_at_once or max(1, ACTIVATIONS // (256 * d_sae))
     best = [torch.zeros(0, d_sae), torch.zeros(0, d_sae, dtype=torch.long)]
     fired = torch.zeros(d_sae)
     progress = Progress("contexts", n_documents, "documents")
@@ -62,6 +70,13 @@ def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_o
     return Contexts(activation, document, position, fired / n, median_norm(corpus.residuals), n)
 
 
+def trained_folder(model_id: str) -> Path | None:
+    """Folder of an SAE that was trained here, with its contexts and training.json; None for another SAE."""
+    source = model_entry(model_id).sae
+    folder = ROOT / source.path if source and source.kind == "folder" else None
+    return folder if folder and (folder / "contexts.safetensors").exists() else None
+
+
 def write_contexts(contexts: Contexts, path: Path) -> None:
     """Write one safetensors file: arrays in small dtypes, scalars as metadata."""
     arrays = {
@@ -77,7 +92,7 @@ def write_contexts(contexts: Contexts, path: Path) -> None:
 def read_contexts(path: Path) -> Contexts:
     """Contexts that `write_contexts` wrote. Raises FileNotFoundError."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: the stage train_sae writes it.")
+        raise FileNotFoundError(f"{path} does not exist: the stage sae writes it.")
     with safe_open(path, framework="pt") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         facts = file.metadata()

@@ -20,7 +20,8 @@ from esr.storage.files import write_bytes
 class Corpus:
     """Concatenated documents and the residuals of their kept tokens at one layer.
 
-    tokens: ids, without BOS. starts: index of each document's first token.
+    tokens: ids, without each document's first token, an attention sink (BOS, where there is one).
+    starts: index of each document's first token here.
     responses: number of tokens from there to the response.
     prefix: number of leading tokens that all documents share (system turn, opening of the user's turn). Their residuals
         are equal in every document; training and statistics leave them out.
@@ -40,7 +41,7 @@ class Corpus:
         return torch.searchsorted(self.starts, tokens, right=True) - 1
 
     def document(self, i: int) -> list[int]:
-        """Token ids of document `i`, without BOS."""
+        """Token ids of document `i`, without its first."""
         end = self.starts[i + 1] if i + 1 < len(self.starts) else len(self.tokens)
         return self.tokens[self.starts[i] : end].tolist()
 
@@ -90,7 +91,7 @@ def hold_out(corpus: Corpus, n: int) -> tuple[Corpus, Corpus]:
 def read_texts(path: Path) -> Corpus:
     """The corpus without residuals that `write_texts` wrote. Raises FileNotFoundError."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: the stage train_sae writes it.")
+        raise FileNotFoundError(f"{path} does not exist: the stage corpus writes it.")
     return read_corpus([path])
 
 
@@ -132,11 +133,10 @@ def batches(
 
 
 def write_texts(corpus: Corpus, path: Path) -> None:
-    """Write the corpus without residuals, two bytes a token. Raises ValueError for token ids of 65,536 or more."""
-    if int(corpus.tokens.max()) >= 2**16:
-        raise ValueError("A token id needs more than two bytes: a vocabulary of at most 65,536 is supported here.")
+    """Write the corpus without residuals: two bytes a token where they suffice, else four."""
+    small = int(corpus.tokens.max()) < 2**16
     texts = {
-        "tokens": corpus.tokens.to(torch.uint16),
+        "tokens": corpus.tokens.to(torch.uint16 if small else torch.int32),
         "starts": corpus.starts.int(),
         "responses": corpus.responses.short(),
     }

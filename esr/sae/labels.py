@@ -14,8 +14,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy.sparse import csr_array
 
+from esr.config.registry import model_entry
+from esr.config.schema import ConfigError
+from esr.paths import ROOT
 from esr.sae.contexts import Contexts
-from esr.sae.words import WINDOW, Words
+from esr.sae.words import WINDOW, WORD, Words
+from esr.storage.files import read_rows
+from esr.storage.records import GivenLabel
 
 MIN_SHARE, MIN_CONTEXTS, MIN_LIFT = 0.12, 3, 6.0  # below these, chance may explain a word
 TOGETHER = 2.0  # minimum ratio of documents with both words of a label to those expected by chance
@@ -43,6 +48,39 @@ def word_concreteness(words: Words, embedder) -> Float[np.ndarray, " vocabulary"
     cosine = np.clip(np.divide(cosine, pairs, out=np.zeros_like(cosine), where=pairs > 0), 0, None)
     seen = np.bincount(words.entries, minlength=len(words.spelling))
     return np.where(seen >= MIN_CONTEXTS, cosine / (cosine + HALF), 0.0)
+
+
+def read_labels(model_id: str) -> dict[int, str]:
+    """Labels that the model's entry names, by latent; empty where they are made of contexts.
+
+    Raises ConfigError for an index outside the SAE or with two labels.
+    """
+    entry = model_entry(model_id)
+    if entry.labels.kind == "made":
+        return {}
+    if entry.labels.kind == "neuronpedia":
+        raise ConfigError(
+            f"{model_id} names labels of Neuronpedia, which are not read here: export them as JSON Lines of index "
+            "and label, and name the file with kind file."
+        )
+    rows = read_rows(ROOT / entry.labels.path, GivenLabel)
+    labels = {row.index: row.label for row in rows}
+    if len(labels) < len(rows):
+        twice = next(i for i in labels if sum(row.index == i for row in rows) > 1)
+        raise ConfigError(f"{entry.labels.path} has two labels of latent {twice}: keep one.")
+    if labels and max(labels) >= (entry.d_sae or 0):
+        raise ConfigError(
+            f"{entry.labels.path} has a label of latent {max(labels)}, and the SAE of {model_id} has latents 0 to "
+            f"{(entry.d_sae or 0) - 1}: name the labels of this SAE."
+        )
+    return labels
+
+
+def given_label(text: str, words: Words, concrete: Float[np.ndarray, " vocabulary"]) -> Label:
+    """A label that is given: as concrete as the most concrete of its words in the corpus."""
+    index = {spelling.lower(): i for i, spelling in enumerate(words.spelling)}
+    found = [index[word] for word in (match.group().lower() for match in WORD.finditer(text)) if word in index]
+    return Label(text, [words.spelling[i] for i in found], float(max((concrete[i] for i in found), default=0.0)))
 
 
 @dataclass(frozen=True)

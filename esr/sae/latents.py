@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from esr.sae.contexts import Contexts
 from esr.sae.encoding import encoded
-from esr.sae.labels import Label, contexts_of, label, quote
+from esr.sae.labels import Label, contexts_of, given_label, label, quote
 from esr.sae.quality import document_residuals
 from esr.sae.words import Words
 from esr.storage.records import Latent, Prompt
@@ -30,7 +30,7 @@ def prompt_activations(
         before = len(os.path.commonprefix([template, chats[0]]))
         after = len(os.path.commonprefix([template[::-1], chats[0][::-1]]))
         turns = [list(c[1 : len(c) - after]) for c in chats]  # documents begin after BOS
-        for _, acts in encoded(sae, document_residuals(model, layer, turns, before - 1, batch_size)):
+        for _, acts in encoded(sae, document_residuals(model, layer, turns, before - 1, template[0], batch_size)):
             largest = np.maximum(largest, acts.amax(0).float().cpu().numpy())
     return largest
 
@@ -41,6 +41,7 @@ def draw_latents(
     concrete: Float[np.ndarray, " vocabulary"],
     prompt_activation: Float[np.ndarray, " d_sae"],
     *,
+    given: Mapping[int, str] | None = None,
     n: int,
     seed: int,
     min_concreteness: float,
@@ -53,12 +54,16 @@ def draw_latents(
 
     Filters in order: density, relevance, concreteness (`concrete`: from `word_concreteness`). Relevance: no token of a
     prompt activates the latent by more than `max_prompt_share` of its median activation in its strongest contexts; 0 is
-    the rule of the authors' code. Raises ValueError when fewer than `n` latents of the SAE pass.
+    the rule of the authors' code. given: labels, instead of those made of contexts. Raises ValueError when fewer than
+    `n` latents of the SAE pass.
     """
     drawn: list[Latent] = []
     for index in np.random.default_rng(seed).permutation(len(contexts.density)).tolist():
         strongest = contexts_of(contexts, words, index)
-        found = label(words, concrete, strongest) if strongest else Label("", [], 0.0)
+        if given:
+            found = given_label(given.get(index, ""), words, concrete)
+        else:
+            found = label(words, concrete, strongest) if strongest else Label("", [], 0.0)
         density, activation = float(contexts.density[index]), float(prompt_activation[index])
         reason = "kept"
         if density < min_density:

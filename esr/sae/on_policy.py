@@ -68,7 +68,7 @@ def write_shard(chunk: dict, report: Report) -> bytes:
 
     tokens: ids of requests and responses, documents concatenated. starts: index of each document's first token.
     responses: tokens from there to the response. residual.{layer}: output of that layer at each token, bfloat16.
-    A document leaves out BOS, whose norm is huge, and the last token, which is never run.
+    A document leaves out its first token, whose norm is huge, and the last, which is never run.
     """
     model, tokenizer = resident_model(chunk["model"])
     rows = [
@@ -89,7 +89,7 @@ def write_shard(chunk: dict, report: Report) -> bytes:
     documents = [list(row.prompt)[1:] + response.tokens for row, response in zip(rows, written, strict=True)]
     residuals = [[capture.residuals(i)[1:] for capture in captures] for i in range(len(rows))]
     # The last token of a response cut by the length limit is never run: keep the tokens that residuals cover.
-    lengths = [min(len(d), len(r[0])) for d, r in zip(documents, residuals, strict=True)]
+    lengths = [min([len(d), *map(len, r)]) for d, r in zip(documents, residuals, strict=True)]
     tensors = {
         "tokens": torch.tensor([t for d, n in zip(documents, lengths, strict=True) for t in d[:n]], dtype=torch.int32),
         "starts": torch.tensor([0, *lengths]).cumsum(0)[:-1],

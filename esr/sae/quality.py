@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,13 @@ def dead_fraction(sae, residuals: Float[Tensor, "n d_model"]) -> float:
     return 1 - float(fires.float().mean())
 
 
+# What the choice of a layer compares (notebook 3)
+QUALITY = [
+    "explained_variance", "l0", "dead_fraction", "cross_entropy_clean", "cross_entropy_spliced",
+    "cross_entropy_zeroed", "recovered",
+]  # fmt: skip
+
+
 @dataclass
 class Rewrite:
     """Replaces the residual of each real token by `function(residual)`."""
@@ -56,13 +63,13 @@ class Rewrite:
 
 
 def spliced_cross_entropy(
-    model, sae, layer: int, documents: list[list[int]], prefix: int, batch_size: int = 16
+    model, sae, layer: int, documents: list[list[int]], prefix: int, first: int, batch_size: int = 16
 ) -> dict[str, float]:
     """Mean cross-entropy (nats per token) of the model with and without the SAE at `layer`.
 
     clean: the model; spliced: the layer's output replaced by the SAE's reconstruction; zeroed: replaced by zeros;
-    recovered: (zeroed - spliced) / (zeroed - clean). BOS and the shared `prefix` tokens are neither edited nor counted,
-    as in training. documents: token ids, without BOS.
+    recovered: (zeroed - spliced) / (zeroed - clean). The first token and the shared `prefix` tokens are neither edited
+    nor counted, as in training. documents: token ids, without `first`, the first of each.
     """
 
     def reconstruct(residuals):
@@ -79,9 +86,9 @@ def spliced_cross_entropy(
     done = tokens = 0
     for name, interventions in conditions.items():
         total, n = 0.0, 0
-        for first in range(0, len(documents), batch_size):
-            part = documents[first : first + batch_size]
-            loss, count = _cross_entropy(model, part, prefix, interventions)
+        for begin in range(0, len(documents), batch_size):
+            part = documents[begin : begin + batch_size]
+            loss, count = _cross_entropy(model, part, prefix, first, interventions)
             total, n, done, tokens = total + loss, n + count, done + len(part), tokens + count
             progress.update(done, tokens, force=done == len(documents) * len(conditions))
         losses[name] = total / n
@@ -89,9 +96,11 @@ def spliced_cross_entropy(
     return losses
 
 
-def _cross_entropy(model, documents, prefix: int, interventions: Sequence[Intervention]) -> tuple[float, int]:
+def _cross_entropy(
+    model, documents, prefix: int, first: int, interventions: Sequence[Intervention]
+) -> tuple[float, int]:
     """Summed loss and number of tokens after the prefix whose predecessor is edited too."""
-    ids, mask = _padded(model, documents, prefix)
+    ids, mask = _padded(model, documents, prefix, first)
     step = Step(trials=torch.arange(len(ids)), real=mask, response=mask)
     with torch.inference_mode(), apply(model, interventions, step):
         logits = model(input_ids=ids).logits[:, :-1]
@@ -100,10 +109,10 @@ def _cross_entropy(model, documents, prefix: int, interventions: Sequence[Interv
     return float(loss), int(counted.sum())
 
 
-def _padded(model, documents, prefix: int):
-    """Token ids with BOS first and right padding (causal attention ignores it); mask of tokens after the prefix."""
+def _padded(model, documents, prefix: int, first: int):
+    """Token ids with `first` first and right padding (causal attention ignores it); mask of tokens after the prefix."""
     width = 1 + max(map(len, documents))
-    ids = torch.full((len(documents), width), model.config.bos_token_id, device=model.device)
+    ids = torch.full((len(documents), width), first, device=model.device)
     mask = torch.zeros_like(ids, dtype=torch.bool)
     for row, document in enumerate(documents):
         ids[row, 1 : 1 + len(document)] = torch.tensor(document)
@@ -112,24 +121,39 @@ def _padded(model, documents, prefix: int):
 
 
 def document_residuals(
-    model, layer: int, documents: list[list[int]], prefix: int, batch_size: int = 16
+    model, layer: int, documents: list[list[int]], prefix: int, first: int, batch_size: int = 16
 ) -> Float[Tensor, "n d_model"]:
     """Residuals of the non-outlier tokens after the prefix, as `read_corpus` gives them, without shards."""
+    residuals = _residuals(model, layer, documents, prefix, first, batch_size)
+    return residuals[non_outlier(residuals)]
+
+
+def with_residuals(corpus: Corpus, model, layer: int, first: int) -> Corpus:
+    """`corpus` with the residuals at `layer` that it was read without (bfloat16, in memory)."""
+    documents = [corpus.document(i) for i in range(len(corpus.starts))]
+    residuals = _residuals(model, layer, documents, corpus.prefix, first, 16).bfloat16()
+    regular = non_outlier(residuals)
+    return replace(corpus, residuals=residuals[regular], where=corpus.where[regular])
+
+
+def _residuals(model, layer: int, documents, prefix: int, first: int, batch_size: int) -> Float[Tensor, "n d_model"]:
     pieces: list[Tensor] = []
-    for first in range(0, len(documents), batch_size):
-        ids, mask = _padded(model, documents[first : first + batch_size], prefix)
+    progress = Progress("residuals", len(documents), "documents")
+    for begin in range(0, len(documents), batch_size):
+        ids, mask = _padded(model, documents[begin : begin + batch_size], prefix, first)
         step = Step(trials=torch.arange(len(ids)), real=mask, response=mask)
         capture = Capture(layer, leave=True)
         with torch.inference_mode(), suppress(Captured), apply(model, [capture], step):
             model.model(input_ids=ids)
         pieces += [capture.residuals(row).cpu() for row in sorted(capture.pieces)]
-    residuals = torch.cat(pieces)
-    return residuals[non_outlier(residuals)]
+        progress.update(min(begin + batch_size, len(documents)), int(mask.sum()))
+    return torch.cat(pieces)
 
 
-def quality(sae, model, layer: int, test: Corpus, seen: Float[Tensor, "n d_model"]) -> dict[str, float]:
+def quality(sae, model, layer: int, test: Corpus, first: int, seen: Float[Tensor, "n d_model"]) -> dict[str, float]:
     """Reported metrics on the held-out documents `test`; dead latents on the training residuals `seen`."""
-    losses = spliced_cross_entropy(model, sae, layer, [test.document(i) for i in range(len(test.starts))], test.prefix)
+    documents = [test.document(i) for i in range(len(test.starts))]
+    losses = spliced_cross_entropy(model, sae, layer, documents, test.prefix, first)
     return {
         "explained_variance": explained_variance(sae, test.residuals),
         "l0": l0(sae, test.residuals),

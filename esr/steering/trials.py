@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from esr.config.registry import check_latents, model_entry, required
+from esr.config.registry import model_entry, required
 from esr.engine.generation import Response, Row, generate
 from esr.engine.guard import Guard, watched
 from esr.engine.interventions import AddVector, Intervention, ZeroAblate
@@ -20,7 +20,8 @@ from esr.engine.workers import Report, Workers, split
 from esr.models.chat import chat_tokens
 from esr.models.loading import resident_model, stop_tokens
 from esr.models.provenance import engine_provenance
-from esr.sae.loading import load_directions, load_latent_subset
+from esr.sae.loading import load_latent_subset
+from esr.steering.directions import check_directions, load_directions
 from esr.steering.strength import residual_norm
 from esr.storage.digests import digest, seeded, trial_seed
 from esr.storage.records import Prompt, Trial
@@ -70,19 +71,18 @@ class Settings:
 class Steering:
     """Constants that turn a model's boosts and latents into edits of its residual stream.
 
-    residual_norm: the unit of boosts. sae_layer: where latents are ablated.
+    residual_norm: the unit of boosts. sae_layer: where latents are ablated; None without an SAE.
     """
 
     model: str
-    sae_layer: int
+    sae_layer: int | None
     residual_norm: float
     response_only: bool = False
 
     @classmethod
     def of(cls, model_id: str, response_only: bool = False) -> Steering:
-        """From the registry and the measurements of the stage `sae`."""
-        sae_layer = required(model_entry(model_id).sae_layer, model_id, "sae_layer")
-        return cls(model_id, sae_layer, residual_norm(model_id), response_only)
+        """From the registry and the measurements of the stage `corpus`."""
+        return cls(model_id, model_entry(model_id).sae_layer, residual_norm(model_id), response_only)
 
 
 @dataclass(frozen=True)
@@ -137,16 +137,15 @@ def generate_responses(plans: Sequence[Plan], settings: Settings, workers: Worke
     Worker processes run chunks of at most `batch_size` responses; finished chunks survive a kill. Raises ConfigError
     before any model loads when a latent does not exist.
     """
-    check_latents(settings.model, sorted({x for plan in plans for x in (plan.latent, *plan.ablate)}))
+    check_directions(settings.model, sorted({x for plan in plans for x in (plan.latent, *plan.ablate)}))
     entry = model_entry(settings.model)
+    penalty = entry.sampling.repetition_penalty
     steering = Steering.of(settings.model, settings.response_only)
     provenance = engine_provenance(settings.model, settings.adapter)
     layer = required(entry.steer_layer, settings.model, "steer_layer")
     plans = [p if p.layer is not None else replace(p, layer=layer) for p in plans]
     parts = chunk_indices(plans, settings.batch_size)
-    chunks = [
-        Chunk(settings, steering, entry.sampling.repetition_penalty, provenance, tuple(plans[i] for i in part)) for part in parts
-    ]
+    chunks = [Chunk(settings, steering, penalty, provenance, tuple(plans[i] for i in part)) for part in parts]
     files = workers.map(
         generate_chunk, [asdict(chunk) for chunk in chunks], what=what, items=[len(part) for part in parts],
         item="responses", units_per_item=settings.max_new_tokens,
@@ -222,7 +221,9 @@ def user_message(plan: Plan | Trial) -> str:
 def build_edits(steering: Steering, plans: Sequence[Plan | Trial], device) -> tuple[list[Guard], list[Intervention]]:
     """Guards and edits of these plans: at each edited layer the steering vectors, then the ablation."""
     ablated = [p.ablate for p in plans]
-    layers = {_steered_layer(p) for p in plans if p.boost} | ({steering.sae_layer} if any(ablated) else set())
+    layers = {_steered_layer(p) for p in plans if p.boost}
+    if any(ablated):
+        layers.add(required(steering.sae_layer, steering.model, "sae"))
     guards: list[Guard] = []
     edits: list[Intervention] = []
     for layer in sorted(layers):

@@ -33,6 +33,13 @@ class Latent(Record):
     reason: str
 
 
+class GivenLabel(Record):
+    """A label of a latent that somebody else made, in a file that an entry of the registry names."""
+
+    index: int = Field(ge=0)
+    label: str
+
+
 class Query(Record):
     """One evaluation of the calibration: mean first-attempt score of `n` responses at `boost`."""
 

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-MODEL, TUNED, EMBEDDER = "tiny", "tiny-selfcorrect", "minilm-l6"
+MODEL, TUNED, CONCEPTS, EMBEDDER = "tiny", "tiny-selfcorrect", "tiny-concepts", "minilm-l6"
 STEER_LAYER, N_LAYERS, D_SAE = 1, 3, 768
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|user|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -24,6 +24,8 @@ RESTART = (
     "{} First of all, take the time to look at it closely, then begin with the first step and go on to the next."
 )
 SIZES = {
+    "corpus": {"n_documents": 110, "n_norm_documents": 4},
+    "concepts": {"n_concepts": 2},
     "sae": {"n_documents": 4, "n_shown": 2},
     "relevance": {"n_documents": 110, "n_pairs": 120},
     "latents": {"n_latents": 3},
@@ -45,6 +47,7 @@ SIZES = {
     },
     "generation": {"max_new_tokens": 16},
 }  # fmt: skip
+OF_TUNED = ["boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"]
 TRAINING = {
     "n_documents": 110, "max_document_tokens": 112, "n_held_out": 6, "layers": [STEER_LAYER],
     "selection_tokens": 4096, "tokens": 8192, "d_sae": D_SAE, "k": 4,
@@ -74,23 +77,34 @@ def write_parameters(root: Path, repository: Path) -> None:
 
     yaml = YAML()
     params = yaml.load(repository / "params.yaml")
-    params["models"], params["bases"], params["restarting_models"] = [MODEL, TUNED], [MODEL], [TUNED]
+    params["models"] = [MODEL, TUNED, CONCEPTS]
+    params["corpus"].update({"max_document_tokens": 112, "n_held_out": 6})
     params["train_sae"].update(TRAINING)
     params["latents"].update({"min_concreteness": 0.0, "min_density": 0.0, "max_density": 1.0})
     params["finetune"].update({key: SIZES["finetune"].pop(key) for key in ("chosen_ratio", "first_layer")})
     params["scale"], params["scales"] = "replica", {"replica": SIZES}
     yaml.dump(params, root / "params.yaml")
-    sae = {"kind": "folder", "path": f"data/train_sae/{MODEL}"}
-    shared = {
-        "license": "none", "n_layers": N_LAYERS, "sae": sae, "steer_layer": STEER_LAYER, "sae_layer": STEER_LAYER,
-        "d_sae": D_SAE, "boost": {"min": 0.0, "max": 1.2, "prior_mean": 0.45, "prior_sd": 0.2},
+    steered = {
+        "source": {"kind": "folder", "path": f"models/{MODEL}"}, "license": "none", "n_layers": N_LAYERS,
+        "steer_layer": STEER_LAYER, "boost": {"min": 0.0, "max": 1.2, "prior_mean": 0.45, "prior_sd": 0.2},
+    }  # fmt: skip
+    trained = {
+        "sae": {"kind": "folder", "path": f"data/train_sae/{MODEL}", "layer": STEER_LAYER, "d_sae": D_SAE},
+        "corpus": f"data/train_sae/{MODEL}/corpus.safetensors", "experiments": ["finetune", "detectors"],
     }  # fmt: skip
     registry = {
-        MODEL: {"source": {"kind": "folder", "path": f"models/{MODEL}"}} | shared,
-        TUNED: {"source": {"kind": "adapter", "base": MODEL, "path": f"data/finetune/{MODEL}/selfcorrect"}} | shared,
+        MODEL: steered | trained,
+        TUNED: {
+            "source": {"kind": "adapter", "path": f"data/finetune/{MODEL}/selfcorrect"}, "license": "none",
+            "tuned_from": MODEL, "experiments": OF_TUNED,
+        },
+        CONCEPTS: steered | {"concepts": {"path": "data/prompts/concepts.yaml", "layer": STEER_LAYER}},
         EMBEDDER: {"source": {"kind": "folder", "path": f"models/{EMBEDDER}"}, "license": "none"},
-    }
+    }  # fmt: skip
     yaml.dump(registry, root / "data" / "models.yaml")
+    from esr.config.study import write_study
+
+    write_study(params["models"])
 
 
 def write_models(root: Path) -> None:
@@ -156,13 +170,13 @@ def word_tokenizer(texts: list[str]):
 
 def runs(further: list[str]) -> list[tuple[str, str | None]]:
     """(stage, model) in the order of the DAG; `further` stages run for both models, before results are collected."""
-    of_base = ["train_sae", "sae", "relevance", "latents"]
+    of_base = ["train_sae", "corpus", "sae", "relevance", "latents"]
     of_each = ["calibrate", "steer", "judge"]
-    of_tuned = ["fetch", *of_each, "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"]
     return [
         ("fetch", EMBEDDER),
         *((stage, MODEL) for stage in ["fetch", *of_base, *of_each, "finetune", "detectors"]),
-        *((stage, TUNED) for stage in of_tuned),
+        *((stage, TUNED) for stage in ["fetch", *of_each, *OF_TUNED]),
+        *((stage, CONCEPTS) for stage in ["fetch", "corpus", "relevance", "concepts", *of_each]),
         *((stage, model) for stage in further for model in (MODEL, TUNED)),
         *((stage, None) for stage in ("cross_judge", "measure", "figures", "power", "claims")),
     ]

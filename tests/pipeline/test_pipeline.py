@@ -148,7 +148,7 @@ def test_a_new_colour_and_a_new_sentence_generate_and_train_nothing(clone):
     chunks, before = finished(clone), contents(clone)
     edit(clone / "esr/reporting/figures/style.py", "#D55E00", "#D55E01")
     edit(clone / "esr/steering/trials.py", '"""', '"""A new sentence. ')
-    edit(clone / "notebooks/07_steer.ipynb", "**Question.**", "**Question.** A new sentence.")
+    edit(clone / "notebooks/08_steer.ipynb", "**Question.**", "**Question.** A new sentence.")
     ran = stages_run(repro(clone))
     after = contents(clone)
     assert finished(clone) == chunks

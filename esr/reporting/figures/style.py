@@ -55,8 +55,10 @@ def use_style() -> None:
     )
 
 
-def save(figure: Figure, name: str) -> Path:
-    """Path of paper/figures/NAME.svg, written byte-identical for an identical figure."""
+def save(figure: Figure | None, name: str) -> Path | None:
+    """Path of paper/figures/NAME.svg, written byte-identical for an identical figure; None without a figure."""
+    if figure is None:
+        return None
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     path = paths.output_file(paths.FIGURES / f"{name}.svg")
