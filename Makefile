@@ -34,9 +34,9 @@ repro: venv ## run the study: every stage that is not up to date, then fresh num
 	$(BIN)/python -m esr.pipeline.kernels $(BIN)/dvc repro
 	$(BIN)/python -m esr.reporting.tables compare
 
-quick: venv ## run the study at scale smoke, in minutes; its numbers mean nothing
+quick: venv ## run the study at scale smoke, in minutes; overwrites numbers, figures and executed notebooks
 	$(BIN)/python -m esr.pipeline.kernels $(BIN)/dvc exp run --set-param scale=smoke
-	@echo "This was scale smoke. To go back: git restore . && .venv/bin/dvc checkout"
+	@echo "This was scale smoke. To go back: git restore params.yaml dvc.lock paper notebooks/executed && .venv/bin/dvc checkout"
 
 bench: venv ## time the engine beside transformers and vLLM on the same trials: ten minutes on two free cores
 	$(BIN)/dvc repro fetch

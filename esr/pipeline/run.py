@@ -52,10 +52,15 @@ def check_names(path: Path, parameters: dict[str, Any]) -> None:
 
 
 def run(stage: str, model: str | None = None) -> Path:
-    """Execute the stage's notebook; returns the executed copy."""
+    """Execute the stage's notebook; returns the executed copy. Raises ConfigError for a stage or model that is wrong."""
+    parameters = stage_parameters(stage, model)
+    if "model" in parameters and model is None:
+        raise ConfigError(f"{stage} runs on one model: name it, as in --model {parameters['model']}.")
+    if "model" not in parameters and model is not None:
+        raise ConfigError(f"{stage} runs on all models of params.yaml together: leave out --model {model}.")
     source = notebook_path(stage)
     name = f"{source.stem}-{model}.ipynb" if model else source.name
-    return execute(source, stage_parameters(stage, model), EXECUTED / name)
+    return execute(source, parameters, EXECUTED / name)
 
 
 def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:

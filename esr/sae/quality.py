@@ -39,13 +39,6 @@ def dead_fraction(sae, residuals: Float[Tensor, "n d_model"]) -> float:
     return 1 - float(fires.float().mean())
 
 
-# What the choice of a layer compares (notebook 3)
-QUALITY = [
-    "explained_variance", "l0", "dead_fraction", "cross_entropy_clean", "cross_entropy_spliced",
-    "cross_entropy_zeroed", "recovered",
-]  # fmt: skip
-
-
 @dataclass
 class Rewrite:
     """Replaces the residual of each real token by `function(residual)`."""

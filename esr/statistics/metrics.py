@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -17,6 +18,13 @@ from esr.storage.records import Judgement, Latent, Threshold
 KEY = ["model", "condition", "latent", "prompt_id", "seed"]
 COLUMNS = [*KEY, "outcome", "attempts", "first_score", "last_score", "degraded", "unverified"]
 UNSCORED = ("empty", "run_error", "parse_failure", "truncated")  # outcomes without attempts
+
+
+def read_trials(path: Path) -> pd.DataFrame:
+    """The table of all models' trials that notebook 20 writes. Raises FileNotFoundError."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: run the stages up to measure first (dvc repro measure).")
+    return pd.read_csv(path)
 
 
 def table(judgements: Iterable[Judgement]) -> pd.DataFrame:

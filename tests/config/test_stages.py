@@ -5,7 +5,7 @@ import json
 import pytest
 from ruamel.yaml import YAML
 
-from esr.config import registry, stages
+from esr.config import registry, stages, study
 from esr.config.registry import check_latents, model_entry
 from esr.config.schema import ConfigError
 from esr.config.stages import notebook_parameters, stage_parameters
@@ -48,13 +48,13 @@ MODELS = "models: [smollm2-135m, smollm2-135m-selfcorrect]"
         ("scale: laptop", "scale: desktop", "scale is 'desktop'; allowed are smoke, laptop, paper"),
         (MODELS, "models: [gpt-9]", "Unknown model 'gpt-9'"),
         (MODELS, "models: []", "models is"),
-        (MODELS, "models: [minilm-l6]", "no SAE"),
+        (MODELS, "models: [minilm-l6]", "minilm-l6 cannot be steered: it has no sae or concepts in models.yaml"),
+        (MODELS, "models: [smollm2-135m-selfcorrect]", "is made by fine-tuning smollm2-135m: select smollm2-135m too"),
         (
-            "restarting_models: [",
-            "restarting_models: [minilm-l6, ",
-            "restarting_models has 'minilm-l6', which is not in models",
+            MODELS,
+            "models: [smollm2-135m]",
+            "study.yaml is not of the models smollm2-135m as .*`esr select smollm2",
         ),
-        ("bases: [smollm2-135m]", "bases: [smollm2-135m-selfcorrect]", "was fine-tuned from 'smollm2-135m'"),
         ("chosen_ratio: 0.1", "chosen_ratio: 0.4", "chosen_ratio is 0.4, which is none of the ratios"),
         ("judge:\n", "jugde:\n", "unknown key 'jugde'"),
         ("name: offline", "name: oracle", "name is 'oracle'; input should be 'offline'"),
@@ -110,19 +110,22 @@ def test_latents_out_of_range_are_refused():
 
 
 def test_a_model_without_sae_cannot_be_steered():
-    with pytest.raises(ConfigError, match="minilm-l6 cannot be steered: it has no d_sae in models.yaml"):
+    with pytest.raises(ConfigError, match="minilm-l6 cannot be steered: it has no sae in models.yaml"):
         check_latents("minilm-l6", [0])
+
+
+SIZE = {"layer": 17, "d_sae": 4608}
 
 
 @pytest.mark.parametrize(
     ("sae", "message"),
     [
-        ({"kind": "folder"}, "sae.folder.path is missing"),
+        ({"kind": "folder", **SIZE}, "sae.folder.path is missing"),
         (
-            {"kind": "release", "release": "r", "id": ""},
+            {"kind": "release", "release": "r", "id": "", **SIZE},
             "sae.release.id is ''",
         ),
-        ({"kind": "folder", "path": "p", "id": "i"}, "unknown key 'sae.folder.id'"),
+        ({"kind": "folder", "path": "p", "id": "i", **SIZE}, "unknown key 'sae.folder.id'"),
     ],
 )
 def test_an_incomplete_sae_is_named(sae, message, tmp_path, monkeypatch):
@@ -131,3 +134,66 @@ def test_an_incomplete_sae_is_named(sae, message, tmp_path, monkeypatch):
     registry.REGISTRY.write_text(json.dumps({"a": entry | {"sae": sae}}))
     with pytest.raises(ConfigError, match=message):
         model_entry("a")
+
+
+STEERED = {"source": {"kind": "folder", "path": "m"}, "license": "MIT", "n_layers": 4, "steer_layer": 1}
+BOOST = {"min": 0.0, "max": 1.0, "prior_mean": 0.4, "prior_sd": 0.2}
+CONCEPTS = {"path": "c", "layer": 1}
+SAE = {"kind": "folder", "path": "s", "layer": 2, "d_sae": 64}
+
+
+@pytest.fixture
+def entries(tmp_path, monkeypatch):
+    """Write a registry with these entries."""
+    monkeypatch.setattr(registry, "REGISTRY", tmp_path / "models.yaml")
+    return lambda **written: registry.REGISTRY.write_text(json.dumps(written))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sae": SAE}, "it has sae, but no boost: add it to steer"),
+        ({"sae": SAE | {"layer": 4}, "boost": BOOST}, "sae_layer is 4; n_layers is 4: choose 0 to n_layers - 1"),
+        ({"boost": BOOST | {"max": 0.0}}, "boost.max is 0.0; input should be greater than 0"),
+        ({"boost": BOOST | {"min": 2.0}}, "min is 2 and max 1: give a range"),
+        ({"sae": SAE, "concepts": CONCEPTS, "boost": BOOST}, "both sae and concepts"),
+        ({"experiments": ["ablate"]}, "experiments has ablate, and it has no sae or concepts to steer with"),
+        (
+            {"concepts": CONCEPTS, "boost": BOOST, "experiments": ["detectors"]},
+            "reads latents of an SAE",
+        ),
+        ({"sae": SAE, "boost": BOOST, "experiments": ["ablate"]}, "experiments has ablate without detectors"),
+        ({"experiments": ["dance"]}, "experiments.0 is 'dance'"),
+        ({"source": {"kind": "adapter", "path": "p"}}, "a is an adapter: "),
+        ({"source": []}, "source is .*at least 1 item"),
+        ({"tuned_from": "b"}, "a has tuned_from 'b'; another entry is expected"),
+        ({"tuned_from": "a"}, "a has tuned_from 'a'; another entry is expected"),
+    ],
+)
+def test_an_entry_that_does_not_fit_together_is_named(entries, fields, message):
+    entries(a=STEERED | fields)
+    with pytest.raises(ConfigError, match=message):
+        model_entry("a")
+
+
+def test_a_fine_tuned_model_shares_what_its_entry_does_not_say(entries):
+    base = STEERED | {"sae": SAE, "boost": BOOST, "experiments": ["finetune"], "sampling": {"repetition_penalty": 1.1}}
+    adapter = {"source": {"kind": "adapter", "path": "p"}, "license": "MIT", "tuned_from": "a"}
+    entries(a=base, b=adapter, c=adapter | {"tuned_from": "b", "steer_layer": 3})
+    assert model_entry("b").sae == model_entry("a").sae and model_entry("b").experiments == []
+    assert (model_entry("c").steer_layer, model_entry("c").sampling.repetition_penalty) == (3, 1.1)
+    assert registry.base_of("c") == "a"
+
+
+def test_which_models_run_what_is_derived(entries):
+    base = STEERED | {"sae": SAE, "boost": BOOST, "experiments": ["finetune", "detectors"]}
+    concepts = STEERED | {"concepts": {"path": "c.yaml", "layer": 1}, "boost": BOOST}
+    adapter = {"source": {"kind": "adapter", "path": "p"}, "license": "MIT", "tuned_from": "a"}
+    entries(a=base, b=adapter, c=concepts)
+    groups = study.derive(["b", "c"])
+    assert groups["local"] == {"a": {"folder": "m"}, "c": {"folder": "m"}}
+    assert groups["merged"] == {"b": {"base": "a", "adapter": "p"}}
+    assert list(groups["bases"]) == ["a", "c"] and list(groups["with_sae"]) == ["a"]
+    assert groups["models"]["b"] == {"base": "a", "latents": "data/latents/a", "directions": "s"}
+    assert groups["models"]["c"]["directions"] == "data/concepts/c/directions.safetensors"
+    assert groups["finetune"] == {}  # of a, which is not chosen

@@ -1,6 +1,6 @@
 """A replica of the study so tiny that all notebooks run in seconds: random models, an SAE of 768 latents, few trials.
 
-    ESR_ROOT=<folder> python tests/pipeline/replica.py <repository> [further stage ...]
+    ESR_ROOT=<folder> python tests/pipeline/replica.py <repository>
 
 builds it in ESR_ROOT and runs every notebook there, in the order of the DAG, in one process. What it measures means
 nothing; every line of every notebook runs.
@@ -168,8 +168,12 @@ def word_tokenizer(texts: list[str]):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
 
 
-def runs(further: list[str]) -> list[tuple[str, str | None]]:
-    """(stage, model) in the order of the DAG; `further` stages run for both models, before results are collected."""
+def runs() -> list[tuple[str, str | None]]:
+    """(stage, model) in the order of the DAG. Notebooks numbered 18 and 19 run for every model, before results are
+    collected."""
+    from esr.paths import NOTEBOOKS
+
+    further = [path.stem[3:] for path in sorted(NOTEBOOKS.glob("1[89]_*.ipynb"))]
     of_base = ["train_sae", "corpus", "sae", "relevance", "latents"]
     of_each = ["calibrate", "steer", "judge"]
     return [
@@ -177,7 +181,7 @@ def runs(further: list[str]) -> list[tuple[str, str | None]]:
         *((stage, MODEL) for stage in ["fetch", *of_base, *of_each, "finetune", "detectors"]),
         *((stage, TUNED) for stage in ["fetch", *of_each, *OF_TUNED]),
         *((stage, CONCEPTS) for stage in ["fetch", "corpus", "relevance", "concepts", *of_each]),
-        *((stage, model) for stage in further for model in (MODEL, TUNED)),
+        *((stage, model) for stage in further for model in (MODEL, TUNED, CONCEPTS)),
         *((stage, None) for stage in ("cross_judge", "measure", "figures", "power", "claims")),
     ]
 
@@ -254,14 +258,14 @@ def watch_files() -> set[str]:
     return opened
 
 
-def main(repository: Path, further: list[str]) -> None:
+def main(repository: Path) -> None:
     root = Path(os.environ["ESR_ROOT"])
     build(root, repository)
     opened = watch_files()
     import matplotlib
 
     matplotlib.use("agg")
-    for stage, model in runs(further):
+    for stage, model in runs():
         start = time.perf_counter()
         opened.clear()
         run(stage, model)
@@ -278,4 +282,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--by-hand":  # <stage> <model>: one notebook, in a replica that is there
         run(sys.argv[2], sys.argv[3] or None)
     else:
-        main(Path(sys.argv[1]), sys.argv[2:])
+        main(Path(sys.argv[1]))

@@ -56,6 +56,8 @@ def write_notebook(path: Path, percent: str) -> None:
         else:
             tags = ["parameters"] if "parameters" in head else []
             cells.append(nbformat.v4.new_code_cell(body.strip(), metadata={"tags": tags}))
+    for number, cell in enumerate(cells):
+        cell.id = f"cell-{number}"
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
 
@@ -66,7 +68,14 @@ def copy(tmp_path_factory):
     for name in ("esr", "notebooks", "data/prompts", "data/judge", "paper/numbers", "tests"):
         left_out = shutil.ignore_patterns("executed", "__pycache__", "smollm2-135m*")
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
-    for name in ("params.yaml", "dvc.yaml", "data/models.yaml", "data/published.json", "pyproject.toml"):
+    for name in (
+        "params.yaml",
+        "dvc.yaml",
+        "data/models.yaml",
+        "data/study.yaml",
+        "data/published.json",
+        "pyproject.toml",
+    ):
         shutil.copy(ROOT / name, folder / name)
     for file, language, content in blocks():
         path = folder / file
@@ -88,12 +97,15 @@ def run(copy: Path, *command: str, **variables: str) -> subprocess.CompletedProc
 
 def test_the_experiment_runs_to_its_numbers_figure_and_verdict(copy, tmp_path):
     done = run(
-        copy, str(copy / "tests/pipeline/replica.py"), str(copy), "echo",
+        copy, str(copy / "tests/pipeline/replica.py"), str(copy),
         ESR_ROOT=str(tmp_path), ESR_CACHE=str(tmp_path / ".cache"), ESR_WORKERS="0", HF_HUB_OFFLINE="1",
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     numbers = json.loads((tmp_path / "paper/numbers/echo.json").read_text())
-    assert set(numbers) == {"tiny", "tiny-selfcorrect"} and set(numbers["tiny"]) == {"unsteered", "steered"}
+    assert set(numbers) == {"tiny", "tiny-selfcorrect", "tiny-concepts"} and set(numbers["tiny"]) == {
+        "unsteered",
+        "steered",
+    }
     (row,) = [
         row for row in json.loads((tmp_path / "paper/numbers/claims.json").read_text()) if row["experiment"] == "14"
     ]
@@ -101,6 +113,7 @@ def test_the_experiment_runs_to_its_numbers_figure_and_verdict(copy, tmp_path):
     assert "</svg>" in (tmp_path / "paper/figures/echo.svg").read_text()
 
 
-def test_its_stage_depends_on_what_it_imports(copy):
-    done = run(copy, "-m", "pytest", "-q", "tests/test_dag.py", "-p", "no:cacheprovider", ESR_ROOT=str(copy))
+def test_the_tests_of_stages_notebooks_and_claims_pass(copy):
+    tests = ["tests/test_dag.py", "tests/pipeline/test_notebooks.py", "tests/reporting/test_claims.py"]
+    done = run(copy, "-m", "pytest", "-q", *tests, "-p", "no:cacheprovider", ESR_ROOT=str(copy))
     assert done.returncode == 0, done.stdout[-3000:]

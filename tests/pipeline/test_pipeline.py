@@ -11,7 +11,7 @@ import pytest
 
 from esr.paths import CACHE, PIPELINE, ROOT
 
-RESTARTING = "smollm2-135m-selfcorrect"  # restarting_models of params.yaml
+RESTARTING = "smollm2-135m-selfcorrect"  # runs all experiments: data/models.yaml
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_a_changed_parameter_runs_what_depends_on_it_and_no_more(clone):
     }  # fmt: skip
     assert stages_run(repro(clone)) == intervals
     edit(clone / "params.yaml", "confidence: 0.9", "confidence: 0.95")
-    assert not {"fetch", "fetch_selfcorrect", "latents", "calibrate", "steer", "judge"} & stages_run(repro(clone))
+    assert not {"fetch", "fetch_adapter", "latents", "calibrate", "steer", "judge"} & stages_run(repro(clone))
 
 
 def finished(clone: Path) -> dict[Path, int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import yaml
 
 from esr.paths import PIPELINE, ROOT
 
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-FETCHES = {"fetch", "fetch_embedder", "fetch_selfcorrect"}  # the replica's models come from folders
-CONFIGURATION = {"data/models.yaml"}  # a stage depends on its model's entry, under `params`
+WRITTEN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = {name: stage.get("do", stage) for name, stage in WRITTEN.items()}
+FETCHES = {"fetch", "fetch_folder", "fetch_embedder", "fetch_adapter"}  # the replica's models come from folders
+CONFIGURATION = {"data/models.yaml", "data/study.yaml"}  # a stage depends on its model's entry, under `params`
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_a_stage_depends_on_every_file_its_notebook_opens(replica, stage):
     opened = set()
     for row in log_of(replica):
         if row["stage"] == stage:
-            known = [path.replace("${item.model}", row["model"] or "") for path in listed]
+            known = [filled(path, WRITTEN[stage].get("foreach", ""), row["model"], replica) for path in listed]
             files = {
                 name for name in row["opened"] if name.startswith(("data/", "paper/")) and name not in CONFIGURATION
             }
@@ -64,6 +66,15 @@ def test_a_stage_depends_on_every_file_its_notebook_opens(replica, stage):
             }
     inputs = {dep for dep in STAGES[stage]["deps"] if dep.startswith(("data/", "paper/"))}
     assert inputs - opened == set()
+
+
+def filled(path, group, model, replica):
+    """A path of dvc.yaml with the model's values of data/study.yaml in place of its variables."""
+    if not model:
+        return path
+    study = yaml.safe_load((replica / "data" / "study.yaml").read_text())["study"]
+    values = study[group.removeprefix("${study.").removesuffix("}")].get(model, {}) | {"key": model}
+    return re.sub(r"\$\{(?:item\.)?(\w+)\}", lambda match: values.get(match[1], ""), path)
 
 
 def outs_of(stage):

@@ -115,7 +115,8 @@ def blurred(value):
 
 
 def test_every_experiment_has_a_row():
-    assert {c.experiment.rstrip("b") for c in CLAIMS} == {str(i) for i in range(1, 14)}
+    numbers_of = {int(c.experiment.rstrip("b")) for c in CLAIMS}
+    assert len(numbers_of) >= 13 and numbers_of == set(range(1, max(numbers_of) + 1))
     assert len({c.text for c in CLAIMS}) == len(CLAIMS)
 
 

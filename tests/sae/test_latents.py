@@ -247,5 +247,8 @@ def test_prompt_activations_look_at_the_users_words_alone(tokenizer):
     expected = torch.zeros(16)
     for prompt in prompts:
         turn = tokenizer.ids("user\n" + prompt.text)
-        expected = torch.maximum(expected, document_residuals(model, 0, [turn], prefix=1).clamp(min=0).amax(0))
+        expected = torch.maximum(
+            expected,
+            document_residuals(model, 0, [turn], prefix=1, first=model.config.bos_token_id).clamp(min=0).amax(0),
+        )
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)

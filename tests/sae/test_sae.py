@@ -49,7 +49,7 @@ def shards(tmp_path, tiny_model, documents):
             "tokens": torch.tensor(tokens, dtype=torch.int32),
             "starts": torch.tensor([0, *map(len, part)]).cumsum(0)[:-1],
             "responses": torch.full((len(part),), 5),
-            "residual.1": document_residuals(tiny_model, 1, part, prefix=0).bfloat16(),
+            "residual.1": document_residuals(tiny_model, 1, part, prefix=0, first=1).bfloat16(),
         }
         paths.append(tmp_path / f"{i}.safetensors")
         save_file(shard, paths[-1])
@@ -91,7 +91,7 @@ def test_corpus_leaves_the_shared_prefix_out(shards, documents):
 
 def test_residuals_computed_again_are_those_of_the_shards(shards, documents, tiny_model):
     corpus = read_corpus(shards, layer=1)
-    again = document_residuals(tiny_model, 1, documents, PREFIX, batch_size=5)
+    again = document_residuals(tiny_model, 1, documents, PREFIX, first=1, batch_size=5)
     torch.testing.assert_close(again.bfloat16(), corpus.residuals)
 
 
@@ -244,11 +244,11 @@ def test_latents_are_read_in_the_compute_dtype_never_in_that_of_autocast(monkeyp
 
 
 def test_splicing_the_truth_costs_nothing_and_nothing_costs_much(tiny_model, documents):
-    losses = spliced_cross_entropy(tiny_model, Identity(), 1, documents, PREFIX, batch_size=5)
+    losses = spliced_cross_entropy(tiny_model, Identity(), 1, documents, PREFIX, first=1, batch_size=5)
     assert losses["spliced"] == pytest.approx(losses["clean"], abs=1e-5)
     assert losses["recovered"] == pytest.approx(1, abs=1e-3)
     assert abs(losses["zeroed"] - losses["clean"]) > 1e-3
-    one_by_one = spliced_cross_entropy(tiny_model, Identity(), 1, documents, PREFIX, batch_size=1)
+    one_by_one = spliced_cross_entropy(tiny_model, Identity(), 1, documents, PREFIX, first=1, batch_size=1)
     assert one_by_one == pytest.approx(losses, abs=1e-4)
     assert not tiny_model.model.layers[1]._forward_hooks
 
@@ -286,5 +286,5 @@ def test_contexts_survive_the_disk(tmp_path):
     assert replace(again, activation=0, document=0, position=0, density=0) == replace(
         contexts, activation=0, document=0, position=0, density=0
     )
-    with pytest.raises(FileNotFoundError, match="train_sae"):
+    with pytest.raises(FileNotFoundError, match="the stage sae writes it"):
         read_contexts(tmp_path / "none.safetensors")
