@@ -52,7 +52,7 @@ def check_names(path: Path, parameters: dict[str, Any]) -> None:
 
 
 def run(stage: str, model: str | None = None) -> Path:
-    """Execute the stage's notebook; returns the executed copy. Raises ConfigError for a stage or model that is wrong."""
+    """Execute the stage's notebook; returns the executed copy. Raises ConfigError for a wrong stage or model."""
     parameters = stage_parameters(stage, model)
     if "model" in parameters and model is None:
         raise ConfigError(f"{stage} runs on one model: name it, as in --model {parameters['model']}.")

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from pydantic import Field, TypeAdapter
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -88,17 +89,25 @@ def load_directions(model_id: str, latents: Sequence[int]) -> Float[Tensor, "lat
     if model_entry(model_id).sae:
         return loading.load_directions(model_id, latents)
     check_directions(model_id, latents)
-    return load_file(data_dir("concepts", base_of(model_id)) / "directions.safetensors")["directions"][list(latents)]
+    return load_file(_directions_file(model_id))["directions"][list(latents)]
 
 
 def check_directions(model_id: str, latents: Sequence[int]) -> None:
     """Raise ConfigError unless every index is a latent of the model's SAE or a concept of its file; loads no model."""
     if model_entry(model_id).sae:
         return check_latents(model_id, list(latents))
-    known = {latent.index for latent in read_latents(model_id)}
+    with safe_open(_directions_file(model_id), framework="pt") as file:
+        count = file.get_slice("directions").get_shape()[0]
     for latent in latents:
-        if latent not in known:
-            raise ConfigError(f"{model_id} has no concept {latent}: its file has concepts 0 to {len(known) - 1}.")
+        if not 0 <= latent < count:
+            raise ConfigError(f"{model_id} has no concept {latent}: its file has concepts 0 to {count - 1}.")
+
+
+def _directions_file(model_id: str) -> Path:
+    path = data_dir("concepts", base_of(model_id)) / "directions.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: run `dvc repro concepts` first.")
+    return path
 
 
 def read_latents(model_id: str) -> list[Latent]:
