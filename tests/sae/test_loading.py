@@ -145,8 +145,9 @@ class LargestTensor(TorchDispatchMode):
 
 
 def anonymous_memory():
-    """Bytes of memory that belong to this process alone and to no file."""
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    """Bytes of memory that belong to this process alone and to no file; 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    lines = dict(line.split(":") for line in status.read_text().splitlines()) if status.exists() else {"RssAnon": "0"}
     return int(lines["RssAnon"].split()[0]) * 1024
 
 
