@@ -44,12 +44,11 @@ def load_sae(model_id: str):
 
 
 def load_directions(model_id: str, latents: Sequence[int]) -> Float[Tensor, "latents d_model"]:
-    """Unit steering directions of `latents`, float32; a boost is then a norm in the residual stream."""
-    return decoder_directions(_source(model_id), latents)
+    """Unit decoder rows of `latents`, float32: a boost is then a norm in the residual stream; reads these alone.
 
-
-def decoder_directions(source: SaeSource, latents: Sequence[int]) -> Float[Tensor, "latents d_model"]:
-    """Unit decoder rows of `latents`, float32; reads these alone. Raises ConfigError for one that is zero."""
+    Raises ConfigError for an SAE that the study cannot use and for a latent that it does not have or that is zero.
+    """
+    source = _source(model_id)
     _, facts, mapped = _open(source)
     decoder = mapped["W_dec"][_indices(source, facts, latents)].float()
     norms = decoder.norm(dim=-1, keepdim=True)
