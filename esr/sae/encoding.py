@@ -11,6 +11,7 @@ from torch import Tensor
 from esr.models.devices import compute_dtype
 
 BATCH = 4096  # tokens
+ACTIVATIONS = 2**26  # at once: 256 MB in float32
 
 
 def non_outlier(residuals: Float[Tensor, "n d_model"]) -> Bool[Tensor, " n"]:
@@ -24,12 +25,20 @@ def non_outlier(residuals: Float[Tensor, "n d_model"]) -> Bool[Tensor, " n"]:
 
 
 def encoded(sae, residuals: Tensor) -> Iterator[tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_sae"]]]:
-    """Yield residuals and latent activations per batch; products in the compute dtype, sums in float32."""
+    """Yield residuals and latent activations per batch; products in the compute dtype, sums in float32.
+
+    A wide SAE takes smaller batches (131,072 latents: 512 tokens).
+    """
     device, fast = sae.W_dec.device, compute_dtype() == torch.bfloat16
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
-        for batch in residuals.split(BATCH):
+        for batch in residuals.split(tokens_at_once(sae)):
             batch = batch.float().to(device)
             yield batch, sae.encode(batch)
+
+
+def tokens_at_once(sae) -> int:
+    """Number of tokens whose activations of all latents are held at once."""
+    return min(BATCH, max(1, ACTIVATIONS // sae.W_dec.shape[0]))
 
 
 def median_norm(residuals: Float[Tensor, "n d_model"]) -> float:

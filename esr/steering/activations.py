@@ -12,6 +12,7 @@ from jaxtyping import Float
 from esr.engine.activations import Document, residuals
 from esr.engine.interventions import Intervention, LatentSubset
 from esr.models.chat import chat_tokens
+from esr.sae.encoding import tokens_at_once
 from esr.steering.trials import Steering, build_edits, user_message
 from esr.storage.records import Trial
 
@@ -38,12 +39,13 @@ def max_activations(
 ) -> Float[np.ndarray, "documents d_sae"]:
     """Every latent's largest activation over the response's tokens; 0 for an empty response.
 
-    Applies the whole SAE to one document at a time. options: as in `residuals`.
+    Applies the whole SAE to one document at a time, in batches of tokens. options: as in `residuals`.
     """
     maxima = np.zeros((len(documents), sae.W_dec.shape[0]), dtype=np.float32)
     for i, hidden in residuals(model, documents, layer, edits, **options):
         if len(hidden):
-            maxima[i] = sae.encode(hidden.float()).amax(0).cpu().numpy()
+            pieces = [sae.encode(piece.float()).amax(0) for piece in hidden.split(tokens_at_once(sae))]
+            maxima[i] = torch.stack(pieces).amax(0).cpu().numpy()
     return maxima
 
 
@@ -55,9 +57,10 @@ def latent_activity(
     fired = summed = torch.zeros((), dtype=torch.float64)
     tokens = 0
     for _, hidden in residuals(model, documents, layer, edits, **options):
-        activations = sae.encode(hidden.float())
-        fired = fired + (activations > 0).sum(0).double()
-        summed = summed + activations.sum(0, dtype=torch.float64)
+        for piece in hidden.split(tokens_at_once(sae)):
+            activations = sae.encode(piece.float())
+            fired = fired + (activations > 0).sum(0).double()
+            summed = summed + activations.sum(0, dtype=torch.float64)
         tokens += len(hidden)
     if not tokens:
         raise ValueError("There is no response with a token: steer first, or pass other responses.")
