@@ -1,7 +1,7 @@
 """Architectures that the engine runs, and what it refuses, told from the config alone.
 
 The engine needs Llama's layout: `model.model.layers`, whose outputs are the residual stream, `model.model.norm` and an
-output matrix. A model type is supported when tests/engine/test_architectures.py finds the engine equal to transformers
+output matrix. A model type is supported when tests/engine/test_architecture.py finds the engine equal to transformers
 on it, at lengths beyond the sliding window.
 """
 
