@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from esr.engine.interventions import LatentSubset
 from esr.paths import PIPELINE
@@ -22,6 +29,57 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG_ROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.2, 1.4, 1.6], "long_factor": [2.0, 4.0, 6.0, 8.0]}
+# Model types and what makes each special, in the form config.json has on the hub; windows are short, caps are tight
+ARCHITECTURES = {
+    "gemma": ("gemma", {}),
+    "gemma2": (
+        "gemma2",
+        {
+            "query_pre_attn_scalar": 16, "sliding_window": 6, "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "query_pre_attn_scalar": 16, "sliding_window": 6, "sliding_window_pattern": 3,
+            "rope_theta": 1e6, "rope_local_base_freq": 10.0,
+        },
+    ),
+    "gemma3-all-sliding": ("gemma3_text", {"sliding_window": 6, "sliding_window_pattern": 9}),
+    "llama2": ("llama", {"num_key_value_heads": 4}),
+    "llama3": (
+        "llama",
+        {"rope_theta": 100.0, "rope_scaling": LLAMA3_ROPE | {"original_max_position_embeddings": 32}},
+    ),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-sliding": ("mistral", {"sliding_window": 6}),
+    "olmo2": ("olmo2", {}),
+    "phi3": (
+        "phi3",
+        {"sliding_window": 6, "original_max_position_embeddings": 128, "rope_scaling": LONG_ROPE},
+    ),
+    "qwen2": ("qwen2", {"use_sliding_window": False, "sliding_window": 6, "max_window_layers": 1}),
+    "qwen2-sliding": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "tie_word_embeddings": True},
+    ),
+    "qwen2-layer-types": (
+        "qwen2",
+        {
+            "use_sliding_window": True, "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "qwen3": ("qwen3", {}),
+    "smollm2": ("llama", {"tie_word_embeddings": True}),
+    "smollm3": (
+        "smollm3",
+        {"use_sliding_window": True, "sliding_window": 6, "no_rope_layers": [1, 0, 1]},
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +98,22 @@ def tiny_gemma2():
     torch.manual_seed(0)
     config = Gemma2Config(**SIZES, query_pre_attn_scalar=8, sliding_window=6, attn_implementation="eager")
     return Gemma2ForCausalLM(config).eval()
+
+
+def tiny_config(name, **changes):
+    model_type, fields = ARCHITECTURES[name]
+    return CONFIG_MAPPING[model_type](**SIZES | {"initializer_range": 0.3} | fields | changes)
+
+
+def tiny_model(name, **changes):
+    """A model of `ARCHITECTURES` with random weights, norms and biases included. changes: fields of its config."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(name, **changes)).eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim == 1:  # initialized to constants
+                weights.add_(0.3 * torch.randn_like(weights))
+    return model
 
 
 def latent_subset(n=4, bias=0.0, seed=5):

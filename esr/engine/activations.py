@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from esr.engine.architecture import check_architecture, max_positions
+from esr.engine.finite import non_finite, sums
 from esr.engine.interventions import Capture, Captured, Intervention, Step, apply
 from esr.engine.workers import split
 from esr.progress import Progress
@@ -44,8 +46,11 @@ def residuals(
     """Index of each document and the residual stream at `layer` on its response tokens, after the edits.
 
     edits: indexed like `documents`. Yields in order of length. Equals what generation computed, up to rounding in
-    bfloat16; generation never ran the last token.
+    bfloat16; generation never ran the last token. Raises ValueError, before any work, for a model or document that
+    cannot run, and NonFiniteError for a document whose residual stream overflows.
     """
+    check_architecture(model)
+    _check_lengths(model.config, documents)
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     progress, done, tokens = Progress(what, len(order), "responses"), 0, 0
     for batch in split(order, batch_size):
@@ -54,9 +59,19 @@ def residuals(
         with suppress(Captured), apply(model, [*edits, capture], step):
             model.model(input_ids=ids, use_cache=False)
         for i in batch:
-            yield i, capture.residuals(i)[len(documents[i].prompt) :]
+            hidden = capture.residuals(i)
+            if not bool(sums(hidden).isfinite().all()):
+                raise non_finite("Document", i, "in its prompt or response", layer, hidden.dtype)
+            yield i, hidden[len(documents[i].prompt) :]
         done, tokens = done + len(batch), tokens + int(step.real.sum())
         progress.update(done, tokens)
+
+
+def _check_lengths(config, documents: Sequence[Document]) -> None:
+    limit = max_positions(config)
+    for i, document in enumerate(documents):
+        if len(document) > limit:
+            raise ValueError(f"Document {i} has {len(document)} tokens, and the model {limit} positions: shorten it.")
 
 
 def _padded(model, documents: Sequence[Document], batch: Sequence[int]) -> tuple[Tensor, Step]:

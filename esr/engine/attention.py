@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -50,6 +50,29 @@ def ragged_attention(
 
 
 AttentionInterface.register(RAGGED, ragged_attention)
+
+
+def masks(
+    seen: Bool[Tensor, "rows 1 queries keys"],
+    positions: Int[Tensor, "rows queries"],
+    windows: dict[str, int | None],
+) -> Tensor | dict[str, Tensor]:
+    """Additive masks by layer type, as a model takes them; a single one where all layers are of one type.
+
+    seen: the keys at and before each query. windows: as of `attention_windows`.
+    """
+    keys = torch.arange(seen.shape[-1], device=seen.device)
+    by_type = {}
+    for layer_type, window in windows.items():
+        near = seen if window is None else seen & (keys > positions[:, None, :, None] - window)
+        by_type[layer_type] = _additive(near)
+    return by_type if len(by_type) > 1 else next(iter(by_type.values()))
+
+
+def _additive(seen: Tensor) -> Tensor:
+    """Mask to add to scores: 0 where a key is seen, the float32 minimum elsewhere."""
+    mask = torch.zeros(seen.shape, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(torch.float32).min)
 
 
 @contextmanager

@@ -12,38 +12,23 @@ batch shapes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from esr.engine.attention import RAGGED, attention_by
+from esr.engine.architecture import attention_windows, check_architecture
+from esr.engine.attention import RAGGED, attention_by, masks
 from esr.engine.cache import Plan, RaggedLayer
+from esr.engine.finite import first_layer, non_finite, sums
 from esr.engine.interventions import Intervention, Step, apply, check_layers, shared_prompt
 from esr.engine.linear import packed
+from esr.engine.rows import Response, Row, check_rows
 from esr.engine.sampling import sample
 
 PREFILL = 1024  # prompt tokens a pass: fit in a core's cache, however many rows are admitted
-
-
-@dataclass(frozen=True)
-class Row:
-    """One response to generate. `prompt`: token ids, chat template and any prefill included."""
-
-    prompt: tuple[int, ...]
-    seed: int
-    max_new_tokens: int
-
-
-@dataclass
-class Response:
-    """Generated token ids without the stop token, and why generation ended: `stop` or `length`."""
-
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: Literal["stop", "length"] = "length"
 
 
 class Generator:
@@ -54,6 +39,7 @@ class Generator:
         self.temperature, self.repetition_penalty = temperature, repetition_penalty
         self.stop_tokens = set(stop_tokens)
         self.device = model.device
+        self.windows = attention_windows(model.config)
         slots = min(batch_size, len(rows))
         max_length = max(len(r.prompt) + r.max_new_tokens for r in rows)
         self.plan = Plan(slots)
@@ -113,7 +99,9 @@ class Generator:
         self.step.real = self.plan.positions < (self.lengths[slots] - 1)[:, None]
         self.step.response = torch.zeros_like(self.step.real)
         causal = torch.ones(width, width, dtype=torch.bool, device=self.device).tril()[None, None]
-        self.model.model(**self._inputs(self.tokens[slots[firsts], :width], positions, causal))
+        inputs = self._inputs(self.tokens[slots[firsts], :width], positions, causal)
+        hidden = self.model.model(**inputs).last_hidden_state
+        self._check_finite(sums(hidden), lambda: self.model.model(**inputs))
 
     def _spread(self, _module, _inputs, output):
         """Expand each distinct prompt to all rows that have it: a hook before the edits of the first edited layer.
@@ -175,6 +163,7 @@ class Generator:
         self.step.real = self.step.response = active[:, None]
         inputs = self._inputs(self.tokens.gather(1, positions), positions, seen[:, None, None, :])
         logits = self.model(**inputs).logits[:, -1]
+        self._check_finite(sums(logits)[:, None], lambda: self.model(**inputs))
         prompt_lengths = torch.tensor(
             [len(self.rows[t].prompt) if t >= 0 else 0 for t in self.trials.tolist()], device=self.device
         )
@@ -207,26 +196,29 @@ class Generator:
         """Arguments of one forward pass; prompts need no logits and run without the output layer."""
         return {
             "input_ids": tokens,
-            "attention_mask": self._masks(mask, positions),
+            "attention_mask": masks(mask, positions, self.windows),
             "position_ids": positions,
             "past_key_values": self.cache,
             "use_cache": True,
         }
 
-    def _masks(self, seen: Bool[Tensor, "rows 1 queries keys"], positions: Int[Tensor, "rows queries"]):
-        """Additive attention mask; one per layer type where types differ (Gemma 2)."""
-        config = self.model.config
-        if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
-            return additive(seen)
-        keys = torch.arange(seen.shape[-1], device=self.device)
-        near = keys > positions[:, None, :, None] - config.sliding_window
-        return {"full_attention": additive(seen), "sliding_attention": additive(seen & near)}
+    def _check_finite(self, sums: Float[Tensor, "rows queries"], forward: Callable[[], object]) -> None:
+        """Raise NonFiniteError for the first row with a real token whose sum is not finite; `forward`: the pass."""
+        wrong = (~sums.isfinite() & self.step.real).any(-1)
+        if not bool(wrong.any()):
+            return
+        row = int(wrong.nonzero()[0])
+        trial = int(self.step.trials[row])
 
+        def is_finite(hidden: Tensor) -> bool:
+            if self.plan.prefill and len(hidden) < len(wrong):  # below the first edit: distinct prompts
+                hidden = hidden[self.plan.prompts]
+            return bool(hidden[row, self.step.real[row]].isfinite().all())
 
-def additive(seen: Tensor) -> Tensor:
-    """Mask to add to scores: 0 where a key is seen, the float32 minimum elsewhere."""
-    mask = torch.zeros(seen.shape, device=seen.device)
-    return mask.masked_fill_(~seen, torch.finfo(torch.float32).min)
+        layer = first_layer(self.model, forward, is_finite)
+        token = len(self.responses[trial].tokens) + 1
+        place = "in its prompt" if self.plan.prefill else f"at token {token} of its response"
+        raise non_finite("Row", trial, place, layer, self.model.dtype)
 
 
 @torch.inference_mode()
@@ -243,11 +235,11 @@ def generate(
 ) -> list[Response]:
     """One response per row, `batch_size` at a time, under `interventions` indexed like `rows`.
 
-    temperature 0 is greedy. Raises ValueError on an empty prompt or a length limit below 1.
+    temperature 0 is greedy. Raises ValueError, before any work, for a model or row that cannot run, and
+    NonFiniteError for a row whose residual stream or logits overflow.
     """
-    for index, row in enumerate(rows):
-        if not row.prompt or row.max_new_tokens < 1:
-            raise ValueError(f"Row {index} needs a prompt of at least one token and max_new_tokens of at least 1.")
+    check_architecture(model)
+    check_rows(model.config, rows, batch_size, stop_tokens)
     if not rows:
         return []
     generator = Generator(model, rows, interventions, batch_size, temperature, repetition_penalty, stop_tokens)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from esr.engine.finite import non_finite
 from esr.engine.interventions import LatentSubset
 
 
@@ -52,7 +53,8 @@ class Guard:
     def compare(self, received: Float[Tensor, "rows seq d_model"]) -> None:
         """Raises SteeringError unless `received` is the raw output with the intended edit.
 
-        Added vectors must match exactly, ablations to one rounding of the dtype.
+        Added vectors must match exactly, ablations to one rounding of the dtype. Raises NonFiniteError for a row that
+        overflows.
         """
         if self.raw is None or self.raw.shape != received.shape:
             raise SteeringError(
@@ -71,6 +73,9 @@ class Guard:
             wrong = received != expected
         if bool((wrong.any(-1) & self.real).any()):
             row = int((wrong.any(-1) & self.real).any(-1).nonzero()[0])
+            if not bool(expected[row, self.real[row]].isfinite().all()):  # nan differs from itself
+                place = "in its response" if bool(self.response[row].any()) else "in its prompt"
+                raise non_finite("Row", int(self.trials[row]), place, self.layer, expected.dtype)
             raise SteeringError(
                 f"Steering check failed at layer {self.layer}, trial {int(self.trials[row])} of the batch: the next "
                 "layer does not receive the residual stream with exactly the intended edit. Another hook, or a "

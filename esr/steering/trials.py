@@ -7,12 +7,14 @@ pairs.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from esr.config.registry import model_entry, required
+from esr.engine.finite import NonFiniteError
 from esr.engine.generation import Response, Row, generate
 from esr.engine.guard import Guard, watched
 from esr.engine.interventions import AddVector, Intervention, ZeroAblate
@@ -177,7 +179,7 @@ def generate_chunk(content: dict, report: Report) -> bytes:
     model, tokenizer = resident_model(settings.model, settings.adapter)
     rows = [Row(chat_tokens(tokenizer, user_message(p), p.prefill), p.seed, settings.max_new_tokens) for p in plans]
     guards, edits = build_edits(chunk.steering, plans, model.device)
-    with watched(model, guards):
+    with _naming_trials(plans), watched(model, guards):
         responses = generate(
             model,
             rows,
@@ -190,6 +192,17 @@ def generate_chunk(content: dict, report: Report) -> bytes:
         )
     trials = [_trial(chunk, plan, response, tokenizer) for plan, response in zip(plans, responses, strict=True)]
     return json.dumps([t.model_dump() for t in trials], ensure_ascii=False).encode()
+
+
+@contextmanager
+def _naming_trials(plans: Sequence[Plan]) -> Iterator[None]:
+    """Within the block a NonFiniteError also says which of `plans` overflowed."""
+    try:
+        yield
+    except NonFiniteError as error:
+        plan = plans[error.row]
+        trial = f"Condition {plan.condition}, latent {plan.latent}, prompt {plan.prompt_id}"
+        raise NonFiniteError(f"{trial}: {error}", error.row) from error
 
 
 def _trial(chunk: Chunk, plan: Plan, response: Response, tokenizer) -> Trial:

@@ -94,12 +94,6 @@ def test_length_limit_and_stop(model):
     assert stopped.tokens == response.tokens[:first] and stopped.finish_reason == "stop"
 
 
-@pytest.mark.parametrize("row", [Row((), 0, 5), Row((5,), 0, 0)])
-def test_impossible_rows_are_refused(model, row):
-    with pytest.raises(ValueError, match="Row 0"):
-        generate(model, [row], batch_size=1, **GREEDY)
-
-
 def test_rows_with_the_same_prompt_and_edits_share_its_prefill(model):
     """The prompt is run once for those that share it, and responses are those of rows that do not."""
     prompt, other = (5, 6, 7, 8), (9, 10, 11)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from esr.config.registry import Sampling
+from esr.engine.finite import NonFiniteError
 from esr.engine.workers import Workers
 from esr.steering import trials
 from esr.steering.trials import Chunk, Settings, Steering, build_edits, generate_responses, plan_condition
@@ -133,6 +134,18 @@ def test_responses_are_the_same_bits_in_any_order_of_chunks_and_in_a_run_that_re
         responses.append(generate_responses(plans, settings, workers, name))
     assert len({t.id for t in responses[0]}) == 16 and any(t.tokens for t in responses[0])
     assert responses[0] == responses[1] == responses[2]
+
+
+def test_a_trial_that_overflows_is_named(model, monkeypatch):
+    monkeypatch.setattr(trials, "resident_model", lambda _model, _adapter: (model.half(), Letters()))
+    monkeypatch.setattr(trials, "load_directions", lambda _model, latents: vectors()[[x % 2 for x in latents]])
+    model.generation_config.eos_token_id = 2
+    plans = plan_condition("steered", {3: 0.4, 8: 1e6}, {3: "", 8: ""}, PROMPTS, n_prompts=1, n_seeds=1, seed=1)
+    plans = tuple(replace(p, layer=1) for p in plans)
+    chunk = Chunk(Settings("tiny", 0.6, 8, 4), Steering("tiny", 17, 1.0), 1.1, {}, plans)
+    named = f"Condition steered, latent 8, prompt {plans[1].prompt_id}: Row 1 .* after layer 1, in its prompt"
+    with pytest.raises(NonFiniteError, match=named):
+        trials.generate_chunk(asdict(chunk), lambda *_: None)
 
 
 def test_chunks_are_as_full_as_they_may_be_and_hold_the_trials_of_a_pair_together(monkeypatch):
