@@ -7,7 +7,7 @@ concrete to the extent that the requests whose responses use it are alike.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from esr.config.registry import model_entry
 from esr.config.schema import ConfigError
 from esr.paths import ROOT
 from esr.sae.contexts import Contexts
+from esr.sae.neuronpedia import Neuronpedia
 from esr.sae.words import WINDOW, WORD, Words
 from esr.storage.files import read_rows
 from esr.storage.records import GivenLabel
@@ -50,19 +51,19 @@ def word_concreteness(words: Words, embedder) -> Float[np.ndarray, " vocabulary"
     return np.where(seen >= MIN_CONTEXTS, cosine / (cosine + HALF), 0.0)
 
 
-def read_labels(model_id: str) -> dict[int, str]:
-    """Labels that the model's entry names, by latent; empty where they are made of contexts.
+GivenLabels = Mapping[int, str] | Neuronpedia
+
+
+def read_labels(model_id: str) -> GivenLabels | None:
+    """Labels that the model's entry names; None where they are made of contexts.
 
     Raises ConfigError for an index outside the SAE or with two labels.
     """
     entry = model_entry(model_id)
     if entry.labels.kind == "made":
-        return {}
+        return None
     if entry.labels.kind == "neuronpedia":
-        raise ConfigError(
-            f"{model_id} names labels of Neuronpedia, which are not read here: export them as JSON Lines of index "
-            "and label, and name the file with kind file."
-        )
+        return Neuronpedia(entry.labels)
     rows = read_rows(ROOT / entry.labels.path, GivenLabel)
     labels = {row.index: row.label for row in rows}
     if len(labels) < len(rows):

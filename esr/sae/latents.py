@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from esr.sae.contexts import Contexts
 from esr.sae.encoding import encoded
-from esr.sae.labels import Label, contexts_of, given_label, label, quote
+from esr.sae.labels import GivenLabels, Label, contexts_of, given_label, label, quote
 from esr.sae.quality import document_residuals
 from esr.sae.words import Words
 from esr.storage.records import Latent, Prompt
@@ -41,7 +41,7 @@ def draw_latents(
     concrete: Float[np.ndarray, " vocabulary"],
     prompt_activation: Float[np.ndarray, " d_sae"],
     *,
-    given: Mapping[int, str] | None = None,
+    given: GivenLabels | None = None,
     n: int,
     seed: int,
     min_concreteness: float,
@@ -60,11 +60,8 @@ def draw_latents(
     drawn: list[Latent] = []
     for index in np.random.default_rng(seed).permutation(len(contexts.density)).tolist():
         strongest = contexts_of(contexts, words, index)
-        if given:
-            found = given_label(given.get(index, ""), words, concrete)
-        else:
-            found = label(words, concrete, strongest) if strongest else Label("", [], 0.0)
         density, activation = float(contexts.density[index]), float(prompt_activation[index])
+        found = label(words, concrete, strongest) if strongest else Label("", [], 0.0)
         reason = "kept"
         if density < min_density:
             reason = "too rare"
@@ -72,8 +69,11 @@ def draw_latents(
             reason = "too dense"
         elif activation > max_prompt_share * float(np.median([a for a, _, _ in strongest] or [0.0])):
             reason = "fires on a prompt"
-        elif not found.text or found.concreteness < min_concreteness:
-            reason = "label not concrete"
+        else:
+            if given:  # read only where it decides
+                found = given_label(given.get(index, ""), words, concrete)
+            if not found.text or found.concreteness < min_concreteness:
+                reason = "label not concrete"
         drawn.append(
             Latent(
                 index=index,
