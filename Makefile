@@ -51,10 +51,10 @@ $(VLLM): benchmarks/vllm-requirements.txt
 	touch $@
 
 test: venv ## the tests one waits for: science, exact edits, every notebook on a tiny replica; two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/pipeline/test_pipeline.py --ignore tests/pipeline/test_kernels.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore ,$(SLOW))
 
 test-slow: venv ## what takes longer: forked kernels, the pipeline at scale smoke; ends at the first failure
-	$(BIN)/python -m pytest -x tests/pipeline/test_kernels.py tests/pipeline/test_pipeline.py
+	$(BIN)/python -m pytest -x $(SLOW)
 
 test-all: test test-slow ## both
 

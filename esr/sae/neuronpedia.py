@@ -46,6 +46,6 @@ class Neuronpedia:
         except (requests.RequestException, ValueError, KeyError, TypeError) as error:
             raise LabelError(
                 f"The label of latent {index} of {self.source.model}, {self.source.sae} could not be read from "
-                f"Neuronpedia ({type(error).__name__}: {str(error).rstrip('.')}): connect to the network, check the two "
-                "ids, or name a file of labels (kind file)."
+                f"Neuronpedia ({type(error).__name__}: {str(error).rstrip('.')}): connect to the network, check the "
+                "two ids, or name a file of labels (kind file)."
             ) from None

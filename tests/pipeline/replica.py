@@ -6,6 +6,7 @@ builds it in ESR_ROOT and runs every notebook there, in the order of the DAG, in
 nothing; every line of every notebook runs.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -56,6 +57,14 @@ TRAINING = {
 
 def build(root: Path, repository: Path) -> None:
     """The replica's inputs: prompts, registry, params.yaml, models; everything else is made by its notebooks."""
+    copy_inputs(root, repository)
+    write_models(root)
+    write_parameters(root, repository, [MODEL, TUNED, CONCEPTS])
+    write_registry(root, entries(), [MODEL, TUNED, CONCEPTS])
+
+
+def copy_inputs(root: Path, repository: Path) -> None:
+    """Notebooks, and few prompts and subjects."""
     shutil.copytree(repository / "data" / "prompts", root / "data" / "prompts")
     shutil.copytree(repository / "data" / "judge", root / "data" / "judge", ignore=lambda *_: ["smollm2-135m*"])
     shutil.copytree(repository / "notebooks", root / "notebooks", ignore=lambda *_: ["executed", ".ipynb_checkpoints"])
@@ -68,22 +77,29 @@ def build(root: Path, repository: Path) -> None:
         file.write_text("\n".join(file.read_text().splitlines()[:n]) + "\n")
     subjects = (root / "data/prompts/corpus_subjects.txt").read_text().replace("\n", ",").split(",")
     (root / "data/prompts/corpus_subjects.txt").write_text(", ".join(s.strip() for s in subjects[:12]) + "\n")
-    write_models(root)
-    write_parameters(root, repository)
 
 
-def write_parameters(root: Path, repository: Path) -> None:
+def write_parameters(root: Path, repository: Path, models: list[str]) -> None:
     from ruamel.yaml import YAML
 
     yaml = YAML()
     params = yaml.load(repository / "params.yaml")
-    params["models"] = [MODEL, TUNED, CONCEPTS]
+    params["models"] = models
     params["corpus"].update({"max_document_tokens": 112, "n_held_out": 6})
     params["train_sae"].update(TRAINING)
     params["latents"].update({"min_concreteness": 0.0, "min_density": 0.0, "max_density": 1.0})
-    params["finetune"].update({key: SIZES["finetune"].pop(key) for key in ("chosen_ratio", "first_layer")})
-    params["scale"], params["scales"] = "replica", {"replica": SIZES}
+    sizes = copy.deepcopy(SIZES)
+    params["finetune"].update({key: sizes["finetune"].pop(key) for key in ("chosen_ratio", "first_layer")})
+    params["scale"], params["scales"] = "replica", {"replica": sizes}
     yaml.dump(params, root / "params.yaml")
+
+
+def embedder_entry() -> dict:
+    return {"source": {"kind": "folder", "path": f"models/{EMBEDDER}"}, "license": "none"}
+
+
+def entries() -> dict:
+    """The registry: a model with an SAE trained here, one fine-tuned from it, one steered by concepts, an embedder."""
     steered = {
         "source": {"kind": "folder", "path": f"models/{MODEL}"}, "license": "none", "n_layers": N_LAYERS,
         "steer_layer": STEER_LAYER, "boost": {"min": 0.0, "max": 1.2, "prior_mean": 0.45, "prior_sd": 0.2},
@@ -92,25 +108,30 @@ def write_parameters(root: Path, repository: Path) -> None:
         "sae": {"kind": "folder", "path": f"data/train_sae/{MODEL}", "layer": STEER_LAYER, "d_sae": D_SAE},
         "corpus": f"data/train_sae/{MODEL}/corpus.safetensors", "experiments": ["finetune", "detectors"],
     }  # fmt: skip
-    registry = {
+    return {
         MODEL: steered | trained,
         TUNED: {
             "source": {"kind": "adapter", "path": f"data/finetune/{MODEL}/selfcorrect"}, "license": "none",
             "tuned_from": MODEL, "experiments": OF_TUNED,
         },
         CONCEPTS: steered | {"concepts": {"path": "data/prompts/concepts.yaml", "layer": STEER_LAYER}},
-        EMBEDDER: {"source": {"kind": "folder", "path": f"models/{EMBEDDER}"}, "license": "none"},
+        EMBEDDER: embedder_entry(),
     }  # fmt: skip
-    yaml.dump(registry, root / "data" / "models.yaml")
+
+
+def write_registry(root: Path, registry: dict, models: list[str]) -> None:
+    from ruamel.yaml import YAML
+
     from esr.config.study import write_study
 
-    write_study(params["models"])
+    YAML().dump(registry, root / "data" / "models.yaml")
+    write_study(models)
 
 
 def write_models(root: Path) -> None:
     """A random Llama and a random BERT, with tokenizers made of the prompts' words."""
     import torch
-    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     texts = [line for file in sorted((root / "data" / "prompts").glob("*.txt")) for line in file.open()]
     torch.manual_seed(0)
@@ -122,6 +143,14 @@ def write_models(root: Path) -> None:
     )  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "models" / MODEL)
     tokenizer.save_pretrained(root / "models" / MODEL)
+    write_embedder(root, texts)
+
+
+def write_embedder(root: Path, texts: list[str]) -> None:
+    """A random BERT to which all texts are alike."""
+    import torch
+    from transformers import BertConfig, BertModel
+
     words = word_tokenizer(texts)
     config = BertConfig(
         vocab_size=len(words), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
@@ -223,14 +252,14 @@ def make_latents_rare(folder: Path) -> None:
     (folder / "sae_weights.safetensors").write_bytes(save(weights))
 
 
-def make_restarts(root: Path) -> None:
-    """Let every second steered response restart, as the tiny model never does: episodes then exist."""
+def make_restarts(root: Path, model: str) -> None:
+    """Let every second steered response restart, as a tiny model never does: episodes then exist."""
     from esr.models.loading import load_tokenizer
     from esr.storage.files import read_rows, write_rows
     from esr.storage.records import Trial
 
-    file = root / "data" / "steer" / TUNED / "responses.jsonl"
-    tokenizer, trials = load_tokenizer(TUNED), read_rows(file, Trial)
+    file = root / "data" / "steer" / model / "responses.jsonl"
+    tokenizer, trials = load_tokenizer(model), read_rows(file, Trial)
     for i, trial in enumerate(trials):
         if trial.condition == "steered" and i % 2:
             tokens = tokenizer(RESTART.format(trial.prompt), add_special_tokens=False).input_ids
@@ -258,14 +287,13 @@ def watch_files() -> set[str]:
     return opened
 
 
-def main(repository: Path) -> None:
-    root = Path(os.environ["ESR_ROOT"])
-    build(root, repository)
+def run_all(root: Path, stages: list[tuple[str, str | None]], restarting: str) -> None:
+    """Run the notebooks in order; some steered responses of the model `restarting` restart by hand."""
     opened = watch_files()
     import matplotlib
 
     matplotlib.use("agg")
-    for stage, model in runs():
+    for stage, model in stages:
         start = time.perf_counter()
         opened.clear()
         run(stage, model)
@@ -274,8 +302,14 @@ def main(repository: Path) -> None:
         print(json.dumps({"stage": stage, "model": model, "seconds": seconds, "opened": inside}), file=sys.stderr)
         if stage == "train_sae":
             make_latents_rare(root / "data" / "train_sae" / MODEL)
-        if (stage, model) == ("steer", TUNED):
-            make_restarts(root)
+        if (stage, model) == ("steer", restarting):
+            make_restarts(root, restarting)
+
+
+def main(repository: Path) -> None:
+    root = Path(os.environ["ESR_ROOT"])
+    build(root, repository)
+    run_all(root, runs(), restarting=TUNED)
 
 
 if __name__ == "__main__":

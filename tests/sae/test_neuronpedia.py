@@ -23,8 +23,8 @@ class Reply:
 
 
 @pytest.fixture
-def answer(monkeypatch):
-    """`answer(reply)` to every request; the addresses requested are in the list it returns."""
+def reply_with(monkeypatch):
+    """`reply_with(reply)` to every request; the addresses requested are in the list it returns."""
     addresses = []
 
     def replies(reply):
@@ -40,14 +40,14 @@ def answer(monkeypatch):
     return replies
 
 
-def test_a_label_is_requested_once_and_kept(answer, tmp_path):
-    addresses = answer(Reply({"index": "7", "explanations": [{"description": "ships at sea"}]}))
+def test_a_label_is_requested_once_and_kept(reply_with, tmp_path):
+    addresses = reply_with(Reply({"index": "7", "explanations": [{"description": "ships at sea"}]}))
     assert [Neuronpedia(SOURCE, tmp_path).get(7) for _ in range(2)] == ["ships at sea"] * 2
     assert len(addresses) == 1 and addresses[0].endswith("/gemma-2-2b/16-gemmascope-res-16k/7")
 
 
-def test_a_latent_without_explanation_has_no_label(answer, tmp_path):
-    answer(Reply({"index": "7", "explanations": []}))
+def test_a_latent_without_explanation_has_no_label(reply_with, tmp_path):
+    reply_with(Reply({"index": "7", "explanations": []}))
     assert Neuronpedia(SOURCE, tmp_path).get(7) == ""
 
 
@@ -58,8 +58,8 @@ def test_a_latent_without_explanation_has_no_label(answer, tmp_path):
         requests.ConnectionError("no route"), requests.Timeout("30 s"),
     ],
 )  # fmt: skip
-def test_a_reply_that_is_none_is_refused_in_a_sentence_and_not_kept(answer, tmp_path, reply):
-    answer(reply)
+def test_a_reply_that_is_none_is_refused_in_a_sentence_and_not_kept(reply_with, tmp_path, reply):
+    reply_with(reply)
     with pytest.raises(
         LabelError, match="label of latent 7 of gemma-2-2b, 16-gemma.* or name a file of labels"
     ) as error:

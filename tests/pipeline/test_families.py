@@ -1,0 +1,41 @@
+"""Every published model, as a replica of its architecture, tokenizer and SAE, runs from fetch to claims (families.py)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from esr.paths import PIPELINE, ROOT
+from tests.pipeline.families import FAMILIES
+
+ENTRIES = YAML(typ="safe", pure=True).load(ROOT / "data" / "models.yaml")
+
+
+def test_every_model_of_the_hub_has_a_replica():
+    published = {name for name, entry in ENTRIES.items() if "release" in entry.get("sae", {})}
+    assert published == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_published_model_runs_from_fetch_to_claims(name, tmp_path):
+    environment = os.environ | {
+        "ESR_ROOT": str(tmp_path), "ESR_CACHE": str(tmp_path / ".cache"), "ESR_WORKERS": "0", "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT), PIPELINE: "test",
+    }  # fmt: skip
+    command = [sys.executable, str(Path(__file__).with_name("families.py")), str(ROOT), name]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    rates = json.loads((tmp_path / "paper/numbers/esr.json").read_text())[name]
+    assert rates["unsteered"]["multi_attempt_rate"]["n"] == rates["steered"]["multi_attempt_rate"]["n"] > 0
+    assert rates["steered"]["multi_attempt_rate"]["estimate"] > 0  # restarts written into some responses
+    figures = {path.stem for path in (tmp_path / "paper/figures").glob("*.svg")}
+    assert {"esr_by_model", "first_attempt_scores", f"calibration_{name}"} <= figures
+    drawn = {"boost_sweep": "boost_sweep", "ablate": "ablation", "activations": "activations", "finetune": "finetune"}
+    assert {figure for stage, figure in drawn.items() if stage in ENTRIES[name].get("experiments", [])} <= figures
+    rows = [json.loads(x) for x in (tmp_path / f"data/steer/{name}/responses.jsonl").read_text().splitlines()]
+    unsteered, steered = ([r["text"] for r in rows if r["condition"] == c] for c in ("unsteered", "steered"))
+    assert unsteered != steered
