@@ -1,4 +1,4 @@
-"""Every published model, as a replica of its architecture, tokenizer and SAE, runs from fetch to claims (families.py)."""
+"""Every published model runs from fetch to claims, as a replica of architecture, tokenizer and SAE (families.py)."""
 
 import json
 import os
