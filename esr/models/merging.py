@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def _expected_tensors(model_id: str, adapter: Path) -> dict[str, list[int]]:
         config = PeftConfig.from_pretrained(str(adapter))
         if config.peft_type != "LORA":
             raise FetchError(f"{name} is of type {config.peft_type}, and only LORA adapters are merged.")
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_folder(model_id)))
             state = get_peft_model_state_dict(get_peft_model(model, config))
     except (ValueError, KeyError, TypeError) as error:  # of PEFT
