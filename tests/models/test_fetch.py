@@ -1,165 +1,99 @@
 """Fetching: what arrives is what was sent, nothing arrives by halves, and every failure is one clear sentence."""
 
-import hashlib
 import json
+import os
 import re
 import shutil
-import zipfile
-from types import SimpleNamespace
 
-import gguf
-import huggingface_hub
 import pytest
 import torch
-from gguf import GGUFWriter
-from pydantic import TypeAdapter, ValidationError
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from model_files import (
+    TEMPLATE,
+    contents,
+    entry,
+    gguf_llama,
+    layout,
+    parts_fields,
+    sha256,
+    shards,
+    source,
+    write_folder,
+    write_gguf,
+    write_parts,
+    write_wheel,
+)
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from esr.config import sources
-from esr.config.sources import AnySource, FolderSource, HubSource, WheelSource
-from esr.models import fetch
-from esr.models.fetch import FetchError
-
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MERGES = ["Ċ Ċ", "Ġ t"]
+from esr.config.sources import FolderSource, HubSource, PartsSource, WheelSource
+from esr.models import fetch, hub, wheels
+from esr.models.failures import FetchError
 
 
 @pytest.fixture(scope="module")
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    vocab = len(SPECIAL) + 256 + len(MERGES)
-    return LlamaForCausalLM(LlamaConfig(**size, **heads, vocab_size=vocab, tie_word_embeddings=True, rms_norm_eps=1e-5))
-
-
-def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Query and key rows in the order GGUF keeps them: rotary pairs side by side, not half a head apart."""
-    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
-
-
-def write_gguf(path, model, architecture="llama", rule="smollm", without=""):
-    config = model.config
-    writer = GGUFWriter(path, architecture)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_vocab_size(config.vocab_size)
-    tokens = SPECIAL + sorted(ByteLevel.alphabet()) + [merge.replace(" ", "") for merge in MERGES]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(rule)
-    writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL if t in SPECIAL else gguf.TokenType.NORMAL for t in tokens])
-    writer.add_token_merges(MERGES)
-    writer.add_chat_template(TEMPLATE)
-    for add, token in ((writer.add_unk_token_id, 0), (writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2)):
-        add(token)
-    writer.add_pad_token_id(2)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, weight in model.state_dict().items():
-        if name in ("lm_head.weight", without):  # the head is tied to the embedding
-            continue
-        if match := re.search(r"[qk]_proj", name):
-            heads = config.num_attention_heads if match[0] == "q_proj" else config.num_key_value_heads
-            weight = interleave(weight, heads)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def write_wheel(folder, files: dict, name="tiny_model", version="1.0") -> str:
-    """Write a wheel of `files` ({path inside: bytes or Path}) to `folder`; returns its SHA-256."""
-    info = f"{name}-{version}.dist-info"
-    files = files | {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/licenses/LICENSE": b"Do as you like.\n",
-        f"{info}/RECORD": b"",
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for inner, content in files.items():
-            archive.writestr(inner, content if isinstance(content, bytes) else content.read_bytes())
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def llama():
+    return gguf_llama()
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory, llama):
-    """A folder of wheels that stands for the package index: a GGUF model, and a model already in safetensors."""
+    """A folder of wheels: GGUF models, a model already in safetensors, and a GGUF model in three parts."""
     folder = tmp_path_factory.mktemp("index")
     write_gguf(folder / "tiny.gguf", llama)
-    write_gguf(folder / "other.gguf", llama, rule="qwen2")
+    write_gguf(folder / "other.gguf", llama, rule="tekken")
     models = {"tiny_model/tiny.gguf": folder / "tiny.gguf", "tiny_model/other.gguf": folder / "other.gguf"}
     embedder = {f"tiny_embedder/model/{n}": c for n, c in {**layout(), "README.md": b"Apache-2.0"}.items()}
+    write_parts(folder, (folder / "tiny.gguf").read_bytes(), 3)
     return {
         "folder": folder,
         "model": write_wheel(folder, models),
         "embedder": write_wheel(folder, embedder, name="tiny_embedder"),
+        "file": sha256(folder / "tiny.gguf"),
     }
 
 
 @pytest.fixture
-def pip(monkeypatch, index):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(index["folder"]))
-    return index
+def cache(index, tmp_path, monkeypatch):
+    """A cache with all wheels; nothing can be downloaded."""
 
-
-@pytest.fixture
-def no_pip(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("pip was called")
 
-    monkeypatch.setattr(fetch.subprocess, "run", refuse)
+    monkeypatch.setattr(wheels.subprocess, "run", refuse)
+    (tmp_path / "wheels").mkdir()
+    for wheel in index["folder"].glob("*.whl"):
+        os.link(wheel, tmp_path / "wheels" / wheel.name)
+    return tmp_path / "wheels"
 
 
-def layout() -> dict:
-    """A minimal model folder, and what often lies beside it but is no part of it."""
-    model = {
-        "config.json": b"{}",
-        "model.safetensors": b"weights",
-        "tokenizer.json": b"{}",
-        "chat_template.jinja": b"t",
-    }
-    beside = {"optimizer.pt": b"", "pytorch_model.bin": b"", "consolidated.safetensors": b"", "onnx/model.json": b""}
-    return model | beside
+@pytest.fixture
+def no_conversion(monkeypatch):
+    """Conversions that were requested; each writes a minimal model."""
+    calls = []
+    convert = lambda gguf, folder: calls.append(write_folder(folder, layout()))  # noqa: E731
+    monkeypatch.setattr(fetch, "convert_gguf", convert)
+    return calls
 
 
-def write_folder(folder, files: dict):
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def entry(kind: str, **fields):
-    return SimpleNamespace(source=TypeAdapter(AnySource).validate_python({"kind": kind, **fields}))
-
-
-def gguf_entry(index, **fields):
+def gguf_wheel(index, **fields):
     fields = {"requirement": "tiny-model==1.0", "sha256": index["model"], "file": "tiny_model/tiny.gguf"} | fields
-    return entry("wheel", **fields)
+    return source("wheel", **fields)
 
 
-def contents(folder) -> dict:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+def gguf_parts(index, **fields):
+    return source("parts", **parts_fields((index["folder"] / "tiny.gguf").read_bytes(), 3) | fields)
+
+
+def recorded(folder) -> dict:
+    return json.loads((folder / "source.json").read_text())["source"]
 
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory, index):
     root = tmp_path_factory.mktemp("fetched")
     shutil.copytree(index["folder"], root / "wheels")
-    return fetch.fetch_model(gguf_entry(index), root / "tiny", root / "wheels")
+    return fetch.fetch_model(entry(gguf_wheel(index)), root / "tiny", root / "wheels")
 
 
 def test_converted_model_computes_what_the_original_did(fetched, llama):
@@ -193,29 +127,50 @@ def test_converted_tokenizer_splits_digits_off_and_keeps_the_chat_template(fetch
     assert chat == "<|im_start|>hi<|im_end|>"
     assert tokenizer(chat, add_special_tokens=False).input_ids[0] == 1
     assert tokenizer.model_max_length == 64
+    assert (fetched / "chat_template.jinja").read_text() == TEMPLATE
 
 
 def test_conversion_gives_the_same_bytes_again(fetched, index, tmp_path):
-    again = fetch.fetch_model(gguf_entry(index), tmp_path / "again", fetched.parent / "wheels")
+    again = fetch.fetch_model(entry(gguf_wheel(index)), tmp_path / "again", fetched.parent / "wheels")
     assert contents(again) == contents(fetched)
 
 
-def test_fetched_model_is_kept_until_it_is_damaged(fetched, index, tmp_path, monkeypatch):
+def test_every_source_of_one_gguf_file_gives_the_same_model(fetched, index, cache, tmp_path, monkeypatch):
+    snapshot = tmp_path / "snapshots" / "abc123"
+    for folder in (snapshot, tmp_path / "mine"):
+        write_folder(
+            folder, {"tiny.gguf": (index["folder"] / "tiny.gguf").read_bytes(), "LICENSE": b"Do as you like.\n"}
+        )
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **options: str(snapshot))
+    model = contents(fetched)
+    del model["source.json"]
+    for given in (
+        gguf_parts(index),
+        source("hub", id="someone/tiny", file="tiny.gguf", file_sha256=index["file"]),
+        source("folder", path=str(tmp_path / "mine")),
+    ):
+        folder = fetch.fetch_model(entry(given), tmp_path / "models" / given.kind, cache)
+        found = contents(folder)
+        assert recorded(folder) == given.model_dump(mode="json", exclude_none=True)
+        if given.kind == "parts":
+            found["LICENSE"] = model["LICENSE"]  # the joined file comes alone
+        assert found.pop("source.json") and found == model, given.kind
+
+
+def test_fetched_model_is_kept_until_it_is_damaged(fetched, index, tmp_path, no_conversion):
     destination = shutil.copytree(fetched, tmp_path / "model")
-    wheels = fetched.parent / "wheels"
-    calls = []
-    monkeypatch.setattr(fetch, "convert_gguf", lambda gguf, folder: calls.append(write_folder(folder, layout())))
-    fetch.fetch_model(gguf_entry(index), destination, wheels)
-    assert not calls
+    wheels_ = fetched.parent / "wheels"
+    fetch.fetch_model(entry(gguf_wheel(index)), destination, wheels_)
+    assert not no_conversion
     (destination / "model.safetensors").write_bytes(b"short")
-    fetch.fetch_model(gguf_entry(index), destination, wheels)
-    assert len(calls) == 1
-    fetch.fetch_model(gguf_entry(index, file="tiny_model/other.gguf"), destination, wheels)
-    assert len(calls) == 2
+    fetch.fetch_model(entry(gguf_wheel(index)), destination, wheels_)
+    assert len(no_conversion) == 1
+    fetch.fetch_model(entry(gguf_wheel(index, file="tiny_model/other.gguf")), destination, wheels_)
+    assert len(no_conversion) == 2
 
 
-def test_killed_conversion_leaves_the_old_model_whole(fetched, index, tmp_path, monkeypatch):
-    destination = write_folder(tmp_path / "model", {"config.json": b"old"})
+def test_killed_conversion_leaves_the_old_model_whole(index, cache, tmp_path, monkeypatch):
+    destination = write_folder(tmp_path / "models" / "tiny", {"config.json": b"old"})
 
     def interrupt(gguf, folder):
         write_folder(folder, {"model.safetensors": b"half"})
@@ -223,35 +178,15 @@ def test_killed_conversion_leaves_the_old_model_whole(fetched, index, tmp_path, 
 
     monkeypatch.setattr(fetch, "convert_gguf", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        fetch.fetch_model(gguf_entry(index), destination, fetched.parent / "wheels")
-    assert contents(tmp_path) == {"model/config.json": b"old"}
+        fetch.fetch_model(entry(gguf_wheel(index)), destination, cache)
+    assert contents(destination.parent) == {"tiny/config.json": b"old"}
 
 
-def test_wheel_is_downloaded_once(pip, tmp_path, monkeypatch):
-    wheel = fetch.fetch_wheel("tiny-model==1.0", pip["model"], tmp_path / "wheels")
-    assert hashlib.sha256(wheel.read_bytes()).hexdigest() == pip["model"]
-    assert [p.name for p in (tmp_path / "wheels").iterdir()] == [wheel.name]
-    monkeypatch.setattr(fetch.subprocess, "run", None)
-    assert fetch.fetch_wheel("tiny-model==1.0", pip["model"], tmp_path / "wheels") == wheel
-
-
-def test_damaged_wheel_in_the_cache_is_downloaded_again(pip, tmp_path):
-    damaged = write_folder(tmp_path, {"tiny_model-1.0-py3-none-any.whl": b"half a wheel"})
-    wheel = fetch.fetch_wheel("tiny-model==1.0", pip["model"], damaged)
-    assert hashlib.sha256(wheel.read_bytes()).hexdigest() == pip["model"]
-
-
-@pytest.mark.parametrize("requirement", ["tiny-model==2.0", "no-such-model==1.0"])
-def test_download_that_fails_says_what_to_do_and_leaves_nothing(pip, tmp_path, requirement):
-    with pytest.raises(FetchError, match=f"{requirement} could not be downloaded .*or put its wheel into") as error:
-        fetch.fetch_wheel(requirement, "0" * 64, tmp_path)
-    assert "\n" not in str(error.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_wheel_with_another_digest_is_refused_and_leaves_nothing(pip, tmp_path):
-    with pytest.raises(FetchError, match=f"not the expected file .SHA-256 {pip['model']}, expected 0000"):
-        fetch.fetch_model(gguf_entry(pip, sha256="0" * 64), tmp_path / "model", tmp_path / "wheels")
+def test_wheel_with_another_digest_is_refused_and_leaves_nothing(index, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index["folder"]))
+    with pytest.raises(FetchError, match=f"not the expected file .SHA-256 {index['model']}, expected 0000"):
+        fetch.fetch_model(entry(gguf_wheel(index, sha256="0" * 64)), tmp_path / "model", tmp_path / "wheels")
     assert not contents(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["wheels"]
 
@@ -260,118 +195,207 @@ def test_wheel_with_another_digest_is_refused_and_leaves_nothing(pip, tmp_path):
     ("file", "message"),
     [
         ("tiny_model/none.gguf", r"holds no tiny_model/none.gguf: name one of its models \(tiny_model/tiny.gguf, "),
-        ("tiny_model/other.gguf", "splits text by the rule 'qwen2', and only smollm and gpt-2 .* name a hub or folder"),
+        (
+            "tiny_model/other.gguf",
+            "splits text by the rule 'tekken', and only smollm and gpt-2 and qwen2 .* name a hub or",
+        ),
     ],
 )
-def test_unusable_file_in_the_wheel_is_refused(pip, tmp_path, file, message):
+def test_unusable_file_in_the_wheel_is_refused(index, cache, tmp_path, file, message):
     with pytest.raises(FetchError, match=message):
-        fetch.fetch_model(gguf_entry(pip, file=file), tmp_path / "model", tmp_path / "wheels")
+        fetch.fetch_model(entry(gguf_wheel(index, file=file)), tmp_path / "model", cache)
     assert not (tmp_path / "model").exists()
 
 
-def test_other_architectures_are_not_converted(tmp_path, llama):
-    write_gguf(tmp_path / "phi.gguf", llama, architecture="phi3")
-    with pytest.raises(ValueError, match="phi.gguf is a phi3 model, and only llama"):
-        fetch.convert_gguf(tmp_path / "phi.gguf", tmp_path)
-
-
-def test_missing_weight_is_not_left_random(tmp_path, llama):
-    write_gguf(tmp_path / "part.gguf", llama, without="model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(ValueError, match="part.gguf lacks model.layers.1.mlp.up_proj.weight"):
-        fetch.convert_gguf(tmp_path / "part.gguf", tmp_path)
-
-
-def test_embedder_is_copied_out_of_its_wheel(pip, tmp_path):
-    fields = {"requirement": "tiny-embedder==1.0", "sha256": pip["embedder"], "format": "safetensors"}
-    source = entry("wheel", file="tiny_embedder/model", **fields)
-    folder = fetch.fetch_embedder(source, tmp_path / "embedder", tmp_path / "wheels")
+def test_embedder_is_copied_out_of_its_wheel(index, cache, tmp_path):
+    fields = {"requirement": "tiny-embedder==1.0", "sha256": index["embedder"], "format": "safetensors"}
+    embedder = entry(source("wheel", file="tiny_embedder/model", **fields))
+    folder = fetch.fetch_embedder(embedder, tmp_path / "embedder", cache)
     kept = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"}
     assert set(contents(folder)) == kept | {"LICENSE", "source.json"}
 
 
-def test_local_folder_is_fetched_afresh_after_a_change(tmp_path, no_pip):
+def test_the_first_source_that_works_is_used_and_recorded(index, cache, tmp_path, no_conversion, monkeypatch):
+    monkeypatch.setenv("ESR_PROGRESS", str(tmp_path / "progress"))
+
+    def gated(*args, **options):
+        raise ConnectionError("No route")
+
+    monkeypatch.setattr(hub, "snapshot_download", gated)
+    hub_file = source("hub", id="someone/tiny", file="tiny.gguf", file_sha256=index["file"])
+    model = entry(hub_file, gguf_parts(index))
+    assert recorded(fetch.fetch_model(model, tmp_path / "model", cache))["kind"] == "parts"
+    said = (tmp_path / "progress").read_text()
+    assert re.search("^fetch: The hub's someone/tiny .* could not be .*No route.* Trying the next source.$", said, re.M)
+    fetch.fetch_model(model, tmp_path / "model", cache)
+    assert len(no_conversion) == 1  # kept, although the first source is another
+    reverse = entry(gguf_parts(index), hub_file)
+    assert recorded(fetch.fetch_model(reverse, tmp_path / "reverse", cache))["kind"] == "parts"
+
+
+def test_when_all_sources_fail_one_sentence_names_each_and_its_reason(index, cache, tmp_path):
+    missing = source("folder", path=str(tmp_path / "nowhere"), file_sha256=index["file"])
+    wheel = gguf_wheel(index, file="tiny_model/other.gguf")
+    with pytest.raises(FetchError) as error:
+        fetch.fetch_model(entry(missing, wheel), tmp_path / "model", cache)
+    first, second = f"The folder {tmp_path / 'nowhere'}", "The wheel's tiny_model/other.gguf is another file (SHA-256 "
+    assert str(error.value).startswith(f"None of the 2 sources works: (1) {first} does not exist")
+    assert f"; (2) {second}" in str(error.value) and "\n" not in str(error.value)
+    assert ". " not in str(error.value).replace(str(tmp_path), "")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("kind", ["wheel", "hub", "folder"])
+def test_a_source_that_gives_another_file_is_refused(index, cache, tmp_path, no_conversion, monkeypatch, kind):
+    """All sources of an entry are held to the digest that any of them names."""
+    other = write_folder(tmp_path / "other", {"tiny.gguf": b"another file"})
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **options: str(other))
+    given = {
+        "wheel": gguf_wheel(index, file="tiny_model/other.gguf"),
+        "hub": source("hub", id="someone/tiny", file="tiny.gguf"),
+        "folder": source("folder", path=str(other)),
+    }[kind]
+    model = entry(given, gguf_parts(index))
+    assert recorded(fetch.fetch_model(model, tmp_path / "model", cache))["kind"] == "parts"
+    alone = entry(given.model_copy(update={"file_sha256": index["file"]}))
+    with pytest.raises(
+        FetchError, match=f"is another file .SHA-256 [0-9a-f]+, expected {index['file']}.: correct the sou"
+    ):
+        fetch.fetch_model(alone, tmp_path / "alone", cache)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            lambda i: [gguf_wheel(i, file_sha256="0" * 64), gguf_parts(i)],
+            "its sources name two files, file_sha256 0000",
+        ),
+        (lambda i: [gguf_wheel(i), source("hub", id="a/b", file="b.gguf")], "GGUF files without file_sha256: add it"),
+        (
+            lambda i: [gguf_parts(i), source("hub", id="a/b")],
+            r"one of its sources is a GGUF file and one \(hub\) is not",
+        ),
+        (lambda i: [source("adapter", path="a"), gguf_parts(i)], r"is a GGUF file and one \(adapter\) is not"),
+    ],
+)
+def test_sources_that_cannot_be_of_the_same_files_are_refused(index, cache, tmp_path, given, message):
+    with pytest.raises(FetchError, match=f"^The model cannot be fetched: .*{message}"):
+        fetch.fetch_model(entry(*given(index)), tmp_path / "model", cache)
+
+
+def test_a_folder_of_safetensors_is_not_taken_for_the_gguf_file(index, cache, tmp_path, no_conversion):
+    mine = source("folder", path=str(write_folder(tmp_path / "mine", layout())))
+    folder = fetch.fetch_model(entry(mine, gguf_parts(index)), tmp_path / "model", cache)
+    assert recorded(folder)["kind"] == "parts"
+
+
+def test_local_folder_is_fetched_afresh_after_a_change(tmp_path, cache):
     origin = write_folder(tmp_path / "mine", layout())
-    source = entry("folder", path=str(origin))
-    folder = fetch.fetch_model(source, tmp_path / "model")
+    mine = entry(source("folder", path=str(origin)))
+    folder = fetch.fetch_model(mine, tmp_path / "model")
     assert set(contents(folder)) == {
         "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "source.json"
     }  # fmt: skip
     (origin / "config.json").write_bytes(b'{"changed": 1}')
     assert (folder / "config.json").read_bytes() == b"{}"
-    assert (fetch.fetch_model(source, folder) / "config.json").read_bytes() == b'{"changed": 1}'
+    assert (fetch.fetch_model(mine, folder) / "config.json").read_bytes() == b'{"changed": 1}'
+
+
+@pytest.mark.parametrize("files", [layout, shards, lambda: {"tiny.gguf": None}], ids=["one file", "shards", "gguf"])
+def test_local_folder_is_never_written_to(tmp_path, index, files):
+    written = {n: (index["folder"] / n).read_bytes() if c is None else c for n, c in files().items()}
+    origin = write_folder(tmp_path / "mine", written)
+    for path in origin.iterdir():
+        path.chmod(0o640)
+        os.utime(path, ns=(1, 2))
+
+    def state():
+        return {
+            p.name: (p.read_bytes(), p.stat().st_mtime_ns, p.stat().st_mode) for p in origin.iterdir() if p.is_file()
+        }
+
+    before = state()
+    folder = fetch.fetch_model(entry(source("folder", path=str(origin))), tmp_path / "model")
+    fetch.fetch_model(entry(source("folder", path=str(origin))), folder)
+    assert state() == before
+    shutil.rmtree(folder)
+    assert state() == before
+
+
+def test_shards_are_fetched_whole(tmp_path):
+    origin = write_folder(tmp_path / "mine", shards())
+    folder = fetch.fetch_model(entry(source("folder", path=str(origin))), tmp_path / "model")
+    assert {name for name in shards() if name.startswith("model")} <= set(contents(folder))
 
 
 @pytest.mark.parametrize(
-    ("lacking", "message"),
+    ("changes", "message"),
     [
-        ("config.json", "has no config.json"),
-        ("model.safetensors", "has no safetensors weights"),
-        ("tokenizer.json", "has no tokenizer"),
-        ("chat_template.jinja", "has no chat template"),
+        ({"config.json": None}, "has no config.json"),
+        (
+            {"model.safetensors": b"version https://git-lfs.github.com/spec/v1"},
+            "has a Git LFS pointer instead of model",
+        ),
+        ({"chat_template.jinja": None}, "has no chat template"),
+        ({"model.safetensors": None, "a.gguf": b"", "b.gguf": b""}, r"has 2 GGUF files \(a.gguf, b.gguf\): leave one"),
+        ({"model.safetensors": None, "a.gguf": b"version https://git-lfs"}, "has a Git LFS pointer instead of a.gguf"),
+        ({"model.safetensors": None, "a.gguf": b""}, "a.gguf is damaged or truncated"),
     ],
 )
-def test_incomplete_folder_is_refused(tmp_path, lacking, message):
-    origin = write_folder(tmp_path / "mine", {k: v for k, v in layout().items() if k != lacking})
-    with pytest.raises(FetchError, match=f"The folder .*mine {message}"):
-        fetch.fetch_model(entry("folder", path=str(origin)), tmp_path / "model")
+def test_broken_folder_is_refused_and_nothing_is_left(tmp_path, changes, message):
+    files = {name: content for name, content in (layout() | changes).items() if content is not None}
+    origin = write_folder(tmp_path / "mine", files)
+    with pytest.raises(FetchError, match=message):
+        fetch.fetch_model(entry(source("folder", path=str(origin))), tmp_path / "model")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
-def test_missing_folder_and_missing_shard_are_refused(tmp_path):
-    with pytest.raises(FetchError, match="The folder .*nowhere has no config.json"):
-        fetch.fetch_model(entry("folder", path=str(tmp_path / "nowhere")), tmp_path / "model")
-    shards = json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}).encode()
-    origin = write_folder(tmp_path / "mine", layout() | {"model.safetensors.index.json": shards})
-    with pytest.raises(FetchError, match="has no model-2.safetensors, which model.safetensors.index.json names"):
-        fetch.fetch_model(entry("folder", path=str(origin)), tmp_path / "model")
+def test_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fetch.shutil, "copyfile", full)
+    origin = write_folder(tmp_path / "mine", layout())
+    with pytest.raises(FetchError, match="^The folder .*mine could not be read or written: .*No space left on device"):
+        fetch.fetch_model(entry(source("folder", path=str(origin))), tmp_path / "model")
 
 
 def test_relative_folder_starts_at_the_root():
     assert FolderSource(kind="folder", path="models/mine").folder == sources.ROOT / "models" / "mine"
 
 
-def test_hub_model_records_its_commit(tmp_path, monkeypatch):
-    snapshot = write_folder(tmp_path / "snapshots" / "abc123", layout())
-    requested = {}
-
-    def download(name, **options):
-        requested.update(options, name=name)
-        return str(snapshot)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    folder = fetch.fetch_model(entry("hub", id="someone/model", revision="v1"), tmp_path / "model")
-    assert (requested["name"], requested["revision"]) == ("someone/model", "v1")
-    assert json.loads((folder / "source.json").read_text())["commit"] == "abc123"
-
-
-def test_hub_out_of_reach_is_one_sentence(tmp_path, monkeypatch):
-    def fail(name, **options):
-        raise ConnectionError("No route.\n\nTry again. And again.")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(FetchError, match=r"someone/model \(revision main\) .*: No route.*connect to the net") as error:
-        fetch.fetch_model(entry("hub", id="someone/model"), tmp_path / "model")
-    assert "\n" not in str(error.value)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
-    ("source", "field"),
+    ("given", "field"),
     [
         ({"kind": "wheel", "requirement": "model>=1", "sha256": "0" * 64, "file": "m.gguf"}, "requirement"),
         ({"kind": "wheel", "requirement": "model==1", "sha256": "0", "file": "m.gguf"}, "sha256"),
         ({"kind": "hub", "id": "no-owner"}, "id"),
+        ({"kind": "hub", "id": "a/b", "file": "model.safetensors"}, "file"),
+        (
+            {"kind": "hub", "id": "a/b", "file_sha256": "0" * 64},
+            "file_sha256 is that of a GGUF file, and this source n",
+        ),
         ({"kind": "folder", "path": "m", "revision": "main"}, "revision"),
         ({"kind": "ftp"}, "hub"),
+        ({"kind": "parts", **parts_fields(b"", 2), "requirement": "tiny-part==1"}, "requirement"),
+        ({"kind": "parts", **parts_fields(b"", 2), "part": "data/part.bin"}, "part"),
+        (
+            {"kind": "parts", **parts_fields(b"", 2), "part": "data/{n}{name}.bin"},
+            "braces are for the part's number alone",
+        ),
+        ({"kind": "parts", **parts_fields(b"", 2), "n_parts": 0}, "n_parts"),
+        ({"kind": "parts", **parts_fields(b"", 2), "file": "../m.gguf"}, "file"),
     ],
 )
-def test_ill_formed_source_is_refused(source, field):
+def test_ill_formed_source_is_refused(given, field):
     with pytest.raises(ValidationError, match=field):
-        TypeAdapter(AnySource).validate_python(source)
+        source(**given)
 
 
 def test_sources_differ_by_kind():
-    adapter = TypeAdapter(AnySource)
-    assert isinstance(adapter.validate_python({"kind": "hub", "id": "a/b"}), HubSource)
-    wheel = {"kind": "wheel", "requirement": "model==1", "sha256": "0" * 64, "file": "m.gguf"}
-    assert isinstance(adapter.validate_python(wheel), WheelSource)
+    assert isinstance(source("hub", id="a/b"), HubSource)
+    assert isinstance(source("wheel", requirement="model==1", sha256="0" * 64, file="m.gguf"), WheelSource)
+    parts = source("parts", **parts_fields(b"", 2))
+    assert isinstance(parts, PartsSource)
+    assert parts.wheel_of(2) == ("tiny-part2==1.0", "tiny_part2/data/part02.bin")
