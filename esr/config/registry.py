@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
@@ -114,11 +115,12 @@ class Sampling(Section):
 
 
 class Template(Section):
-    """What the chat template is given. system: text of the system turn; of the user's turn where the template has no
-    such role; null for none. date: the day that a template prints instead of today."""
+    """What the chat template is given. system: text of the system turn; put before the prompt where the template has no
+    such role; null for none. date: the day that the template prints; null for the template's fixed one, and 2025-01-01
+    where it would print today."""
 
     system: str | None = None
-    date: str = Field(default="2025-01-01", pattern=r"^\d{4}-\d{2}-\d{2}$")
+    date: Annotated[datetime.date, Field(strict=False)] | None = None
 
 
 class ModelEntry(Section):

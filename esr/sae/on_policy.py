@@ -83,7 +83,7 @@ def write_shard(chunk: dict, report: Report) -> bytes:
         batch_size=BATCH,
         temperature=TEMPERATURE,
         repetition_penalty=REPETITION_PENALTY,
-        stop_tokens=stop_tokens(model),
+        stop_tokens=stop_tokens(model, tokenizer),
         on_progress=lambda new, finished: report(finished, new),
     )
     documents = [list(row.prompt)[1:] + response.tokens for row, response in zip(rows, written, strict=True)]
