@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from esr.config.schema import ConfigError, Positive, Section, load_yaml, validate
+from esr.config.schema import ConfigError, Positive, Section, load_yaml, meant, validate
 from esr.config.sources import AnySource
 from esr.paths import DATA
 
@@ -213,7 +213,7 @@ def _with_base(model_id: str, written: dict, seen: list[str]) -> dict:
     base = fields.get("tuned_from")
     if base is None:
         return fields
-    if base not in written or base in [*seen, model_id]:
+    if not isinstance(base, str) or base not in written or base in [*seen, model_id]:
         known = ", ".join(other for other in written if other != model_id)
         raise ConfigError(f"{REGISTRY}: {model_id} has tuned_from {base!r}; another entry is expected: {known}.")
     shared = _with_base(base, written, [*seen, model_id])
@@ -224,7 +224,9 @@ def model_entry(model_id: str) -> ModelEntry:
     """The entry of `model_id`. Raises ConfigError with the known ids."""
     registry = load_registry()
     if model_id not in registry:
-        raise ConfigError(f"Unknown model {model_id!r}: {REGISTRY.name} has {', '.join(registry)}.")
+        raise ConfigError(
+            f"Unknown model {model_id!r}{meant(model_id, list(registry))}: {REGISTRY.name} has {', '.join(registry)}."
+        )
     return registry[model_id]
 
 

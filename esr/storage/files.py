@@ -81,12 +81,12 @@ def read_text(path: Path) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = _line_of(content[: error.start].decode("utf-8"))
+        line = line_of(content[: error.start].decode("utf-8"))
         raise ValueError(
             f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8: save the file as UTF-8."
         ) from None
     if "\0" in text:
-        line = _line_of(text.partition("\0")[0])
+        line = line_of(text.partition("\0")[0])
         raise ValueError(f"{path}, line {line} holds a NUL character, as UTF-16 does: remove it, or save it as UTF-8.")
     return text
 
@@ -97,7 +97,8 @@ def read_lines(path: Path) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _line_of(text_before: str) -> int:
+def line_of(text_before: str) -> int:
+    """The number of the line on which the text after `text_before` begins."""
     return len(LINE_BREAK.split(text_before))
 
 

@@ -23,7 +23,7 @@ HEADERS = (  # Llama 3: the date in the system turn, which is always there
     " + '<|eot_id|>' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
 )
-FIXED_DATE = HEADERS.replace("{%- set date_string = strftime_now('%d %b %Y') %}", "{%- set date_string = '26 Jul 2024' %}")
+FIXED_DATE = HEADERS.replace("strftime_now('%d %b %Y')", "'26 Jul 2024'")
 GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}{% for m in messages %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
@@ -89,6 +89,7 @@ def _wrapped(tokenizer, template, bos, eos, adds_bos):
 
 
 IM = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+INSTRUCT = ["<s>", "</s>", "[INST]", "[/INST]"]
 LLAMA = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 TURN = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
 
@@ -98,6 +99,6 @@ FAMILIES = {
     "smollm2": (lambda: byte_level(IM, CHATML, bos="<|im_start|>", eos="<|im_end|>"), True),
     "llama3": (lambda: byte_level(LLAMA, HEADERS, bos=LLAMA[0], eos="<|eot_id|>", adds_bos=True), True),
     "gemma": (lambda: sentencepiece_bpe(TURN, GEMMA, bos="<bos>", eos="<eos>", adds_bos=True), True),
-    "mistral": (lambda: unigram(["<s>", "</s>", "[INST]", "[/INST]"], INST, bos="<s>", eos="</s>", adds_bos=True), True),
+    "mistral": (lambda: unigram(INSTRUCT, INST, bos="<s>", eos="</s>", adds_bos=True), True),
     "plain": (lambda: byte_level(["<|end|>"], PLAIN, eos="<|end|>"), False),
 }

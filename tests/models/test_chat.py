@@ -44,7 +44,7 @@ def with_template(tokenizer, **settings):
     return use_template(tokenizer, Template(**settings))
 
 
-@pytest.mark.parametrize("prompt", ["Explain how to bake bread.", "What is 10 + 7?\n\nIn one word, please: é, 海, 🥖!", "x"])
+@pytest.mark.parametrize("prompt", ["Explain how to bake bread.", "What is 10 + 7?\n\nIn one word: é, 海, 🥖!", "x"])
 def test_a_plain_prompt_has_the_tokens_of_the_whole_rendered_chat(family, tokenizer, prompt):
     found = chat_tokens(tokenizer, prompt)
     if FAMILIES[family][1]:

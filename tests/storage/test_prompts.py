@@ -31,7 +31,8 @@ def test_the_prompts_are_two_disjoint_sets_of_38():
 
 
 @pytest.mark.parametrize(
-    ("split", "expected"), [("evaluation", "c480d79cbbc351db"), ("held_out", "fa813368db2556f1"), ("finetune", "01a814102f5f7575")]
+    ("split", "expected"),
+    [("evaluation", "c480d79cbbc351db"), ("held_out", "fa813368db2556f1"), ("finetune", "01a814102f5f7575")],
 )  # fmt: skip
 def test_ids_and_texts_of_the_studys_prompts_are_the_ones_of_its_results(split, expected):
     rows = "".join(f"{p.id} {p.text}\n" for p in read_prompts(split))
