@@ -90,8 +90,8 @@ class LlmJudge(Section):
     For an OpenAI-compatible server: `openai-api/<service>/<model>`, its `base_url`, and the key in <SERVICE>_API_KEY.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    model: str = Field(pattern=r"^[^/\s]+/\S+$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", examples=["gpt-4o-mini"])
+    model: str = Field(pattern=r"^[^/\s]+/\S+$", examples=["openai/gpt-4o-mini"])
     base_url: str | None = None
     temperature: float | None = Field(default=0.0, ge=0, le=2)  # null for models that take none
     structured: bool = True  # request replies in a schema; false for servers that refuse

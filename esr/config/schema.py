@@ -142,6 +142,11 @@ def _sentence(problem: Any, adapter: TypeAdapter, add: str) -> str:
         return f"{key}: {message}" if key else message
     if kind in ("model_type", "dict_type"):
         message = "keys with values are expected"
+    elif kind == "string_pattern_mismatch":
+        examples = [
+            e for s in _beside(adapter, problem["loc"]) for e in s.model_fields[problem["loc"][-1]].examples or []
+        ]
+        message = f"write it as in {examples[0]!r}" if examples else message
     elif kind == "literal_error":
         message += meant(value, re.findall(r"'(.*?)'", context["expected"]))
     elif kind in ("int_type", "float_type") and isinstance(value, str) and NUMBER.fullmatch(value):

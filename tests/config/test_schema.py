@@ -128,6 +128,10 @@ BAD_PARAMETERS = [
     ("no choice of those", put("name: offline", "name: oracle"), "judge: name is 'oracle'; input should be 'offline'"),
     ("a value that needs another", put("chosen_ratio: 0.1", "chosen_ratio: 0.4"),
      "finetune: chosen_ratio is 0.4, which is none of the ratios"),
+    ("a judge without a provider", put("judges: []", "judges: [{name: a, model: gpt}]"),
+     "judge: judges.0.model is 'gpt'; write it as in 'openai/gpt-4o-mini'"),
+    ("a judge's name with spaces", put("judges: []", "judges: [{name: A b, model: openai/m}]"),
+     "judge: judges.0.name is 'A b'; write it as in 'gpt-4o-mini'"),
     ("two judges of one name", put("judges: []", "judges: [{name: offline, model: openai/m}]"),
      "judge: each judge needs a unique name, these are offline, offline"),
 ]  # fmt: skip
