@@ -19,7 +19,7 @@ raise {error}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A repository of params.yaml, registry and data/study.yaml; `notebook(error)` gives the stage `fetch` its notebook."""
+    """A repository of params.yaml, registry and data/study.yaml, without notebooks."""
     root = tmp_path_factory.mktemp("repository")
     for name in ("params.yaml", "data/models.yaml", "data/study.yaml"):
         (root / name).parent.mkdir(exist_ok=True)
