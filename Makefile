@@ -15,11 +15,16 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv repro quick bench bench-vllm test test-slow test-all lint lab clean
+.PHONY: help repository venv repro quick bench bench-vllm test test-slow test-all lint lab clean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3.12] [PIP_FLAGS='--extra-index-url ...']"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+repository:
+	@git rev-parse HEAD >/dev/null 2>&1 || { echo "This folder is not a git repository with a commit (a downloaded zip" \
+	  "has none), and DVC needs one: install git, clone the repository, or make one here with" \
+	  "'git init && git add . && git commit -m start'." >&2; exit 1; }
 
 venv: $(INSTALLED) ## make .venv with the pinned dependencies and this package
 
@@ -32,15 +37,15 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-repro: venv ## run the study: every stage that is not up to date, then fresh numbers beside the committed ones
+repro: repository venv ## run the study: every stage that is not up to date, then fresh numbers beside the committed ones
 	$(BIN)/python -m esr.pipeline.kernels $(BIN)/dvc repro
 	$(BIN)/python -m esr.reporting.tables compare
 
-quick: venv ## run the study at scale smoke, in minutes; overwrites numbers, figures and executed notebooks
+quick: repository venv ## run the study at scale smoke, in minutes; overwrites numbers, figures and executed notebooks
 	$(BIN)/python -m esr.pipeline.kernels $(BIN)/dvc exp run --set-param scale=smoke
 	@echo "This was scale smoke. To go back: git restore params.yaml dvc.lock paper notebooks/executed && .venv/bin/dvc checkout"
 
-bench: venv ## time the engine beside transformers and vLLM on the same trials: ten minutes on two free cores
+bench: repository venv ## time the engine beside transformers and vLLM on the same trials: ten minutes on two free cores
 	$(BIN)/dvc repro fetch
 	$(BIN)/python -m benchmarks.run
 

@@ -27,7 +27,7 @@ study_chunk = trials.generate_chunk
 
 def write_to_the_limit(chunk: dict, report: Report) -> bytes:
     """The experiments' chunk with stop tokens ignored. Runs in a worker."""
-    with patch.object(trials, "stop_tokens", lambda _model: []):
+    with patch.object(trials, "stop_tokens", lambda _model, _tokenizer: []):
         return study_chunk(chunk, report)
 
 

@@ -210,11 +210,11 @@ def main(arguments: list[str] | None = None) -> None:
             return
         with tempfile.TemporaryDirectory() as folder:
             numbers = measure(QUICK if options.quick else FULL, Path(folder))
+        if not options.quick:
+            write_numbers("bench", numbers)
+            execute(NOTEBOOK, {"name": "bench"}, NOTEBOOK.parent / "executed" / NOTEBOOK.name)
     except (ConfigError, FileNotFoundError, RuntimeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    if not options.quick:
-        write_numbers("bench", numbers)
-        execute(NOTEBOOK, {"name": "bench"}, NOTEBOOK.parent / "executed" / NOTEBOOK.name)
     print(table(numbers))
 
 

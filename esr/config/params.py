@@ -90,8 +90,8 @@ class LlmJudge(Section):
     For an OpenAI-compatible server: `openai-api/<service>/<model>`, its `base_url`, and the key in <SERVICE>_API_KEY.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    model: str = Field(pattern=r"^[^/\s]+/\S+$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", examples=["gpt-4o-mini"])
+    model: str = Field(pattern=r"^[^/\s]+/\S+$", examples=["openai/gpt-4o-mini"])
     base_url: str | None = None
     temperature: float | None = Field(default=0.0, ge=0, le=2)  # null for models that take none
     structured: bool = True  # request replies in a schema; false for servers that refuse
@@ -226,9 +226,7 @@ class Controls(Shared, Generation):
     n_bootstrap: Positive
 
     @model_validator(mode="after")
-    def _ranges_are_not_empty(self):
-        if self.max_tokens < self.min_tokens:
-            raise ValueError(f"max_tokens is {self.max_tokens}, min_tokens is {self.min_tokens}: give at least as many")
+    def _windows_are_not_empty(self):
         for window in self.windows:
             if len(window) != 2 or window[0] >= window[1]:
                 raise ValueError(f"windows has {window}: give [first, last + 1] of tokens, as [0, 32]")

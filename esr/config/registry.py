@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from esr.config.schema import ConfigError, Positive, Section, load_yaml, validate
+from esr.config.schema import ConfigError, Positive, Section, load_yaml, meant, validate
 from esr.config.sources import AnySource
 from esr.paths import DATA
 
@@ -114,11 +115,12 @@ class Sampling(Section):
 
 
 class Template(Section):
-    """What the chat template is given. system: text of the system turn; of the user's turn where the template has no
-    such role; null for none. date: the day that a template prints instead of today."""
+    """What the chat template is given. system: text of the system turn; put before the prompt where the template has no
+    such role; null for none. date: the day that the template prints; null for the template's fixed one, and 2025-01-01
+    where it would print today."""
 
     system: str | None = None
-    date: str = Field(default="2025-01-01", pattern=r"^\d{4}-\d{2}-\d{2}$")
+    date: Annotated[datetime.date, Field(strict=False)] | None = None
 
 
 class ModelEntry(Section):
@@ -211,7 +213,7 @@ def _with_base(model_id: str, written: dict, seen: list[str]) -> dict:
     base = fields.get("tuned_from")
     if base is None:
         return fields
-    if base not in written or base in [*seen, model_id]:
+    if not isinstance(base, str) or base not in written or base in [*seen, model_id]:
         known = ", ".join(other for other in written if other != model_id)
         raise ConfigError(f"{REGISTRY}: {model_id} has tuned_from {base!r}; another entry is expected: {known}.")
     shared = _with_base(base, written, [*seen, model_id])
@@ -222,7 +224,9 @@ def model_entry(model_id: str) -> ModelEntry:
     """The entry of `model_id`. Raises ConfigError with the known ids."""
     registry = load_registry()
     if model_id not in registry:
-        raise ConfigError(f"Unknown model {model_id!r}: {REGISTRY.name} has {', '.join(registry)}.")
+        raise ConfigError(
+            f"Unknown model {model_id!r}{meant(model_id, list(registry))}: {REGISTRY.name} has {', '.join(registry)}."
+        )
     return registry[model_id]
 
 

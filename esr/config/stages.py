@@ -8,15 +8,31 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter, field_validator
 
 from esr.config.params import STAGES, Generation
-from esr.config.registry import REGISTRY, model_entry
-from esr.config.schema import ConfigError, Section, load_yaml, validate
+from esr.config.registry import model_entry
+from esr.config.schema import Section, load_yaml, mapping, refuse_unknown, validate
 from esr.config.study import check_study
 from esr.paths import BY_HAND, PIPELINE, ROOT, SCRATCH
 
 PARAMS = ROOT / "params.yaml"
+
+
+class Study(Section):
+    """What stands above the sections of params.yaml."""
+
+    scale: str
+    models: list[str] = Field(min_length=1)
+    seed: int
+
+    @field_validator("models")
+    @classmethod
+    def _each_once(cls, models: list[str]) -> list[str]:
+        for model in models:
+            if models.count(model) > 1:
+                raise ValueError(f"{model!r} is there twice: remove one")
+        return models
 
 
 def stage_parameters(stage: str, model: str | None = None) -> dict[str, Any]:
@@ -24,8 +40,7 @@ def stage_parameters(stage: str, model: str | None = None) -> dict[str, Any]:
 
     Raises ConfigError for an unknown stage, scale or model, and for a wrong key, type or value anywhere in params.yaml.
     """
-    if stage not in STAGES:
-        raise ConfigError(f"Unknown stage {stage!r}: there are {', '.join(STAGES)}.")
+    refuse_unknown(stage, STAGES, "Unknown stage")
     params = load_yaml(PARAMS)
     _check_file(params)
     model = model or params["models"][0]
@@ -61,25 +76,32 @@ def _assemble(stage: str, params: dict, model: str) -> Section:
     values |= (params.get(stage) or {}) | (sizes.get(stage) or {})
     if "temperature" in values and (temperature := model_entry(model).sampling.temperature) is not None:
         values["temperature"] = temperature
-    return validate(TypeAdapter(section), values, f"{PARAMS.name}: {stage}")
+    add = f"write it under {stage} or scales.{params['scale']}.{stage}"
+    return validate(TypeAdapter(section), values, f"{PARAMS.name}: {stage}", add)
 
 
 def _check_file(params: dict) -> None:
     """Check every section, to find mistakes before the first stage runs."""
-    known = {"scale", "models", "seed", "scales", "generation", *STAGES}
+    sections, where = ["generation", *STAGES], PARAMS.name
     for key in params:
-        if key not in known:
-            raise ConfigError(f"{PARAMS.name}: unknown key {key!r}; allowed are {', '.join(sorted(known))}.")
-    scales = params.get("scales") or {}
-    if params.get("scale") not in scales:
-        raise ConfigError(f"{PARAMS.name}: scale is {params.get('scale')!r}; allowed are {', '.join(scales)}.")
+        refuse_unknown(key, [*Study.model_fields, "scales", *sections], f"{where}: unknown key")
+    study = {name: params[name] for name in Study.model_fields if name in params}
+    validate(TypeAdapter(Study), study, where, "add it at the top")
+    scales = mapping(params.get("scales"), f"{where}: scales")
+    refuse_unknown(params["scale"], scales, f"{where}: scale is")
+    parts = [(f"{where}: {name}", params.get(name)) for name in sections]
     for name, sizes in scales.items():
-        for key in sizes:
-            if key not in {"generation", *STAGES}:
-                raise ConfigError(f"{PARAMS.name}: scales.{name} has the unknown section {key!r}.")
-    models = params.get("models")
-    if not isinstance(models, list) or not models:
-        raise ConfigError(f"{PARAMS.name}: models is {models!r}; a list of ids of {REGISTRY.name} is expected.")
-    check_study(models)
-    for stage in STAGES:
+        for key, part in mapping(sizes, f"{where}: scales.{name}").items():
+            refuse_unknown(key, sections, f"{where}: scales.{name}: unknown key")
+            parts.append((f"{where}: scales.{name}.{key}", part))
+    for name, part in parts:
+        if part:  # an empty one is complete where the other place has its keys
+            mapping(part, name)
+    check_study(params["models"])
+    sizes = scales[params["scale"]]
+    given = (params.get("generation") or {}) | (sizes.get("generation") or {})
+    add = f"write it under generation or scales.{params['scale']}.generation"
+    validate(TypeAdapter(Generation), given, f"{where}: generation", add)
+    shared = [name for _, others in STAGES.values() for name in others if name in STAGES]  # blamed before their users
+    for stage in [*shared, *STAGES]:
         _assemble(stage, params, params["models"][0])

@@ -51,8 +51,7 @@ def derive(models: list[str]) -> dict[str, dict]:
     """
     registry = load_registry()
     for model in models:
-        if model not in registry:
-            raise ConfigError(f"Unknown model {model!r}: {REGISTRY.name} has {', '.join(registry)}.")
+        model_entry(model)
         if not registry[model].steerable:
             raise ConfigError(f"{model} cannot be steered: it has no sae or concepts in {REGISTRY.name}.")
         base = registry[model].tuned_from

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from esr.models.alignment import align
+from esr.models.alignment import align, whole_characters
 from esr.statistics import intervals
 from esr.steering.trials import Plan
 from esr.storage.records import Judgement, Trial
@@ -61,17 +61,20 @@ def find_episodes(
     return episodes
 
 
-def plan_on_topic_openings(episodes: Sequence[Episode], unsteered: Sequence[Trial], opening_tokens: int) -> list[Plan]:
+def plan_on_topic_openings(
+    episodes: Sequence[Episode], unsteered: Sequence[Trial], opening_tokens: int, tokenizer
+) -> list[Plan]:
     """Each episode's steered trial, prefilled with the first `opening_tokens` tokens of the unsteered response to the
-    same prompt with the same seed. Episodes with a shorter unsteered response are left out."""
+    same prompt with the same seed, and with those that complete a character. Episodes with a shorter unsteered response
+    are left out."""
     tokens_of = {_key(t): t.tokens for t in unsteered}
     plans = []
     for trial in (episode.trial for episode in episodes):
         tokens = tokens_of.get(_key(trial), [])
-        if len(tokens) >= opening_tokens:
+        if count := whole_characters(tokens, opening_tokens, tokenizer):
             names = ("latent", "label", "prompt_id", "prompt", "seed", "boost", "layer")
             fields = {name: getattr(trial, name) for name in names}
-            plans.append(Plan("prefilled_on_topic", prefill=tuple(tokens[:opening_tokens]), **fields))
+            plans.append(Plan("prefilled_on_topic", prefill=tuple(tokens[:count]), **fields))
     return plans
 
 

@@ -32,3 +32,14 @@ def align(tokens: Sequence[int], tokenizer) -> Alignment:
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     before = (tokenizer.decode(tokens[:i], skip_special_tokens=True) for i in range(len(tokens)))
     return Alignment(text, (*(len(os.path.commonprefix([part, text])) for part in before), len(text)))
+
+
+def ends_inside_character(tokens: Sequence[int], tokenizer) -> bool:
+    """Whether the tokens end inside a character, as in the middle of an emoji."""
+    return tokenizer.decode(tokens, skip_special_tokens=True).endswith("\ufffd")  # which half of one is decoded to
+
+
+def whole_characters(tokens: Sequence[int], count: int, tokenizer) -> int | None:
+    """The smallest number of tokens from `count` on that ends with a character; None where the tokens hold none."""
+    ends = (n for n in range(count, len(tokens) + 1) if not ends_inside_character(tokens[:n], tokenizer))
+    return next(ends, None)

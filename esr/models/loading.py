@@ -9,6 +9,7 @@ import torch
 
 from esr.config.registry import model_entry
 from esr.config.schema import ConfigError
+from esr.models.chat import end_of_turn, use_template
 from esr.models.devices import compute_dtype, device
 from esr.paths import ROOT, data_dir
 
@@ -45,9 +46,10 @@ def load_model(model_id: str, dtype: torch.dtype | None = None, adapter: Path | 
 
 
 def load_tokenizer(model_id: str):
+    """The tokenizer, which renders chats as the entry's `template` says."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model_folder(model_id))
+    return use_template(AutoTokenizer.from_pretrained(model_folder(model_id)), model_entry(model_id).template)
 
 
 @lru_cache(maxsize=1)
@@ -59,7 +61,19 @@ def resident_model(model_id: str, adapter: str = ""):
     return load_model(model_id, adapter=ROOT / adapter if adapter else None), load_tokenizer(model_id)
 
 
-def stop_tokens(model) -> list[int]:
-    """Ids of the tokens that end a response."""
+def stop_tokens(model, tokenizer) -> list[int]:
+    """Ids of the tokens that end a response: those of the generation config, else the tokenizer's EOS, and the token
+    with which the chat template ends a turn, lest a response runs on into another role.
+
+    Raises ConfigError when there is none.
+    """
     ends = model.generation_config.eos_token_id
-    return list(ends) if isinstance(ends, list) else [ends]
+    ends = tokenizer.eos_token_id if ends is None else ends
+    found = [*(ends if isinstance(ends, list) else [ends]), end_of_turn(tokenizer)]
+    stops = list(dict.fromkeys(token for token in found if token is not None))
+    if not stops:
+        raise ConfigError(
+            f"{tokenizer.name_or_path or 'The model'} has no stop token in generation_config.json, tokenizer or chat "
+            "template, and its responses would never end: set eos_token_id in generation_config.json."
+        )
+    return stops

@@ -21,6 +21,7 @@ ENGINE = (
     "engine/interventions",
     "engine/linear",
     "engine/sampling",
+    "models/alignment",
     "models/chat",
     "models/devices",
     "models/loading",
@@ -54,6 +55,7 @@ def engine_provenance(model_id: str, adapter: str = "") -> dict[str, str]:
         "model": file_digest(data_dir("fetch", model_id) / "model.safetensors"),
         "adapter": file_digest(ROOT / adapter / "adapter_model.safetensors") if adapter else "",
         "sae": _sae_digest(model_entry(model_id).sae),
+        "template": model_entry(model_id).template.model_dump_json(),
     }
 
 

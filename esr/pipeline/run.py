@@ -32,6 +32,16 @@ from esr.storage.files import write_text
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # typeshed omits None, which blocks an import
 
 
+# Errors whose message says in a sentence what to do; others are mistakes of a program, and their kind matters.
+REFUSALS = {
+    "ConfigError", "FetchError", "JudgeError", "PaperError", "SteeringError", "FileNotFoundError", "ValueError",
+}  # fmt: skip
+
+
+class NotebookError(RuntimeError):
+    """A notebook failed; the message is for the terminal."""
+
+
 def notebook_path(stage: str) -> Path:
     """The one notebook `notebooks/NN_<stage>.ipynb`."""
     found = sorted(NOTEBOOKS.glob(f"[0-9][0-9]_{stage}.ipynb"))
@@ -64,7 +74,10 @@ def run(stage: str, model: str | None = None) -> Path:
 
 
 def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:
-    """Execute a notebook and write its copy `executed`, normalized. On an error the failed one is kept under .cache."""
+    """Execute a notebook and write its copy `executed`, normalized.
+
+    Raises NotebookError when it fails; the notebook so far is kept under .cache.
+    """
     import papermill
 
     check_names(source, parameters)
@@ -81,8 +94,7 @@ def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:
                 kernel_manager_class=kernel_manager(), start_timeout=START_S,
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        message = f"{source.name} failed: {error.ename}: {error.evalue}"
-        raise SystemExit(f"{message}\nThe notebook so far: {working}") from None
+        raise NotebookError(_failure(error, source, working)) from error
     notebook = nbformat.read(working, as_version=4)
     for warning in stderr_of(notebook):
         print(warning, end="", file=sys.stderr)
@@ -90,6 +102,14 @@ def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:
     shutil.rmtree(working.parent)
     print(f"{source.stem}: done in {time.monotonic() - start:.0f} s -> {executed.relative_to(ROOT)}", file=sys.stderr)
     return executed
+
+
+def _failure(error, source: Path, working: Path) -> str:
+    """The bare sentence of an error that says what to do; otherwise its kind and where the notebook so far is."""
+    sentence = str(error.evalue).strip()
+    if error.ename in REFUSALS and sentence.endswith(".") and "\n" not in sentence:
+        return sentence
+    return f"{source.name} failed: {error.ename}: {sentence}\nThe notebook so far: {working}"
 
 
 def stderr_of(notebook: nbformat.NotebookNode) -> list[str]:
@@ -166,10 +186,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run the notebook of a stage with the parameters of params.yaml.")
     parser.add_argument("stage")
     parser.add_argument("--model", help="id in data/models.yaml; stages over all models take none")
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
     arguments = parser.parse_args()
     try:
         run(arguments.stage, arguments.model)
-    except (ConfigError, FileNotFoundError, ValueError) as error:
+    except (ConfigError, FileNotFoundError, ValueError, NotebookError) as error:
+        if arguments.traceback:
+            raise
         raise SystemExit(f"error: {error}") from None
 
 

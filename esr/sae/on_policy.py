@@ -18,6 +18,7 @@ from esr.models.chat import chat_tokens
 from esr.models.loading import resident_model, stop_tokens
 from esr.models.provenance import engine_provenance
 from esr.sae.corpus import Corpus
+from esr.storage.files import read_lines
 
 SHARD = 384  # documents per shard, the unit of resumption
 BATCH = 192  # responses generated together
@@ -27,8 +28,8 @@ TEMPERATURE, REPETITION_PENALTY = 0.8, 1.1
 
 def draw_requests(subjects_file: Path, forms_file: Path, n: int, seed: int) -> list[str]:
     """`n` distinct requests with subjects about equally frequent. Raises ValueError when the files allow fewer."""
-    subjects = [s.strip() for line in subjects_file.read_text().splitlines() for s in line.split(",") if s.strip()]
-    forms = [line.strip() for line in forms_file.read_text().splitlines() if line.strip()]
+    subjects = [s.strip() for line in read_lines(subjects_file) for s in line.split(",") if s.strip()]
+    forms = [line.strip() for line in read_lines(forms_file) if line.strip()]
     if n > len(subjects) * len(forms):
         raise ValueError(
             f"{n} requests are needed, but {subjects_file.name} x {forms_file.name} "
@@ -83,7 +84,7 @@ def write_shard(chunk: dict, report: Report) -> bytes:
         batch_size=BATCH,
         temperature=TEMPERATURE,
         repetition_penalty=REPETITION_PENALTY,
-        stop_tokens=stop_tokens(model),
+        stop_tokens=stop_tokens(model, tokenizer),
         on_progress=lambda new, finished: report(finished, new),
     )
     documents = [list(row.prompt)[1:] + response.tokens for row, response in zip(rows, written, strict=True)]

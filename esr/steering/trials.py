@@ -187,7 +187,7 @@ def generate_chunk(content: dict, report: Report) -> bytes:
             batch_size=settings.batch_size,
             temperature=settings.temperature,
             repetition_penalty=chunk.repetition_penalty,
-            stop_tokens=stop_tokens(model),
+            stop_tokens=stop_tokens(model, tokenizer),
             on_progress=lambda written, finished: report(finished, written),
         )
     trials = [_trial(chunk, plan, response, tokenizer) for plan, response in zip(plans, responses, strict=True)]

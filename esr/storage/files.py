@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -38,21 +40,66 @@ def write_rows(path: Path, rows: Iterable[Record]) -> None:
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """Rows of `path`. Raises FileNotFoundError or ValueError naming file, line and field."""
+    """Rows of `path`; empty lines are skipped. Raises FileNotFoundError or ValueError naming file, line and field."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: run the stage that writes it (dvc repro), or check the name.")
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
+    lines, rows = read_lines(path), []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
                 rows.append(kind.model_validate_json(line))
-            except ValidationError as error:
-                problem = error.errors()[0]
-                field = ".".join(map(str, problem["loc"])) or "the line"
+        except ValidationError as error:
+            problem = error.errors()[0]
+            if problem["type"] == "json_invalid" and number == len(lines):  # a whole file ends with a line break
                 raise ValueError(
-                    f"{path}, line {number}: {field}: {problem['msg']} (a {kind.__name__} is expected)."
+                    f"{path}, line {number}: the last row is cut off: run the stage that writes the file again, "
+                    "or remove the line."
                 ) from None
+            field = ".".join(map(str, problem["loc"])) or "the line"
+            raise ValueError(
+                f"{path}, line {number}: {field}: {problem['msg']} (a {kind.__name__} is expected)."
+            ) from None
     return rows
+
+
+ENCODINGS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",  # before UTF-16, which begins with the same bytes
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
+LINE_BREAK = re.compile(r"\r\n|\r|\n")  # str.splitlines also splits at U+2028, U+0085, form feeds and others
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without its byte-order mark; line breaks as written.
+
+    Raises ValueError that names file, line and what to do for another encoding and for NUL characters.
+    """
+    content = path.read_bytes()
+    for mark, encoding in ENCODINGS.items():
+        if content.startswith(mark):
+            raise ValueError(f"{path} is encoded in {encoding}: save it as UTF-8.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = line_of(content[: error.start].decode("utf-8"))
+        raise ValueError(
+            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8: save the file as UTF-8."
+        ) from None
+    if "\0" in text:
+        line = line_of(text.partition("\0")[0])
+        raise ValueError(f"{path}, line {line} holds a NUL character, as UTF-16 does: remove it, or save it as UTF-8.")
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 file, without their ends. Raises ValueError as `read_text` does."""
+    lines = LINE_BREAK.split(read_text(path))
+    return lines if lines[-1] else lines[:-1]
+
+
+def line_of(text_before: str) -> int:
+    """The number of the line on which the text after `text_before` begins."""
+    return len(LINE_BREAK.split(text_before))
 
 
 def write_text(path: Path, text: str) -> None:

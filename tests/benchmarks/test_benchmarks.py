@@ -97,13 +97,10 @@ def test_sampling_is_the_studys_over_the_whole_vocabulary():
 
 
 class Tokenizer:
-    """Letters as tokens; the chat template, were it used, would put a token before them."""
+    """Letters as tokens."""
 
     def __call__(self, text, add_special_tokens):
         return type("Encoding", (), {"input_ids": [3 + ord(letter) - ord("a") for letter in text]})
-
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-        return "z" + messages[0]["content"]
 
     def decode(self, tokens, skip_special_tokens):
         return " ".join(map(str, tokens))
@@ -114,6 +111,8 @@ def chunk(llama, vectors, monkeypatch):
     """A chunk of the study on the tiny model; the third token of its first response is a stop token."""
     monkeypatch.setattr(trials, "resident_model", lambda _model, _adapter: (llama, Tokenizer()))
     monkeypatch.setattr(trials, "load_directions", lambda _model, latents: vectors[latents])
+    monkeypatch.setattr(trials, "chat_tokens", lambda tokenizer, text, _prefill: (28, *tokenizer(text, True).input_ids))
+    monkeypatch.setattr("esr.models.loading.end_of_turn", lambda _tokenizer: None)
     plans = [trials.Plan("steered", i, "", f"p{i}", text, i, 1.0, layer=1) for i, text in enumerate(("abc", "de"))]
     settings = trials.Settings("tiny", temperature=0.0, batch_size=2, max_new_tokens=TOKENS)
     steering = trials.Steering("tiny", sae_layer=1, residual_norm=1.0)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from esr.experiments import self_corrections
 from esr.experiments.self_corrections import (
     AFTER_RESTART,
     MAX_WORDS,
@@ -39,9 +40,6 @@ SIZES = {"response_tokens": 200, "recovery_tokens": 40, "stop_token": STOP}
 class Characters:
     """A tokenizer whose tokens are characters, so that a test reads what it checks."""
 
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-        return f"<{messages[0]['content']}>"
-
     def __call__(self, text, add_special_tokens):
         return SimpleNamespace(input_ids=[ord(c) for c in text])
 
@@ -52,6 +50,12 @@ class Characters:
 
     def batch_decode(self, texts, skip_special_tokens=False):
         return [decoded(tokens) for tokens in texts]
+
+
+@pytest.fixture(autouse=True)
+def chats(monkeypatch):
+    """A chat is the prompt in angle brackets."""
+    monkeypatch.setattr(self_corrections, "chat_tokens", lambda _tokenizer, text: tuple(ord(c) for c in f"<{text}>"))
 
 
 def decoded(tokens):

@@ -60,10 +60,10 @@ def test_windows_are_counted_from_where_the_text_begins_and_must_be_full():
 def test_the_prefilled_opening_is_unsteered_and_continued_under_the_same_steering_vector():
     steered, plain = restarted(), trial(GOOD, "unsteered")
     episodes = find_episodes([steered], OfflineJudge(Bread()).judge([steered]), TOKENIZER, min_tokens=5)
-    (plan,) = plan_on_topic_openings(episodes, [plain], opening_tokens=4)
+    (plan,) = plan_on_topic_openings(episodes, [plain], 4, TOKENIZER)
     assert plan.prefill == tuple(plain.tokens[:4]) and (plan.boost, plan.seed, plan.layer) == (0.4, 7, 2)
-    assert plan_on_topic_openings(episodes, [plain], opening_tokens=99) == []
-    assert plan_on_topic_openings(episodes, [trial(GOOD, "unsteered", latent=3)], opening_tokens=4) == []
+    assert plan_on_topic_openings(episodes, [plain], 99, TOKENIZER) == []
+    assert plan_on_topic_openings(episodes, [trial(GOOD, "unsteered", latent=3)], 4, TOKENIZER) == []
 
 
 def test_a_model_that_never_restarts_has_nulls_for_every_window():

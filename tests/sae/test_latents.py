@@ -45,11 +45,8 @@ class Tokenizer:
         self.texts += [t for t in dict.fromkeys(found) if t not in self.texts]
         return [self.texts.index(t) for t in found]
 
-    def apply_chat_template(self, messages, **_):
-        return f"<bos>user\n{messages[0]['content']}<end>assistant\n"
-
-    def __call__(self, text, **_):
-        return type("Encoding", (), {"input_ids": self.ids(text)})
+    def chat(self, text):
+        return tuple(self.ids(f"<bos>user\n{text}<end>assistant\n"))
 
 
 class Embedder:
@@ -224,9 +221,10 @@ def test_contexts_at_template_tokens_are_dropped(fired, words, corpus):
     assert len(contexts_of(Contexts(fired.activation, fired.document, place, fired.density, 1.0, 1), words, 0)) == 2
 
 
-def test_prompt_activations_look_at_the_users_words_alone(tokenizer):
+def test_prompt_activations_look_at_the_users_words_alone(tokenizer, monkeypatch):
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    monkeypatch.setattr("esr.models.chat.chat_tokens", Tokenizer.chat)
     prompts = [Prompt(id="a", text="Explain how to bake bread."), Prompt(id="b", text="How do whales dive?")]
     for prompt in prompts:
         tokenizer.ids(prompt.text)

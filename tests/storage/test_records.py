@@ -1,13 +1,11 @@
-"""Rows that do not fit their schema are refused by file, line and field; a prompts file must hold prompts."""
+"""Rows that do not fit their schema are refused by file, line and field."""
 
 import json
 
 import pytest
 
-from esr.storage import prompts
 from esr.storage.digests import digest
 from esr.storage.files import read_rows, write_rows
-from esr.storage.prompts import read_prompts
 from esr.storage.records import Prompt, Query
 
 
@@ -43,17 +41,37 @@ def test_a_digest_depends_on_everything():
     assert len({digest(1), digest("1"), digest(1.5), digest([1]), digest(1, 1)}) == 5
 
 
-def test_the_prompts_are_two_disjoint_sets_of_38():
-    evaluation, held_out = read_prompts("evaluation"), read_prompts("held_out")
-    assert len({p.text for p in evaluation} | {p.text for p in held_out}) == 76
-    assert evaluation[0] == Prompt(id="evaluation-01", text=evaluation[0].text)
+def test_a_line_separator_in_a_text_does_not_split_its_row(tmp_path):
+    rows = [Prompt(id=str(i), text=f"a{mark}b") for i, mark in enumerate(("\u2028", "\u2029", "\x85", "\x0c", "\r\n"))]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert "a\u2028b" in (tmp_path / "rows.jsonl").read_text(encoding="utf-8"), "JSON leaves it as it is"
+    assert read_rows(tmp_path / "rows.jsonl", Prompt) == rows
 
 
-@pytest.mark.parametrize(("content", "message"), [("\n  \n", "holds no prompt"), ("a\nb\na\n", "twice: 'a'")])
-def test_a_bad_prompts_file_is_refused(tmp_path, monkeypatch, content, message):
-    monkeypatch.setattr(prompts, "PROMPTS", tmp_path)
-    (tmp_path / "evaluation.txt").write_text(content)
+ROW = json.dumps({"boost": 0.5, "score": 1.0, "n": 4})
+
+
+@pytest.mark.parametrize(
+    "content", [f"{ROW}\r\n{ROW}\r\n", f"\ufeff{ROW}\n\n{ROW}\n", f"{ROW}\r{ROW}", f"{ROW}\n{ROW}\n\n \n"],
+    ids=["CRLF", "BOM and an empty line", "lone CR, no line break at the end", "empty lines at the end"],
+)  # fmt: skip
+def test_rows_are_read_however_an_editor_saved_them(tmp_path, content):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content.encode("utf-8"))
+    assert read_rows(path, Query) == [Query(boost=0.5, score=1.0, n=4)] * 2
+
+
+@pytest.mark.parametrize("length", range(1, len(ROW)))
+def test_a_row_that_is_cut_off_is_named(tmp_path, length):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{ROW}\n{ROW[:length]}")
+    message = f"^{path}, line 2: the last row is cut off: run the stage that writes the file again"
     with pytest.raises(ValueError, match=message):
-        read_prompts("evaluation")
-    with pytest.raises(FileNotFoundError, match="held_out.txt"):
-        read_prompts("held_out")
+        read_rows(path, Query)
+
+
+def test_what_is_no_json_in_the_middle_is_named_too(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{ROW[:9]}\n{ROW}\n")
+    with pytest.raises(ValueError, match="line 1: the line: Invalid JSON"):
+        read_rows(path, Query)

@@ -1,0 +1,246 @@
+"""Mistakes in params.yaml and the registry, as users make them: one sentence with file, key, value and what is allowed.
+
+The tables hold (id, function that spoils the file's text, part of the message).
+"""
+
+import re
+import shutil
+
+import pytest
+
+from esr.config import registry, stages, study
+from esr.config.registry import load_registry, model_entry
+from esr.config.schema import ConfigError, load_texts, load_yaml
+from esr.config.stages import stage_parameters
+from esr.paths import PROMPTS
+
+
+def put(old, new):
+    """A function that replaces `old`, which must be in the text, by `new`."""
+
+    def spoil(text):
+        assert old in text, old
+        return text.replace(old, new, 1)
+
+    return spoil
+
+
+def without(section):
+    """A function that removes a section with its lines."""
+
+    def spoil(text):
+        found = re.search(rf"^{section}:.*\n(?:[ ]+.*\n|\n)*", text, re.MULTILINE)
+        return text[: found.start()] + text[found.end() :]
+
+    return spoil
+
+
+TEMPERATURE = "temperature: 0.6"
+BAD_PARAMETERS = [
+    ("misspelt key", put(TEMPERATURE, "temprature: 0.6"),
+     "params.yaml: generation: unknown key 'temprature' (did you mean 'temperature'?); allowed are temperature, "),
+    ("wrong case", put(TEMPERATURE, "Temperature: 0.6"), "unknown key 'Temperature' (did you mean 'temperature'?)"),
+    ("wrong case of a section", put("judge:\n", "Judge:\n"),
+     "params.yaml: unknown key 'Judge' (did you mean 'judge'?)"),
+    ("misspelt section", put("latents:\n", "latent:\n"), "unknown key 'latent' (did you mean 'latents'?)"),
+    ("key with another's name", put("  n_bootstrap: 4000", "  resamples: 4000"),
+     "measure: unknown key 'resamples'; allowed are models, seed, confidence, n_bootstrap"),
+    ("misspelt nested key", put("judges: []", "judges: [{name: a, model: openai/m, timeout: 3}]"),
+     "judge: unknown key 'judges.0.timeout' (did you mean 'timeout_s'?); allowed are name, model, base_url"),
+    ("misspelt section of a scale", put("    latents: {n_latents: 3}", "    latnts: {n_latents: 3}"),
+     "params.yaml: scales.smoke: unknown key 'latnts' (did you mean 'latents'?)"),
+    ("misspelt scale", put("scale: laptop", "scale: Laptop"),
+     "scale is 'Laptop' (did you mean 'laptop'?); allowed are"),
+    ("misspelt model", put("models: [smollm2-135m,", "models: [smolm2-135m,"),
+     "Unknown model 'smolm2-135m' (did you mean 'smollm2-135m'?): models.yaml has"),
+    ("null for a number", put(TEMPERATURE, "temperature: null"), "temperature is null; input should be a valid number"),
+    ("no value", put(TEMPERATURE, "temperature:"), "temperature is null; input should be a valid number"),
+    ("nan", put(TEMPERATURE, "temperature: .nan"), "temperature is nan; input should be a finite number"),
+    ("inf", put("max_sd: 0.15", "max_sd: .inf"), "calibrate: max_sd is inf; input should be a finite number"),
+    ("the word nan", put(TEMPERATURE, "temperature: nan"), "temperature is 'nan'; input should be a valid number"),
+    ("number as text", put(TEMPERATURE, "temperature: '0.6'"),
+     "temperature is '0.6'; input should be a valid number: remove the quotes"),
+    ("comma as decimal point", put(TEMPERATURE, "temperature: 0,6"),
+     "temperature is '0,6'; input should be a valid number: write a point for the comma"),
+    ("fraction for a count", put("batch_size: 192", "batch_size: 19.2"),
+     "batch_size is 19.2; input should be a valid int"),
+    ("true for a number", put("seed: 2602", "seed: true"),
+     "params.yaml: seed is True; input should be a valid integer"),
+    ("out of range", put(TEMPERATURE, "temperature: 20"), "temperature is 20; input should be less than or equal to 2"),
+    ("no model", put("models: [smollm2-135m, smollm2-135m-selfcorrect]", "models: []"),
+     "models is []; list should have at least 1 item"),
+    ("one model as text", put("models: [smollm2-135m, smollm2-135m-selfcorrect]", "models: smollm2-135m"),
+     "models is 'smollm2-135m'; input should be a valid list"),
+    ("a model twice", put("models: [smollm2-135m,", "models: [smollm2-135m, smollm2-135m,"),
+     "'smollm2-135m', 'smollm2-135m-selfcorrect']; 'smollm2-135m' is there twice: remove one"),
+    ("min above max, density", put("max_density: 0.02", "max_density: 1.0e-6"),
+     "latents: max_density is 1e-06, min_density is 1e-05: give at least as much"),
+    ("min above max, boost", put("max_boost: 0.55", "max_boost: 0.3"), "max_boost is 0.3, min_boost is 0.35: give"),
+    ("min above max, tokens", put("max_tokens: 96", "max_tokens: 16"), "max_tokens is 16, min_tokens is 32: give"),
+    ("empty window", put("windows: [[0, 32],", "windows: [[32, 32],"), "controls: windows has [32, 32]: give"),
+    ("a key twice", put("seed: 2602", "seed: 2602\nseed: 1"), "params.yaml, line 7: the key 'seed' is there twice"),
+    ("a section twice", lambda text: f"{text}\njudge: {{name: offline}}\n",
+     "the key 'judge' is there twice: remove one"),
+    ("empty file", lambda _text: "", "params.yaml is empty; keys with values are expected"),
+    ("comments alone", lambda _text: "# nothing\n\n", "params.yaml is empty; keys with values are expected"),
+    ("a list for the file", lambda _text: "- a\n- b\n", "params.yaml is ['a', 'b']; keys with values are expected"),
+    ("a text for the file", lambda _text: "seed", "params.yaml is 'seed'; keys with values are expected"),
+    ("a list for a stage", lambda text: f"{without('latents')(text)}\nlatents: [1, 2]\n",
+     "params.yaml: latents is [1, 2]; keys with values are expected"),
+    ("a number for a stage", lambda text: f"{without('latents')(text)}\nlatents: 5\n",
+     "params.yaml: latents is 5; keys"),
+    ("a list for a stage of a scale", put("    latents: {n_latents: 3}", "    latents: [3]"),
+     "params.yaml: scales.smoke.latents is [3]; keys with values are expected"),
+    ("a list of scales", lambda text: f"{without('scales')(text)}\nscales: [laptop]\n",
+     "params.yaml: scales is ['laptop']"),
+    ("tab", put("  temperature: 0.6", "\ttemperature: 0.6"),
+     "params.yaml, line 9: not valid YAML: a tab indents the line: use spaces"),
+    ("open bracket", put("seed: 2602", "seed: [2602"),
+     "params.yaml, line 6: not valid YAML: a bracket is opened and not closed"),
+    ("no space after the colon", put("seed: 2602", "seed:2602"),
+     "params.yaml, line 6: not valid YAML: a key ends with a colon and a space, as in `seed: 1`"),
+    ("no number, word by word", put("seed: 2602", "seed: 2602 or so"),
+     "seed is '2602 or so'; input should be a valid int"),
+    ("wrong indentation", put("  temperature: 0.6", "   temperature: 0.6"),
+     "params.yaml, line 10: not valid YAML: it is indented unlike the lines above"),
+    ("form feed", put("seed: 2602", "seed: 2602\x0c"),
+     "params.yaml, line 6: the character U+000C is not allowed in YAML"),
+    ("next line", put("seed: 2602", "seed: 2602\x85"),
+     "params.yaml, line 6: the character U+0085 is not allowed in YAML"),
+    ("NUL", put("seed: 2602", "seed: 2602\0"), "params.yaml, line 6 holds a NUL character"),
+    ("no seed", put("seed: 2602", ""), "params.yaml: seed is missing; add it at the top"),
+    ("no scale", put("scale: laptop", ""), "params.yaml: scale is missing; add it at the top"),
+    ("no models", put("models: [smollm2-135m, smollm2-135m-selfcorrect]", ""),
+     "params.yaml: models is missing; add it"),
+    ("no generation", without("generation"),
+     "params.yaml: generation: temperature is missing; write it under generation or scales.laptop.generation"),
+    ("no section of a stage", without("latents"),
+     "params.yaml: latents: min_concreteness is missing; write it under latents or scales.laptop.latents"),
+    ("no section that others read", without("measure"),
+     "params.yaml: measure: confidence is missing; write it under measure"),
+    ("no scales", without("scales"), "params.yaml: scales is empty; keys with values are expected"),
+    ("a scale without a section", put("    latents: {n_latents: 32}\n", ""),
+     "params.yaml: latents: n_latents is missing; write it under latents or scales.laptop.latents"),
+    ("an empty scale", lambda text: text.replace("scale: laptop", "scale: big") + "\n  big:\n",
+     "params.yaml: scales.big is empty; keys with values are expected"),
+    ("a choice misspelt", put("rule: auc", "rule: acu"),
+     "rule is 'acu'; input should be 'strict', 'auc' or 'cohens_d'"),
+    ("no choice of those", put("name: offline", "name: oracle"), "judge: name is 'oracle'; input should be 'offline'"),
+    ("a value that needs another", put("chosen_ratio: 0.1", "chosen_ratio: 0.4"),
+     "finetune: chosen_ratio is 0.4, which is none of the ratios"),
+    ("a judge without a provider", put("judges: []", "judges: [{name: a, model: gpt}]"),
+     "judge: judges.0.model is 'gpt'; write it as in 'openai/gpt-4o-mini'"),
+    ("a judge's name with spaces", put("judges: []", "judges: [{name: A b, model: openai/m}]"),
+     "judge: judges.0.name is 'A b'; write it as in 'gpt-4o-mini'"),
+    ("two judges of one name", put("judges: []", "judges: [{name: offline, model: openai/m}]"),
+     "judge: each judge needs a unique name, these are offline, offline"),
+]  # fmt: skip
+
+ENTRY = "smollm2-135m:\n"
+BAD_ENTRIES = [
+    ("misspelt field", put("  steer_layer: 17", "  steer_layers: 17"),
+     "smollm2-135m: unknown key 'steer_layers' (did you mean 'steer_layer'?); allowed are source, license"),
+    ("wrong case", put("  license: Apache-2.0", "  License: Apache-2.0"),
+     "unknown key 'License' (did you mean 'license'?)"),
+    ("misspelt field of a source", put("    sha256:", "    sha265:"),
+     "unknown key 'source.0.wheel.sha265' (did you mean 'sha256'?); allowed are kind, requirement, sha256, "),
+    ("misspelt field of an SAE", put("d_sae: 4608", "d_sea: 4608"),
+     "unknown key 'sae.folder.d_sea' (did you mean 'd_sae'?); allowed are layer, d_sae, kind, path"),
+    ("unknown kind of source", put("    kind: wheel", "    kind: weel"),
+     "source.0.kind is 'weel' (did you mean 'wheel'?)"),
+    ("no kind", put("kind: folder, path", "path"), "sae has no kind; allowed are folder, release, hub"),
+    ("no license", put("  license: Apache-2.0\n", ""), "smollm2-135m: license is missing; add it"),
+    ("bounds in the wrong order", put("min: 0.0, max: 1.2", "min: 1.3, max: 1.2"),
+     "boost: min is 1.3 and max 1.2: give"),
+    ("a list for an entry", lambda text: f"{text}\nmine: [1]\n", "mine is [1]; the fields of a model are expected"),
+    ("base that is no text", put("tuned_from: smollm2-135m", "tuned_from: [smollm2-135m]"),
+     "tuned_from ['smollm2-135m']"),
+    ("an id twice", lambda text: f"{text}\n{ENTRY}  license: none\n", "the key 'smollm2-135m' is there twice"),
+    ("date that is none", put("  license: Apache-2.0", "  license: Apache-2.0\n  template: {date: '2025-13-01'}"),
+     "template.date is '2025-13-01'; input should be a valid date"),
+    ("experiment misspelt", put("experiments: [finetune,", "experiments: [fintune,"), "(did you mean 'finetune'?)"),
+    ("empty registry", lambda _text: "", "models.yaml is empty"),
+]  # fmt: skip
+
+
+def one_sentence(message: str) -> bool:
+    return message.endswith(".") and len(message.splitlines()) == 1 and len(message) < 700
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Copies of params.yaml, registry and data/study.yaml, which the program then reads."""
+    for module, name in ((stages, "PARAMS"), (registry, "REGISTRY"), (study, "STUDY")):
+        copy = tmp_path / getattr(module, name).name
+        shutil.copy(getattr(module, name), copy)
+        monkeypatch.setattr(module, name, copy)
+    return tmp_path
+
+
+def spoilt(path, spoil):
+    path.write_text(spoil(path.read_text(encoding="utf-8")), encoding="utf-8", newline="")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"), [case[1:] for case in BAD_PARAMETERS], ids=[c[0] for c in BAD_PARAMETERS]
+)
+def test_a_mistake_in_params_is_one_sentence(files, spoil, message):
+    spoilt(files / "params.yaml", spoil)
+    with pytest.raises(ConfigError) as error:
+        stage_parameters("steer")
+    assert message in str(error.value) and one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"), [case[1:] for case in BAD_ENTRIES], ids=[case[0] for case in BAD_ENTRIES]
+)
+def test_a_mistake_in_the_registry_is_one_sentence(files, spoil, message):
+    spoilt(files / "models.yaml", spoil)
+    with pytest.raises(ConfigError) as error:
+        load_registry()
+    assert message in str(error.value) and one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_another_encoding_is_refused_by_name(files, encoding):
+    path = files / "params.yaml"
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    with pytest.raises(ConfigError, match=f"^{path} is encoded in {encoding.upper()}: save it as UTF-8.$"):
+        stage_parameters("steer")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
+def test_files_are_read_however_an_editor_saved_them(files, end, mark):
+    before = stage_parameters("steer")
+    for name in ("params.yaml", "models.yaml"):
+        spoilt(files / name, lambda text: mark + text.replace("\n", end))
+    assert stage_parameters("steer") == before
+
+
+def test_a_date_is_read_with_and_without_quotes(files):
+    for model_id, written in (("plain", "2024-07-26"), ("quoted", "'2024-07-26'")):
+        entry = f"{model_id}: {{source: {{kind: folder, path: x}}, license: none, template: {{date: {written}}}}}\n"
+        spoilt(files / "models.yaml", lambda text, entry=entry: f"{text}\n{entry}")
+        assert str(model_entry(model_id).template.date) == "2024-07-26"
+
+
+def test_a_line_separator_in_a_text_stays_in_it(tmp_path):
+    (tmp_path / "texts.yaml").write_text("a: x\u2028y\nb: 'x\u2029{label}'\n", encoding="utf-8")
+    assert load_yaml(tmp_path / "texts.yaml") == {"a": "x\u2028y", "b": "x\u2029{label}"}
+
+
+def test_the_instructions_name_the_distractor_alone(tmp_path):
+    instructions = load_texts(PROMPTS / "meta_prompts.yaml", ["distractor"])
+    assert list(instructions) == ["stay_focused", "ignore_distractor", "monitor_yourself", "resist_manipulation"]
+    path = tmp_path / "meta_prompts.yaml"
+    for content, message in (
+        ("a: Do {this}.", r"a has \{this\}; allowed are \{distractor\}."),
+        ("a: Do {this.", r"a has a single brace \(.*\): write \{\{ or \}\} for one."),
+        ("a: 5", "a is 5; input should be a valid string."),
+        ("a:", "a is null; input should be a valid string."),
+        ("- a", r"is \['a'\]; keys with values are expected"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=f"^{path}:? {message}"):
+            load_texts(path, ["distractor"])
