@@ -143,7 +143,7 @@ BAD_ENTRIES = [
     ("wrong case", put("  license: Apache-2.0", "  License: Apache-2.0"),
      "unknown key 'License' (did you mean 'license'?)"),
     ("misspelt field of a source", put("    sha256:", "    sha265:"),
-     "unknown key 'source.0.wheel.sha265' (did you mean 'sha256'?); allowed are kind, requirement, sha256, "),
+     "unknown key 'source.0.wheel.sha265' (did you mean 'sha256'?); allowed are file_sha256, kind, requirement, "),
     ("misspelt field of an SAE", put("d_sae: 4608", "d_sea: 4608"),
      "unknown key 'sae.folder.d_sea' (did you mean 'd_sae'?); allowed are layer, d_sae, kind, path"),
     ("unknown kind of source", put("    kind: wheel", "    kind: weel"),
