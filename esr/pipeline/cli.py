@@ -8,17 +8,17 @@ from __future__ import annotations
 import argparse
 import io
 import os
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
 
 from esr.config import stages, study
 from esr.config.registry import REGISTRY, load_registry
 from esr.config.schema import ConfigError, load_yaml
 from esr.paths import PIPELINE
 from esr.storage.files import write_text
-
-HEADER = "# Written by `esr select`: which models run which stages. Do not edit.\n"
 
 
 def select(models: list[str]) -> None:
@@ -30,25 +30,23 @@ def select(models: list[str]) -> None:
     chosen = known(models or params.get("models") or [])
     if not chosen:
         raise ConfigError(f"{stages.PARAMS.name} has no models: name one or more, as in `esr select smollm2-135m`.")
-    content = study.derive(chosen)
+    study.derive(chosen)
     if models:
         _write_models(chosen)
-    text = io.StringIO()
-    YAML().dump(content, text)
-    write_text(study.STUDY, HEADER + text.getvalue())
+    study.write_study(chosen)
     print(f"{stages.PARAMS.name} and {study.STUDY.name}: {', '.join(chosen)}")
 
 
 def _write_models(models: list[str]) -> None:
     """Replace `models` in params.yaml; comments and everything else stay."""
-    before, text = load_yaml(stages.PARAMS), io.StringIO()
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 10**6  # type: ignore[assignment]
-    content = yaml.load(stages.PARAMS.read_text(encoding="utf-8"))
-    if not isinstance(content.get("models"), list):
-        content["models"] = yaml.seq([])
-    content["models"].fa.set_flow_style()
-    content["models"][:] = models
+    before, text, yaml = load_yaml(stages.PARAMS), io.StringIO(), YAML()
+    yaml.preserve_quotes, yaml.width = True, 10**6
+    content = yaml.load(stages.PARAMS)
+    listed = content.get("models")
+    if not isinstance(listed, list):
+        listed = content["models"] = CommentedSeq()
+    listed.fa.set_flow_style()
+    listed[:] = models
     yaml.dump(content, text)
     after = YAML(typ="safe", pure=True).load(text.getvalue())
     if after != before | {"models": models}:
@@ -79,7 +77,7 @@ def check(models: list[str]) -> int:
     """Print the table of each model's checks; returns 1 when one fails, else 0."""
     from transformers.utils import logging
 
-    from esr.sae.preflight import preflight
+    from esr.pipeline.preflight import preflight
 
     logging.set_verbosity_error()
     failed = False
@@ -103,7 +101,7 @@ def plan(models: list[str], tokens_per_second: float | None, over: float, change
     print(plans.basis(tokens_per_second))
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows as aligned columns; the first is the heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -110,7 +110,7 @@ def _runs(stage: str, base: str) -> bool:
 
 def _names(stage: str, model: str) -> set[str]:
     """Names that dvc.yaml may give the stage; models come by several kinds of fetching."""
-    kinds = ("fetch", "fetch_folder", "merge") if stage == "fetch" else (stage,)
+    kinds = ("fetch", "fetch_folder", "fetch_adapter") if stage == "fetch" else (stage,)
     return {f"{kind}@{model}" for kind in kinds} if model else {stage}
 
 
