@@ -17,7 +17,7 @@ from esr.paths import DATA, NUMBERS, ROOT, data_dir
 from esr.pipeline.sizes import DOCUMENTS, PROMPT_TOKENS, TRAINED, TRIALS, Sizes, parameters, sizes_of
 
 BENCH_PARAMETERS = 134_515_008  # of the model that paper/numbers/bench.json was measured on
-READING, TRAINING = 0.5, 1.5  # cost of a token read, or trained on, in generated tokens
+PER_READ_TOKEN, PER_TRAINED_TOKEN = 0.5, 1.5  # cost in generated tokens
 # Seconds of what does not depend on the model, on two cores: a stage's processes; embedding and fitting of the scorer
 START_S, RELEVANCE_S = 6.0, 46.0
 ROW_BYTES, TOKEN_BYTES = 1000, 11  # of a response on disk
@@ -119,7 +119,7 @@ def _cost(stage: str, subject: Subject, model: str) -> Cost:
     responses = TRIALS[stage](sizes) if stage in TRIALS else []
     trials, tokens = sum(n for n, _ in responses), sum(n * limit for n, limit in responses)
     read = DOCUMENTS[stage](sizes) * (PROMPT_TOKENS + sizes.max_new_tokens) if stage in DOCUMENTS else 0
-    work = tokens + READING * read + (TRAINING * TRAINED[stage](sizes) if stage in TRAINED else 0)
+    work = tokens + PER_READ_TOKEN * read + (PER_TRAINED_TOKEN * TRAINED[stage](sizes) if stage in TRAINED else 0)
     judged = 2 * sizes.n_steered if stage == "judge" else 0 if stage in UNJUDGED else trials
     seconds = START_S + (RELEVANCE_S if stage == "relevance" else 0) + judged / _responses_per_second()
     disk = COPIES * (trials * ROW_BYTES + tokens * TOKEN_BYTES)
@@ -135,7 +135,7 @@ def _cost(stage: str, subject: Subject, model: str) -> Cost:
 
 def _cost_of_all(stage: str) -> Cost:
     """Of a stage that reads saved results; language models also judge the annotated responses."""
-    usd = 0.0
+    usd: float | None = 0.0
     if stage == "cross_judge":
         rows = (DATA / "judge" / "annotated.jsonl").read_text(encoding="utf-8").splitlines()
         usd = _usd(sum(json.loads(row)["part"] == "report" for row in rows), None)
