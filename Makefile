@@ -15,10 +15,10 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repository venv repro quick bench bench-vllm test test-slow test-all lint lab clean
+.PHONY: help repository venv fetch repro quick bench bench-vllm test test-slow test-all lint lab clean
 
 help: ## this list
-	@echo "make TARGET [PYTHON=python3.12] [PIP_FLAGS='--extra-index-url ...']"
+	@echo "make TARGET [MODELS='a b'] [PYTHON=python3.12] [PIP_FLAGS='--extra-index-url ...']"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 repository:
@@ -37,7 +37,14 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-repro: repository venv ## run the study: every stage that is not up to date, then fresh numbers beside the committed ones
+fetch: venv ## fetch models and check them, as in make fetch MODELS="a b"; ids are in data/models.yaml
+	@test -n "$(MODELS)" || { echo 'Name the models, as in make fetch MODELS="smollm2-135m".'; exit 1; }
+	@for model in $(MODELS); do $(BIN)/python -m esr.pipeline.run fetch --model $$model || exit 1; done
+	$(BIN)/esr check $(MODELS)
+
+repro: repository venv ## run the study, of other models with MODELS="a b": what is not up to date, then numbers beside the committed
+	$(if $(MODELS),$(BIN)/esr select $(MODELS))
+	@$(BIN)/esr plan --changed --over 15
 	$(BIN)/python -m esr.pipeline.kernels $(BIN)/dvc repro
 	$(BIN)/python -m esr.reporting.tables compare
 

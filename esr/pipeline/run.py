@@ -62,7 +62,10 @@ def check_names(path: Path, parameters: dict[str, Any]) -> None:
 
 
 def run(stage: str, model: str | None = None) -> Path:
-    """Execute the stage's notebook; returns the executed copy. Raises ConfigError for a wrong stage or model."""
+    """Execute the stage's notebook; returns the executed copy. Raises ConfigError for a wrong stage or model.
+
+    A model that fails a check of the preflight stops here, right after it is fetched.
+    """
     parameters = stage_parameters(stage, model)
     if "model" in parameters and model is None:
         raise ConfigError(f"{stage} runs on one model: name it, as in --model {parameters['model']}.")
@@ -70,7 +73,12 @@ def run(stage: str, model: str | None = None) -> Path:
         raise ConfigError(f"{stage} runs on all models of params.yaml together: leave out --model {model}.")
     source = notebook_path(stage)
     name = f"{source.stem}-{model}.ipynb" if model else source.name
-    return execute(source, parameters, EXECUTED / name)
+    executed = execute(source, parameters, EXECUTED / name)
+    if stage == "fetch":
+        from esr.pipeline.preflight import preflight, refuse
+
+        refuse(preflight(parameters["model"]))
+    return executed
 
 
 def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:

@@ -1,0 +1,149 @@
+"""The command `esr`: choose the models of the study, check them, and see what a run takes.
+
+esr select MODEL ...    esr check [MODEL ...]    esr plan [MODEL ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+
+from esr.config import stages, study
+from esr.config.registry import REGISTRY, load_registry
+from esr.config.schema import ConfigError, load_yaml
+from esr.paths import PIPELINE
+from esr.storage.files import write_text
+
+
+def select(models: list[str]) -> None:
+    """Write `models` into params.yaml, if any are given, and data/study.yaml for the models there.
+
+    Raises ConfigError for a model that cannot be studied; nothing is then written.
+    """
+    params = load_yaml(stages.PARAMS)
+    chosen = known(models or params.get("models") or [])
+    if not chosen:
+        raise ConfigError(f"{stages.PARAMS.name} has no models: name one or more, as in `esr select smollm2-135m`.")
+    study.derive(chosen)
+    if models:
+        _write_models(chosen)
+    study.write_study(chosen)
+    print(f"{stages.PARAMS.name} and {study.STUDY.name}: {', '.join(chosen)}")
+
+
+def _write_models(models: list[str]) -> None:
+    """Replace `models` in params.yaml; comments and everything else stay."""
+    before, text, yaml = load_yaml(stages.PARAMS), io.StringIO(), YAML()
+    yaml.preserve_quotes, yaml.width = True, 10**6
+    content = yaml.load(stages.PARAMS)
+    listed = content.get("models")
+    if not isinstance(listed, list):
+        listed = content["models"] = CommentedSeq()
+    listed.fa.set_flow_style()
+    listed[:] = models
+    yaml.dump(content, text)
+    after = YAML(typ="safe", pure=True).load(text.getvalue())
+    if after != before | {"models": models}:
+        raise ConfigError(f"{stages.PARAMS} could not be edited without other changes: write models: {models} by hand.")
+    write_text(stages.PARAMS, text.getvalue())
+
+
+def known(models: list[str]) -> list[str]:
+    """`models`, each an id of the registry, none twice. Raises ConfigError with the id that was probably meant."""
+    registry = load_registry()
+    for model in models:
+        if model not in registry:
+            near = get_close_matches(str(model).lower(), registry, n=1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"Unknown model {model!r}: {REGISTRY.name} has {', '.join(registry)}.{meant}")
+        if models.count(model) > 1:
+            raise ConfigError(f"{model} is named twice: name each model of {REGISTRY.name} once.")
+    return list(models)
+
+
+def studied() -> list[str]:
+    """The models of params.yaml and those they were fine-tuned from."""
+    models = load_yaml(stages.PARAMS).get("models") or []
+    return list(dict.fromkeys([*study.bases_of(known(models)), *models]))
+
+
+def check(models: list[str]) -> int:
+    """Print the table of each model's checks; returns 1 when one fails, else 0."""
+    from transformers.utils import logging
+
+    from esr.pipeline.preflight import preflight
+
+    logging.set_verbosity_error()
+    failed = False
+    for model in known(models) or studied():
+        rows = preflight(model)
+        failed |= any(row.problem for row in rows)
+        print(f"\n{model}\n" + table([("check", "found", "needed", "")] + [
+            (row.name, row.found, row.needed, row.problem or "ok") for row in rows
+        ]))  # fmt: skip
+    return int(failed)
+
+
+def plan(models: list[str], tokens_per_second: float | None, over: float, changed: bool) -> None:
+    """Print what a run of the models takes, unless it takes less than `over` minutes."""
+    from esr.pipeline import plan as plans
+
+    costs = plans.costs(known(models) or studied(), tokens_per_second, plans.changed_stages() if changed else None)
+    if over and not plans.is_longer(costs, over * 60):
+        return
+    print(table(plans.rows(costs)))
+    print(plans.basis(tokens_per_second))
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows as aligned columns; the first is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a mistake ends it with one sentence and exit status 1."""
+    given = parser().parse_args(arguments)
+    os.environ.setdefault(PIPELINE, "1")  # results are read where the pipeline writes them
+    try:
+        if given.command == "select":
+            select(given.models)
+        elif given.command == "check":
+            raise SystemExit(check(given.models))
+        else:
+            plan(given.models, given.tokens_per_second, given.over, given.changed)
+    except (ConfigError, FileNotFoundError, ValueError) as error:
+        if given.traceback:
+            raise
+        raise SystemExit(f"error: {error}") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="esr", description="Choose, check and plan the models of the study.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    texts = {
+        "select": "write the models of the study into params.yaml, and data/study.yaml, which dvc.yaml reads",
+        "check": "check models, SAEs, labels and this machine in seconds, before anything heavy",
+        "plan": "print trials, tokens, memory, hours, dollars and disk of every stage; loads nothing",
+    }
+    for name, text in texts.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("models", nargs="*", metavar="MODEL", help="ids in data/models.yaml")
+        command.add_argument("--traceback", action="store_true", help="show where in the code a mistake was found")
+        if name == "plan":
+            command.add_argument("--tokens-per-second", type=float, metavar="X", help="throughput to assume")
+            command.add_argument(
+                "--over", type=float, default=0, metavar="MINUTES", help="print only what takes longer"
+            )
+            command.add_argument("--changed", action="store_true", help="only stages that `dvc repro` would run")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

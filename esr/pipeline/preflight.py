@@ -1,0 +1,185 @@
+"""Preflight: whether a model, its SAE and labels, the study and this machine fit together, before anything heavy.
+
+Takes seconds: reads headers, configurations and the tokenizer, no weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from esr.config.registry import model_entry
+from esr.config.schema import ConfigError, load_yaml
+from esr.config.stages import stage_parameters
+from esr.models.fetch import FetchError
+from esr.models.files import ModelFiles
+from esr.models.preflight import MODEL_CHECKS, Found, Subject, check_weights
+from esr.paths import DATA, PROMPTS, ROOT, data_dir
+from esr.sae.fit import check_labels, check_sae
+from esr.storage.prompts import read_prompts
+
+MAX_RESIDUAL_NORMS = 10  # a larger boost replaces the residual stream
+GROUND = ("weights", "architecture", "vocabulary", "chat template")  # the checks after it make no sense without
+
+
+@dataclass(frozen=True)
+class Check:
+    """A row of the table. problem: what is wrong, where, what is allowed and what to do, in a sentence; "" if right."""
+
+    name: str
+    found: str
+    needed: str
+    problem: str = ""
+
+
+def preflight(model_id: str) -> list[Check]:
+    """Rows of the checks of a fetched model. Raises ConfigError for an unknown model and mistakes in params.yaml."""
+    entry, sizes = model_entry(model_id), stage_parameters("steer", model_id)
+    files = ModelFiles(model_id, data_dir("fetch", model_id))
+    subject = Subject(entry, files, study_prompts(), sizes["max_new_tokens"], sizes["batch_size"])
+    rows: list[Check] = []
+    for name, check in checks_of(subject).items():
+        try:
+            rows.append(Check(name, *check(subject)))
+        except (ValueError, FileNotFoundError, FetchError) as error:
+            rows.append(Check(name, "-", "-", str(error)))
+            if name in GROUND:
+                break
+    return rows
+
+
+def refuse(rows: Sequence[Check]) -> None:
+    """Raise ConfigError with the sentences of the rows that failed, if any."""
+    if problems := [row.problem for row in rows if row.problem]:
+        raise ConfigError(" ".join(problems))
+
+
+def study_prompts() -> list[str]:
+    """Every user message of the study; evaluation prompts with the longest instruction that is added to them."""
+    longest = max(load_yaml(PROMPTS / "meta_prompts.yaml").values(), key=len, default="")
+    plain = [prompt.text for split in ("held_out", "finetune") for prompt in read_prompts(split)]
+    return plain + [f"{prompt.text}\n\n{longest}" for prompt in read_prompts("evaluation")]
+
+
+def check_boost(subject: Subject) -> Found:
+    """The search bounds make sense in their unit."""
+    boost = subject.entry.boost
+    assert boost is not None  # the registry requires it of a model that can be steered
+    if boost.unit == "residual_norm" and boost.max > MAX_RESIDUAL_NORMS:
+        raise ConfigError(
+            f"data/models.yaml: boost.max of {subject.files.model} is {boost.max:g} median residual norms; at most "
+            f"{MAX_RESIDUAL_NORMS} are allowed: write unit: raw if the bounds are in units of the residual stream."
+        )
+    if not boost.min <= boost.prior_mean <= boost.max:
+        raise ConfigError(
+            f"data/models.yaml: boost.prior_mean of {subject.files.model} is {boost.prior_mean:g}, outside its bounds "
+            f"{boost.min:g} to {boost.max:g}: the search starts there; choose a value between."
+        )
+    return f"{boost.min:g} to {boost.max:g}", f"in unit {boost.unit}"
+
+
+def check_concepts(subject: Subject) -> Found:
+    """The file of concepts can be read, and its layer is one of the model."""
+    from esr.steering.directions import read_concepts
+
+    concepts, n_layers = subject.entry.concepts, subject.files.config.num_hidden_layers
+    assert concepts is not None
+    found = read_concepts(ROOT / concepts.path)
+    if concepts.layer >= n_layers:
+        raise ConfigError(
+            f"data/models.yaml: concepts.layer of {subject.files.model} is {concepts.layer}: choose 0 to "
+            f"{n_layers - 1}."
+        )
+    return f"{len(found.concepts)} in {concepts.path}", f"texts, and a layer from 0 to {n_layers - 1}"
+
+
+def check_layout(subject: Subject) -> Found:
+    """The engine runs models of this architecture."""
+    check_architecture(subject.files.config)
+    return subject.files.config.model_type, "built like Llama"
+
+
+def check_architecture(config) -> None:
+    """Raise ConfigError for a model that the engine cannot run; builds it without weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    advice = "models laid out as llama, qwen2, gemma2 and mistral are supported: choose one of these."
+    with torch.device("meta"):
+        try:
+            model = AutoModelForCausalLM.from_config(config)
+        except ValueError:
+            raise ConfigError(f"{config.model_type} is no causal language model of transformers; {advice}") from None
+    body = getattr(model, "model", None)
+    if missing := [part for part in ("embed_tokens", "layers", "norm") if not hasattr(body, part)]:
+        raise ConfigError(f"A {config.model_type} model has no model.{missing[0]}; {advice}")
+
+
+def check_memory(subject: Subject) -> Found:
+    """Weights in the compute dtype, the cache of a batch and the SAE fit into memory."""
+    from esr.models.devices import compute_dtype, device
+
+    need, room = memory_needed(subject), memory_there()
+    if need > room:
+        raise ConfigError(
+            f"{subject.files.model} needs {gigabytes(need)} of memory with batches of {subject.batch_size}; {device()} "
+            f"has {gigabytes(room)}: lower generation.batch_size in params.yaml, set ESR_WORKERS=1 or use a larger "
+            "machine."
+        )
+    dtype = str(compute_dtype()).removeprefix("torch.")
+    return f"{gigabytes(room)} on {device()}", f"{gigabytes(need)} in {dtype}, batches of {subject.batch_size}"
+
+
+def memory_needed(subject: Subject) -> int:
+    """Bytes: in each process the weights and the keys and values of a batch; and the SAE in float32."""
+    from esr.engine.workers import default_count
+    from esr.models.devices import compute_dtype, device
+
+    width = compute_dtype().itemsize
+    packed = 2 if device().type == "cpu" and width == 2 else 1  # esr.engine.linear keeps a second copy
+    positions = subject.prompt_tokens + subject.max_new_tokens
+    cache = subject.batch_size * positions * subject.files.cache_bytes_per_token(width)
+    weights = subject.files.n_parameters * width * packed
+    sae = 2 * (subject.entry.d_sae or 0) * subject.files.config.hidden_size * 4
+    return max(1, default_count()) * (weights + cache) + sae
+
+
+def memory_there() -> int:
+    """Bytes of the GPU that are free; else of main memory, as far as this container may use it."""
+    import psutil
+    import torch
+
+    from esr.models.devices import device
+
+    if device().type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    limit, total = Path("/sys/fs/cgroup/memory.max"), psutil.virtual_memory().total
+    allowed = limit.read_text().strip() if limit.exists() else "max"
+    return total if allowed == "max" else min(total, int(allowed))
+
+
+def check_disk(subject: Subject) -> Found:
+    """The disk has room for the copy of the model that DVC keeps."""
+    need = sum(file.stat().st_size for file in subject.files.folder.glob("*.safetensors"))
+    free = shutil.disk_usage(DATA).free
+    if need > free:
+        raise ConfigError(
+            f"DVC copies {subject.files.folder} into its cache, which takes {gigabytes(need)}; the disk of {DATA} has "
+            f"{gigabytes(free)} free: make room, or move the cache (`dvc cache dir`)."
+        )
+    return f"{gigabytes(free)} free", gigabytes(need)
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def checks_of(subject: Subject) -> dict[str, Callable[[Subject], Found]]:
+    """Checks of the model, in order; of one that is not steered its weights alone."""
+    if not subject.entry.steerable:
+        return {"weights": check_weights}
+    of_vectors = {"SAE": check_sae, "labels": check_labels} if subject.entry.sae else {"concepts": check_concepts}
+    ground = {"boost": check_boost, "architecture": check_layout, "weights": check_weights}
+    return {**ground, **MODEL_CHECKS, **of_vectors, "memory": check_memory, "disk": check_disk}

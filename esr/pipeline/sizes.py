@@ -1,0 +1,112 @@
+"""How many responses, documents and training tokens each stage takes on one model, from params.yaml and the prompts.
+
+Counted as the notebooks generate them, for every drawn latent: latents that do not converge make a run shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
+
+from esr.config.registry import base_of, model_entry
+from esr.config.schema import load_yaml
+from esr.config.stages import stage_parameters
+from esr.paths import PROMPTS
+from esr.storage.prompts import read_prompts
+
+PROMPT_TOKENS = 42  # mean length of a prompt with its template in paper/numbers/bench.json
+Responses = list[tuple[int, int]]  # their number, and the length limit of each in tokens
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the formulas read: parameters of each stage at the chosen scale, as `sizes["steer"]`, and counts.
+
+    n_latents: steered with, those that do not converge included.
+    """
+
+    n_latents: int
+    n_evaluation: int  # prompts
+    n_held_out: int
+    n_finetune: int
+    n_instructions: int  # meta-prompts
+    has_corpus: bool  # shipped
+
+    def __getitem__(self, stage: str) -> SimpleNamespace:
+        return parameters(stage)
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self["steer"].max_new_tokens
+
+    @property
+    def n_steered(self) -> int:
+        """Responses of the condition `steered` of the stage `steer`."""
+        return self.n_latents * self["steer"].n_prompts * self["steer"].n_seeds
+
+    def per_latent(self, stage: str, conditions: int = 1) -> Responses:
+        """Responses of a stage with `n_prompts` and `n_seeds` per latent and condition."""
+        return [(conditions * self.n_latents * self[stage].n_prompts * self[stage].n_seeds, self.max_new_tokens)]
+
+
+@cache
+def parameters(stage: str) -> SimpleNamespace:
+    """Raises ConfigError for a mistake in params.yaml."""
+    return SimpleNamespace(**stage_parameters(stage))
+
+
+def sizes_of(model: str) -> Sizes:
+    """Raises ConfigError for a mistake in params.yaml."""
+    base = model_entry(base_of(model))
+    counts = {f"n_{split}": len(read_prompts(split)) for split in ("evaluation", "held_out", "finetune")}
+    n_latents = parameters("concepts").n_concepts if base.concepts else parameters("latents").n_latents
+    n_instructions = len(load_yaml(PROMPTS / "meta_prompts.yaml"))
+    return Sizes(n_latents, n_instructions=n_instructions, has_corpus=base.corpus is not None, **counts)
+
+
+def _finetune(s: Sizes) -> Responses:
+    """On-topic responses to train on, the evaluation of every ratio, prefilled openings of three kinds; openings."""
+    p = s["finetune"]
+    prompts = min(p.n_training_prompts, s.n_finetune - p.n_development)
+    evaluated = len(p.ratios) * s.n_latents * (p.n_prompts + p.n_unsteered)
+    full = prompts + evaluated + 3 * p.n_prefills
+    return [(full, s.max_new_tokens), (prompts * p.openings_per_prompt, p.opening_tokens)]
+
+
+def _controls(s: Sizes) -> Responses:
+    """Of each opening four prefilled conditions, the detectors and random sets; of each restart one response."""
+    p = s["controls"]
+    return [(p.n_prefills * (4 + 1 + p.n_random) + s.n_steered, s.max_new_tokens)]
+
+
+# Responses that the model generates in each stage, at most
+TRIALS: dict[str, Callable[[Sizes], Responses]] = {
+    "corpus": lambda s: [] if s.has_corpus else [(s["corpus"].n_documents, s["corpus"].max_document_tokens)],
+    "train_sae": lambda s: [(s["train_sae"].n_documents, s["train_sae"].max_document_tokens)],
+    "calibrate": lambda s: [
+        (s.n_latents * s["calibrate"].n_queries * s["calibrate"].prompts_per_query, s.max_new_tokens)
+    ],
+    "steer": lambda s: s.per_latent("steer", 2),
+    "finetune": _finetune,
+    "boost_sweep": lambda s: s.per_latent("boost_sweep", len(s["boost_sweep"].offsets)),
+    "meta_prompts": lambda s: s.per_latent("meta_prompts", s.n_instructions),
+    "ablate": lambda s: s.per_latent("ablate", 2 + s["detectors"].n_random),  # detectors, held-out ones, random sets
+    "controls": _controls,
+}
+# Documents that the model reads: three passes over held-out ones; prompts; pairs in all prompts and in both halves, and
+# steered responses; restarts and responses for comparison
+DOCUMENTS: dict[str, Callable[[Sizes], int]] = {
+    "sae": lambda s: 3 * s["sae"].n_documents,
+    "latents": lambda s: s.n_evaluation + s.n_held_out,
+    "detectors": lambda s: 3 * s.n_evaluation * s["detectors"].n_derangements + s["detectors"].n_steered,
+    "activations": lambda s: s.n_steered + s["activations"].n_baselines + s["activations"].n_never_restarted,
+}
+# Tokens that the model is trained on
+TRAINED: dict[str, Callable[[Sizes], int]] = {
+    "finetune": lambda s: (
+        len(s["finetune"].ratios) * s["finetune"].n_examples * s["finetune"].epochs
+        * (PROMPT_TOKENS + s["finetune"].response_tokens)
+    ),
+}  # fmt: skip

@@ -1,0 +1,462 @@
+"""A tiny study whose inputs are right, and ways to spoil each of them, with what the refusal must say.
+
+`BAD` is the table: a name, what spoils the study's folder, the command that must refuse it, and words of the sentence,
+in which a user finds what is wrong, where, what is allowed and what to do.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from replica import byte_tokenizer
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from esr.pipeline import cli
+
+MODEL, LAYERS, WIDTH, D_SAE = "tiny", 3, 32, 64
+FOLDER = f"data/fetch/{MODEL}"
+SAE = "data/sae_of_tiny"
+
+
+class Bad(NamedTuple):
+    name: str
+    spoil: Callable[[Path], object]
+    words: tuple[str, ...]
+    command: tuple[str, ...] = ("check", MODEL)
+
+
+def write_study(root: Path, repository: Path) -> None:
+    """Parameters, registry, prompts, numbers, one fetched model with its SAE; nothing is wrong with them."""
+    for folder in ("data/prompts", "data/judge", "paper/numbers"):
+        shutil.copytree(repository / folder, root / folder)
+    shutil.copy(repository / "params.yaml", root)
+    entry = {
+        "source": {"kind": "folder", "path": "models/tiny"}, "license": "none", "n_layers": LAYERS, "steer_layer": 1,
+        "sae": {"kind": "folder", "path": SAE, "layer": 1, "d_sae": D_SAE},
+        "boost": {"min": 0.0, "max": 1.2, "prior_mean": 0.45, "prior_sd": 0.2},
+        "experiments": ["detectors", "ablate"],
+    }  # fmt: skip
+    judge = {"source": {"kind": "folder", "path": "models/minilm"}, "license": "none"}
+    YAML().dump({MODEL: entry, "minilm-l6": judge}, root / "data" / "models.yaml")
+    write_model(root / FOLDER, (repository / "data/prompts/evaluation.txt").read_text().splitlines()[:12])
+    write_sae(root / SAE)
+
+
+def write_model(folder: Path, texts: list[str]) -> None:
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer(texts)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_sae(folder: Path) -> None:
+    folder.mkdir()
+    weights = {"W_enc": torch.ones(WIDTH, D_SAE), "W_dec": torch.eye(D_SAE)[:, :WIDTH].contiguous()}
+    weights |= {"b_enc": torch.zeros(D_SAE), "b_dec": torch.zeros(WIDTH), "threshold": torch.zeros(D_SAE)}
+    save_file(weights, folder / "sae_weights.safetensors")
+    config = {
+        "architecture": "jumprelu", "d_in": WIDTH, "d_sae": D_SAE, "dtype": "float32", "device": "cpu",
+        "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
+        "metadata": {"hook_name": "blocks.1.hook_resid_post", "model_name": MODEL, "sae_lens_version": "6.54.0"},
+    }  # fmt: skip
+    (folder / "cfg.json").write_text(json.dumps(config))
+
+
+def edit(file: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Change the content of a YAML or JSON file."""
+
+    def spoil(root: Path) -> None:
+        path = root / file
+        yaml = path.suffix == ".yaml"
+        content = YAML().load(path) if yaml else json.loads(path.read_text())
+        change(content)
+        YAML().dump(content, path) if yaml else path.write_text(json.dumps(content))
+
+    return spoil
+
+
+def put(file: str, *keys: str, value: object) -> Callable[[Path], None]:
+    """Set a value in a YAML or JSON file."""
+
+    def change(content: dict) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return edit(file, change)
+
+
+def drop(file: str, *keys: str) -> Callable[[Path], None]:
+    def change(content: dict) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    return edit(file, change)
+
+
+def text(file: str, content: str | bytes) -> Callable[[Path], None]:
+    return lambda root: (root / file).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove(file: str) -> Callable[[Path], None]:
+    return lambda root: (root / file).unlink()
+
+
+def cut(file: str) -> Callable[[Path], None]:
+    """Keep the first two thirds of a file: a download that broke off."""
+    return lambda root: (root / file).write_bytes((root / file).read_bytes()[: (root / file).stat().st_size * 2 // 3])
+
+
+def weights(file: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        tensors = load_file(root / file)
+        change(tensors)
+        save_file(tensors, root / file)
+
+    return spoil
+
+
+def other_width(tensors: dict) -> None:
+    narrow = {"W_dec": tensors["W_dec"][:, :16], "W_enc": tensors["W_enc"][:16], "b_dec": tensors["b_dec"][:16]}
+    tensors.update({name: tensor.contiguous() for name, tensor in narrow.items()})
+
+
+def to_integers(tensors: dict) -> None:
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].char()
+
+
+def every(*spoils: Callable[[Path], object]) -> Callable[[Path], None]:
+    return lambda root: [spoil(root) for spoil in spoils] and None
+
+
+def entry(*keys: str, value: object) -> Callable[[Path], None]:
+    """Change the model's entry, and select it again, as a user would."""
+    return every(put("data/models.yaml", MODEL, *keys, value=value), reselect)
+
+
+def reselect(_root: Path) -> None:
+    with suppress(SystemExit):  # an entry that is wrong in itself is refused here, too
+        cli.main(["select"])
+
+
+def params(*keys: str, value: object) -> Callable[[Path], None]:
+    return put("params.yaml", *keys, value=value)
+
+
+def config(key: str, value: object) -> Callable[[Path], None]:
+    return put(f"{FOLDER}/config.json", key, value=value)
+
+
+def template(source: str) -> Callable[[Path], None]:
+    return text(f"{FOLDER}/chat_template.jinja", source)
+
+
+def sae(*keys: str, value: object) -> Callable[[Path], None]:
+    return put(f"{SAE}/cfg.json", *keys, value=value)
+
+
+def labels(content: str) -> Callable[[Path], None]:
+    return every(
+        text("data/labels.jsonl", content), entry("labels", value={"kind": "file", "path": "data/labels.jsonl"})
+    )
+
+
+def released(sae_id: str, **fields: object) -> Callable[[Path], None]:
+    release = {"kind": "release", "release": "gemma-scope-9b-it-res", "id": sae_id, "layer": 1, "d_sae": 16384}
+    return entry("sae", value=release | fields)
+
+
+def neuronpedia(name: str) -> Callable[[Path], None]:
+    return entry("labels", value={"kind": "neuronpedia", "model": "gemma-2-9b-it", "sae": name})
+
+
+def concepts(changes: dict | None, layer: int = 1) -> Callable[[Path], None]:
+    """Steering by concepts instead of an SAE; without their file where `changes` is None."""
+    content = {"request": "Write a line.", "others": ["A chair.", "A table."], "concepts": [SEA]}
+
+    def spoil(root: Path) -> None:
+        fields = {"concepts": {"path": "data/concepts.yaml", "layer": layer}, "sae": None, "experiments": []}
+        edit("data/models.yaml", lambda registry: registry[MODEL].update(fields))(root)
+        if changes is not None:
+            YAML().dump(content | changes, root / "data" / "concepts.yaml")
+        reselect(root)
+
+    return spoil
+
+
+def shards(root: Path) -> None:
+    """An index that names a second file, which is missing."""
+    folder = root / FOLDER
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}
+    index = {"metadata": {}, "weight_map": names | {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def another_type(model_type: str, **fields: object) -> Callable[[Path], None]:
+    """A configuration of another architecture."""
+    sizes = {"vocab_size": 400, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+    content = {"model_type": model_type, "intermediate_size": 48, "max_position_embeddings": 1024} | sizes | fields
+    return text(f"{FOLDER}/config.json", json.dumps(content))
+
+
+def vocabulary(tensors: dict) -> None:
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:100].contiguous()
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}\n{% endfor %}assistant:"
+TURN = "{% for m in messages %}{{ '<|user|>' + m['content'] }}{% endfor %}<|assistant|>"
+
+SEA = {"name": "sea", "texts": ["The waves roll in.", "Ships sail out."]}
+PARAMETERS = [
+    Bad("unknown section", params("steers", value={}), ("params.yaml", "unknown key 'steers'", "allowed are", "steer")),
+    Bad("unknown key", params("calibrate", "targets", value=3.0), ("calibrate", "unknown key 'targets'", "target")),
+    Bad(
+        "text for a number",
+        params("calibrate", "target", value="thirty"),
+        ("calibrate", "target", "'thirty'", "number"),
+    ),
+    Bad(
+        "out of range",
+        params("generation", "temperature", value=9.0),
+        ("temperature", "9.0", "less than or equal to 2"),
+    ),
+    Bad("null", params("generation", "batch_size", value=None), ("batch_size", "integer")),
+    Bad("nan", params("calibrate", "target", value=float("nan")), ("calibrate", "target", "nan")),
+    Bad("negative", params("detectors", "n_detectors", value=-1), ("n_detectors", "-1", "greater than 0")),
+    Bad("missing key", drop("params.yaml", "calibrate", "target"), ("calibrate", "target is missing", "write it")),
+    Bad("unknown scale", params("scale", value="huge"), ("scale is 'huge'", "allowed are", "laptop")),
+    Bad("no models", params("models", value=[]), ("params.yaml", "models is []")),
+    Bad("models as text", params("models", value=MODEL), ("params.yaml", "models is 'tiny'", "list")),
+    Bad("unknown model", params("models", value=["tinny"]), ("'tinny'", "models.yaml", MODEL)),
+    Bad("no YAML", text("params.yaml", "scale: [laptop\n"), ("params.yaml", "not valid YAML")),
+    Bad("no file", remove("params.yaml"), ("params.yaml", "does not exist", "clone")),
+    Bad(
+        "chosen ratio not trained",
+        params("finetune", "chosen_ratio", value=0.5),
+        ("chosen_ratio is 0.5", "none of the ratios", "choose one"),
+    ),
+    Bad(
+        "two judges of one name",
+        params("judge", "judges", value=[{"name": "offline", "model": "a/b"}]),
+        ("unique name",),
+    ),
+    Bad(
+        "empty window", params("controls", "windows", value=[[4, 4]]), ("windows has [4, 4]", "give [first, last + 1]")
+    ),
+]
+SELECTION = [
+    Bad("misspelt id", lambda root: None, ("'tiny-'", "models.yaml", "Did you mean tiny?"), ("select", "tiny-")),
+    Bad("id in capitals", lambda root: None, ("'TINY'", "Did you mean tiny?"), ("check", "TINY")),
+    Bad("model twice", lambda root: None, ("tiny", "twice", "name each model", "once"), ("select", MODEL, MODEL)),
+    Bad("judge's model", lambda root: None, ("minilm-l6", "cannot be steered", "no sae"), ("select", "minilm-l6")),
+    Bad("no model", params("models", value=[]), ("no models", "esr select"), ("select",)),
+    Bad("registry has changed", put("data/study.yaml", "study", "models", value={}), ("study.yaml", "esr select tiny")),
+    Bad("no study", remove("data/study.yaml"), ("study.yaml", "does not exist")),
+]
+REGISTRY = [
+    Bad("unknown field", entry("layers", value=3), ("models.yaml", "tiny", "'layers'", "allowed are", "n_layers")),
+    Bad("no mapping", put("data/models.yaml", MODEL, value="x"), ("models.yaml", "tiny", "fields", "expected")),
+    Bad("dot in an id", put("data/models.yaml", "qwen2.5", value={}), ("'qwen2.5'", "dot or slash", "use letters")),
+    Bad("SAE and concepts", entry("concepts", value={"path": "x", "layer": 1}), ("both sae and concepts", "remove")),
+    Bad("no number of layers", drop("data/models.yaml", MODEL, "n_layers"), ("no n_layers", "add it")),
+    Bad("no boost", drop("data/models.yaml", MODEL, "boost"), ("no boost", "add it")),
+    Bad("layer out of range", entry("steer_layer", value=9), ("steer_layer is 9", "choose 0 to n_layers - 1")),
+    Bad("SAE layer out of range", entry("sae", "layer", value=9), ("sae_layer is 9", "n_layers is 3", "choose 0")),
+    Bad("boost reversed", entry("boost", "min", value=2.0), ("boost", "min is 2 and max 1.2", "give a range")),
+    Bad("boost of another unit", entry("boost", "max", value=60.0), ("boost.max", "60", "at most 10", "unit: raw")),
+    Bad("prior outside", entry("boost", "prior_mean", value=2.0), ("prior_mean", "outside", "choose a value between")),
+    Bad("unknown unit", entry("boost", "unit", value="sd"), ("boost.unit", "'sd'", "'residual_norm' or 'raw'")),
+    Bad("unknown experiment", entry("experiments", value=["sweep"]), ("experiments", "'sweep'", "'boost_sweep'")),
+    Bad("ablation without detectors", entry("experiments", value=["ablate"]), ("ablate without detectors", "add it")),
+    Bad(
+        "latents without an SAE",
+        every(drop("data/models.yaml", MODEL, "sae"), entry("concepts", value={"path": "x", "layer": 1})),
+        ("reads latents of an SAE", "remove it or add sae"),
+    ),
+    Bad(
+        "adapter without base",
+        entry("source", value={"kind": "adapter", "path": "x"}),
+        ("tiny is an adapter", "tuned_from"),
+    ),
+    Bad("unknown base", entry("tuned_from", value="huge"), ("tuned_from 'huge'", "another entry is expected")),
+    Bad("unknown kind of source", entry("source", value={"kind": "web"}), ("source", "'web'", "wheel", "hub")),
+    Bad("no source", entry("source", value=[]), ("source", "at least 1")),
+    Bad("hub id without owner", entry("source", value={"kind": "hub", "id": "llama"}), ("'llama'", "match pattern")),
+    Bad("penalty of 0", entry("sampling", value={"repetition_penalty": 0.0}), ("repetition_penalty", "greater than 0")),
+    Bad("date of a template", entry("template", value={"date": "today"}), ("template.date", "'today'")),
+]
+PROMPTS = [
+    Bad("no prompts", remove("data/prompts/evaluation.txt"), ("evaluation.txt", "does not exist", "one per line")),
+    Bad(
+        "empty file of prompts", text("data/prompts/held_out.txt", "\n"), ("held_out.txt", "no prompt", "one per line")
+    ),
+    Bad("prompt twice", text("data/prompts/held_out.txt", "Why?\nWhy?\n"), ("held_out.txt", "twice", "Remove one")),
+    Bad("instructions", text("data/prompts/meta_prompts.yaml", "a: [b\n"), ("meta_prompts.yaml", "not valid YAML")),
+]
+MODELS = [
+    Bad(
+        "not fetched",
+        lambda root: shutil.rmtree(root / FOLDER),
+        ("not fetched", "config.json", "make fetch MODELS=tiny"),
+    ),
+    Bad("config not JSON", text(f"{FOLDER}/config.json", "{"), ("config.json", "JSON", "make fetch MODELS=tiny")),
+    Bad("code of the authors", config("auto_map", {"AutoConfig": "x.Y"}), ("auto_map", "not run", "choose another")),
+    Bad("unknown architecture", config("model_type", "novel"), ("config.json", "novel", "correct it")),
+    Bad("GPT-2", another_type("gpt2", n_layer=LAYERS), ("gpt2", "supported", "llama", "choose")),
+    Bad("NeoX", another_type("gpt_neox"), ("gpt_neox", "supported", "llama", "choose")),
+    Bad("Phi", another_type("phi"), ("phi", "supported", "llama", "choose")),
+    Bad("encoder", another_type("vit"), ("vit", "choose")),
+    Bad(
+        "other number of layers",
+        config("num_hidden_layers", 4),
+        ("n_layers of tiny is 3", "config.json", "has 4", "write n_layers: 4"),
+    ),
+    Bad(
+        "truncated weights",
+        cut(f"{FOLDER}/model.safetensors"),
+        ("model.safetensors", "damaged", "make fetch MODELS=tiny"),
+    ),
+    Bad("LFS pointer", text(f"{FOLDER}/model.safetensors", LFS), ("model.safetensors", "Git LFS", "git lfs pull")),
+    Bad("missing shard", shards, ("model-00002-of-00002.safetensors", "model.safetensors.index.json", "make fetch")),
+    Bad("no weights", remove(f"{FOLDER}/model.safetensors"), ("no", "weights", "safetensors", "make fetch")),
+    Bad(
+        "quantized",
+        config("quantization_config", {"quant_method": "gptq", "bits": 4}),
+        ("quantized", "gptq", "BF16, F16, F32", "plain weights"),
+    ),
+    Bad(
+        "integer weights",
+        weights(f"{FOLDER}/model.safetensors", to_integers),
+        ("quantized", "I8", "BF16, F16, F32", "plain weights"),
+    ),
+    Bad(
+        "tokenizer of another model",
+        every(weights(f"{FOLDER}/model.safetensors", vocabulary), config("vocab_size", 100)),
+        ("ids up to", "embeds only 0 to 99", "use the tokenizer"),
+    ),
+    Bad("other vocabulary size", config("vocab_size", 5000), ("config.json", "5000", "take both files")),
+    Bad("other width", config("hidden_size", 64), ("config.json", "64", "hidden_size", "take both files")),
+    Bad(
+        "few positions",
+        config("max_position_embeddings", 200),
+        ("200", "max_position_embeddings", "max_new_tokens", "lower it to"),
+    ),
+    Bad(
+        "stop token out of range",
+        put(f"{FOLDER}/generation_config.json", "eos_token_id", value=9999),
+        ("eos_token_id 9999", "ids from 0"),
+    ),
+    Bad(
+        "no stop token",
+        every(
+            config("eos_token_id", None),
+            template(PLAIN),
+            drop(f"{FOLDER}/generation_config.json", "eos_token_id"),
+            drop(f"{FOLDER}/tokenizer_config.json", "eos_token"),
+        ),
+        ("eos_token_id", "generation_config.json", "chat template"),
+    ),
+    Bad(
+        "no tokenizer",
+        every(*(remove(f"{FOLDER}/{f}") for f in ("tokenizer.json", "tokenizer_config.json"))),
+        ("tokenizer", "needed"),
+    ),
+    Bad("damaged tokenizer", text(f"{FOLDER}/tokenizer.json", "[]"), ("tokenizer", "cannot be loaded", "correct it")),
+    Bad("no template", remove(f"{FOLDER}/chat_template.jinja"), ("no chat template", "add chat_template.jinja")),
+    Bad("template fails", template("{{ raise_exception('no') }}"), ("chat template", "fails", "template")),
+    Bad(
+        "template drops the prompt", template("<|user|>hello<|assistant|>"), ("0 times", "must appear once", "correct")
+    ),
+    Bad("template repeats the prompt", template(TURN + TURN), ("2 times", "must appear once", "correct")),
+    Bad("BOS twice", template("{{ bos_token }}{{ bos_token }}" + TURN), ("BOS", "twice", "remove")),
+    Bad(
+        "too little memory",
+        params("generation", "batch_size", value=10**9),
+        ("memory", "batch_size", "lower", "machine"),
+    ),
+]
+SAES = [
+    Bad("no SAE", lambda root: shutil.rmtree(root / SAE), (SAE, "cfg.json")),
+    Bad("cfg not JSON", text(f"{SAE}/cfg.json", "{"), (f"{SAE}/cfg.json", "SAELens", "write")),
+    Bad("cfg of another SAE", sae("d_sae", value=32), (SAE, "32", "64")),
+    Bad(
+        "SAE of another width",
+        every(
+            sae("d_in", value=16),
+            weights(f"{SAE}/sae_weights.safetensors", other_width),
+        ),
+        (SAE, "16", "32"),
+    ),
+    Bad("SAE of another layer", sae("metadata", "hook_name", value="blocks.2.hook_resid_post"), (SAE, "layer 2", "1")),
+    Bad(
+        "SAE of an MLP",
+        sae("metadata", "hook_name", value="blocks.1.hook_mlp_out"),
+        ("hook_mlp_out", "residual stream"),
+    ),
+    Bad("other number of latents", entry("sae", "d_sae", value=128), (SAE, "64", "128", "correct")),
+    Bad("transcoder", sae("architecture", value="transcoder"), (SAE, "transcoder", "allowed", "jumprelu")),
+    Bad("top-k", sae("architecture", value="topk"), (SAE, "topk", "allowed", "jumprelu")),
+    Bad("scaled input", sae("normalize_activations", value="layer_norm"), (SAE, "layer_norm", "none")),
+    Bad("truncated SAE", cut(f"{SAE}/sae_weights.safetensors"), ("sae_weights.safetensors", "damaged")),
+    Bad("LFS pointer of an SAE", text(f"{SAE}/sae_weights.safetensors", LFS), ("sae_weights.safetensors", "LFS")),
+    Bad(
+        "no decoder",
+        weights(f"{SAE}/sae_weights.safetensors", lambda t: t.pop("W_dec")),
+        ("sae_weights.safetensors", "W_dec"),
+    ),
+    Bad(
+        "release of another layer",
+        released("layer_20/width_16k/average_l0_14"),
+        ("layer 20", "sae.layer is 1", "name the one"),
+    ),
+    Bad(
+        "release of another width",
+        released("layer_1/width_131k/average_l0_13"),
+        ("about 131k", "16384", "name the one"),
+    ),
+]
+LABELS = [
+    Bad(
+        "no labels",
+        entry("labels", value={"kind": "file", "path": "data/none.jsonl"}),
+        ("none.jsonl", "does not exist"),
+    ),
+    Bad(
+        "labels of another SAE",
+        labels('{"index": 64, "label": "sea"}\n'),
+        ("labels.jsonl", "latent 64", "0 to 63", "this SAE"),
+    ),
+    Bad(
+        "label twice",
+        labels('{"index": 1, "label": "a"}\n{"index": 1, "label": "b"}\n'),
+        ("labels.jsonl", "two labels of latent 1", "keep one"),
+    ),
+    Bad("labels not JSON", labels("1: sea\n"), ("labels.jsonl, line 1", "GivenLabel is expected")),
+    Bad("label without index", labels('{"label": "sea"}\n'), ("labels.jsonl, line 1", "GivenLabel is expected")),
+    Bad(
+        "labels of another layer", neuronpedia("20-gemmascope-res-16k"), ("layer 20", "sae.layer is 1", "name the one")
+    ),
+    Bad("labels of another number", neuronpedia("1-gemmascope-res-131k"), ("131k", "sae.d_sae is 64", "name the one")),
+]
+CONCEPTS = [
+    Bad("no concepts", concepts(None), ("data/concepts.yaml", "does not exist")),
+    Bad("concepts without others", concepts({"others": []}), ("concepts.yaml", "others", "at least 2")),
+    Bad("concept of one text", concepts({"concepts": [{"name": "sea", "texts": ["Waves."]}]}), ("texts", "at least 2")),
+    Bad("concept twice", concepts({"concepts": [SEA, SEA]}), ("concepts.yaml", "'sea'", "twice", "merge")),
+    Bad("layer of concepts", concepts({}, layer=9), ("tiny", "concepts.layer", "9", "0 to 2")),
+]
+BAD = [*PARAMETERS, *SELECTION, *REGISTRY, *PROMPTS, *MODELS, *SAES, *LABELS, *CONCEPTS]

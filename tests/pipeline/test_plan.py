@@ -1,0 +1,112 @@
+"""The plan counts what the notebooks generate: beside the committed results, and by hand for a small study."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from esr.paths import ROOT
+from esr.pipeline import cli, plan
+from esr.pipeline.sizes import DOCUMENTS, TRIALS, parameters, sizes_of
+
+BASE, TUNED = "smollm2-135m", "smollm2-135m-selfcorrect"
+NUMBERS = {file.stem: json.loads(file.read_text()) for file in (ROOT / "paper" / "numbers").glob("*.json")}
+
+
+def planned(stage: str, model: str) -> int:
+    return sum(n for n, _ in TRIALS[stage](sizes_of(model)))
+
+
+def n_of(*keys: str) -> int:
+    value = NUMBERS
+    for key in keys:
+        value = value[key]
+    return value["esr_rate"]["n"]
+
+
+@pytest.fixture(scope="module")
+def converged() -> dict[str, int]:
+    return {model: NUMBERS["calibrate"][model]["n_converged"] for model in (BASE, TUNED)}
+
+
+def test_responses_are_those_of_the_committed_results(converged):
+    """Exactly, where every latent converged; else by the share that did, 30 of 32 latents."""
+    share = converged[TUNED] / sizes_of(TUNED).n_latents
+    assert share == 30 / 32
+    measured = {
+        ("steer", BASE): sum(n_of("esr", BASE, name) for name in ("unsteered", "steered")),
+        ("steer", TUNED): sum(n_of("esr", TUNED, name) for name in ("unsteered", "steered")) / share,
+        ("boost_sweep", TUNED): sum(row["esr_rate"]["n"] for row in NUMBERS["boost_sweep"][TUNED]) / share,
+        ("meta_prompts", TUNED): sum(
+            n_of("meta_prompts", TUNED, name) for name in NUMBERS["meta_prompts"][TUNED] if name != "plain"
+        ) / share,
+        ("ablate", TUNED): sum(
+            n_of("ablate", TUNED, name) for name in ("detectors", "random_1", "random_2", "random_3", "held_out")
+        ) / share,
+    }  # fmt: skip
+    assert measured == {key: planned(*key) for key in measured}
+
+
+def test_limits_are_not_exceeded_by_the_committed_results():
+    """Openings and restarts are found, not planned: 114 of 150 openings, 137 of 320 restarts with text after them."""
+    detection = NUMBERS["controls"][TUNED]["detection"]
+    generated = sum(rates["esr_rate"]["n"] for name, rates in detection.items() if name != "live")
+    generated += NUMBERS["controls"][TUNED]["sustained"]["prefilled_on_topic"]["0-32"]["n"]
+    assert generated == 821 and planned("controls", TUNED) == 1220
+    evaluated = sum(
+        n_of("finetune", BASE, ratio, name) for ratio in ("0.1", "0.9") for name in ("unsteered", "steered")
+    )
+    openings, prompts = 3 * parameters("finetune").n_prefills, 251  # of data/prompts/finetune.txt
+    assert planned("finetune", BASE) == evaluated + openings + 2 * prompts == 1066
+    assert DOCUMENTS["detectors"](sizes_of(TUNED)) == 456 + 160  # 449 distinct pairs were read
+
+
+def test_a_shipped_corpus_is_not_generated():
+    assert planned("corpus", BASE) == 0
+
+
+def test_stages_are_those_that_run():
+    found = plan.stages_of([BASE, TUNED])
+    assert ("finetune", BASE) in found and ("finetune", TUNED) not in found
+    assert ("ablate", TUNED) in found and ("ablate", BASE) not in found
+    assert ("sae", BASE) in found and ("sae", TUNED) not in found
+    assert ("measure", "") in found
+    assert [name for name, _ in found if name in ("train_sae", "concepts")] == []  # shipped; it has an SAE
+
+
+def test_hours_follow_the_stated_speed_and_the_measured_one():
+    slow, fast = (plan.costs([BASE], speed) for speed in (100.0, 1000.0))
+    hours = [next(cost.hours for cost in found if cost.stage == "steer") for found in (slow, fast)]
+    assert hours[0] - hours[1] == pytest.approx(640 * 192 * (1 / 100 - 1 / 1000) / 3600)
+    measured = next(cost.hours for cost in plan.costs([BASE]) if cost.stage == "steer")
+    speed = NUMBERS["bench"]["tokens_per_second"]["engine"]
+    assert measured == pytest.approx((640 * 192 / speed + plan.START_S) / 3600)
+
+
+def test_what_is_not_fetched_is_unknown(monkeypatch):
+    """Another model than the measured one: no parameters, so no hours."""
+    monkeypatch.setattr(plan, "_bench", lambda: NUMBERS["bench"] | {"machine": {"model": "another"}})
+    monkeypatch.setattr(plan, "data_dir", lambda *_: ROOT / "data" / "none")
+    (cost,) = plan.costs([BASE], changed={f"steer@{BASE}"})
+    assert (cost.trials, cost.weights, cost.cache, cost.hours) == (640, None, None, None)
+    assert plan.is_longer([cost], 10**9)
+    assert plan.rows([cost])[1][4:7] == ("?", "?", "?")
+
+
+def test_language_models_as_judges_cost_by_their_prices(monkeypatch):
+    judge = {"name": "mini", "model": "openai/gpt-4o-mini", "usd_per_million_input": 1.0, "usd_per_million_output": 0.0}
+    monkeypatch.setattr(plan, "parameters", lambda stage: SimpleNamespace(judges=[judge]))
+    costs = plan.costs([BASE], 1000.0, changed={f"judge@{BASE}", "cross_judge"})
+    by_stage = {cost.stage: cost.usd for cost in costs}
+    assert by_stage["judge"] / by_stage["cross_judge"] == pytest.approx(640 / 134)
+    monkeypatch.setitem(judge, "usd_per_million_input", None)
+    assert plan.costs([BASE], 1000.0, changed={"cross_judge"})[0].usd is None
+
+
+def test_the_command_is_silent_about_short_runs(capsys):
+    cli.main(["plan", BASE, "--tokens-per-second", "1e9", "--over", "15"])
+    assert capsys.readouterr().out == ""
+    cli.main(["plan", BASE, "--tokens-per-second", "10", "--over", "15"])
+    text = capsys.readouterr().out
+    assert text.splitlines()[0].split()[:4] == ["stage", "model", "trials", "tokens"]
+    assert "total" in text and "Hours at 10 tokens a second" in text
