@@ -48,7 +48,7 @@ class HubSae(Sae):
     """A SAELens SAE in the folder `path` of a repository of the Hugging Face hub."""
 
     kind: Literal["hub"]
-    id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", examples=["google/gemma-scope-2b-pt-res"])
     path: str = Field(min_length=1)
     revision: str = "main"
 

@@ -80,7 +80,7 @@ class HubSource(FileSource):
     """
 
     kind: Literal["hub"]
-    id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", examples=["Qwen/Qwen2.5-7B-Instruct"])
     revision: str = "main"
     file: str | None = Field(default=None, pattern=r"\.gguf$")  # path inside the repository
 

@@ -2,125 +2,92 @@
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass
+import re
 from functools import cached_property
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import parse_local_safetensors_file_metadata
 
 from esr.config.schema import ConfigError
+from esr.models.layout import check_layout, weight_files
 from esr.models.loading import load_tokenizer
-
-LFS = b"version https://git-lfs"
-
-
-@dataclass(frozen=True)
-class Tensor:
-    shape: tuple[int, ...]
-    dtype: str  # as safetensors spells it
 
 
 class ModelFiles:
-    """A fetched model's files, each read when first needed. Reading raises ConfigError with a sentence on the file."""
+    """The files of a model in the folder where it was fetched, each read when first needed.
+
+    Reading raises ConfigError or FetchError with a sentence on the file.
+    """
 
     def __init__(self, model: str, folder: Path):
         self.model, self.folder = model, folder
-        self.again = f"run `make fetch MODELS={model}` again"
+
+    @property
+    def are_there(self) -> bool:
+        return (self.folder / "config.json").exists()
+
+    def check(self, chat: bool) -> None:
+        """Raise unless the model was fetched and all files are whole. chat: with a chat template."""
+        if not self.are_there:
+            raise ConfigError(
+                f"{self.model} is not fetched, {self.folder / 'config.json'} does not exist: "
+                f"run `make fetch MODELS={self.model}`."
+            )
+        check_layout(self.folder, f"The folder {self.folder}", chat)
 
     @cached_property
     def config(self):
-        """The configuration of the language model; of its text part where it has others."""
         from transformers import AutoConfig
 
-        path = self.folder / "config.json"
-        if not path.exists():
-            raise ConfigError(
-                f"{self.model} is not fetched: {path} does not exist; run `make fetch MODELS={self.model}`."
-            )
-        if "auto_map" in self._read(path):
-            raise ConfigError(
-                f"{path} names code of the model's authors (auto_map), which is not run: "
-                "only architectures that transformers contains are allowed; choose another model."
-            )
         try:
-            return AutoConfig.from_pretrained(self.folder).get_text_config()
+            return AutoConfig.from_pretrained(self.folder)
         except Exception as error:  # of any configuration class
             raise ConfigError(
-                f"{path} is no configuration that transformers can read ({first_line(error)}): "
-                "correct it at the model's source."
+                f"{self.folder / 'config.json'} is no configuration that transformers reads ({first_sentence(error)}): an "
+                "architecture of transformers, without code of the model's authors, is needed; choose another model."
             ) from None
 
     @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """Shape and dtype of every weight, from the headers of all files, which must be whole."""
-        files = sorted(self.folder.glob("*.safetensors"))
-        for index in self.folder.glob("*.safetensors.index.json"):
-            named = set(self._read(index).get("weight_map", {}).values())
-            if missing := sorted(named - {file.name for file in files}):
-                raise ConfigError(
-                    f"{self.folder} lacks {missing[0]}, one of the {len(named)} files that {index.name} names: "
-                    f"{self.again}."
-                )
-        if not files:
-            raise ConfigError(f"{self.folder} holds no weights: *.safetensors files are needed; {self.again}.")
-        return {name: tensor for file in files for name, tensor in read_header(file, self.again).items()}
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of every weight, as safetensors spells it."""
+        found = {}
+        for file in weight_files(self.folder):
+            for name, info in parse_local_safetensors_file_metadata(file).tensors.items():
+                found[name] = tuple(info.shape), str(info.dtype)
+        return found
+
+    @cached_property
+    def n_parameters(self) -> int:
+        metadata = map(parse_local_safetensors_file_metadata, weight_files(self.folder))
+        return sum(info.parameter_count for file in metadata for info in file.tensors.values())
 
     @cached_property
     def tokenizer(self):
+        """The tokenizer, which renders chats as the entry's `template` says."""
         try:
             return load_tokenizer(self.model)
-        except ConfigError:
-            raise
         except Exception as error:  # of any tokenizer class
             raise ConfigError(
-                f"The tokenizer in {self.folder} cannot be loaded ({first_line(error)}): "
-                "tokenizer.json as the library tokenizers writes it is needed; correct it at the model's source."
+                f"The tokenizer in {self.folder} cannot be loaded ({first_sentence(error)}): a tokenizer.json that "
+                "transformers reads is needed; correct it at the model's source."
             ) from None
 
     @cached_property
-    def generation_stops(self) -> list[int]:
-        """Ids that generation_config.json, or else config.json, names as the ends of a response."""
-        path = self.folder / "generation_config.json"
-        ends = self._read(path).get("eos_token_id") if path.exists() else None
-        ends = self.config.eos_token_id if ends is None else ends
-        return [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
+    def generation_config(self):
+        from transformers import GenerationConfig
 
-    @property
-    def n_parameters(self) -> int:
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        if (self.folder / "generation_config.json").exists():
+            return GenerationConfig.from_pretrained(self.folder)
+        return GenerationConfig.from_model_config(self.config)
 
     def cache_bytes_per_token(self, bytes_per_value: int) -> int:
         """Bytes of the keys and values of one position in all layers."""
-        config = self.config
+        config = self.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 2 * config.num_hidden_layers * heads * width * bytes_per_value
 
-    def _read(self, path: Path) -> dict:
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{path} is not valid JSON ({first_line(error)}): {self.again}.") from None
 
-
-def read_header(file: Path, again: str) -> dict[str, Tensor]:
-    """Weights of a safetensors file, from its header. Raises ConfigError for a file that is not whole."""
-    with file.open("rb") as start:
-        if start.read(len(LFS)) == LFS:
-            raise ConfigError(
-                f"{file} is a pointer of Git LFS, not the weights: run `git lfs pull` where it came from, then {again}."
-            )
-    try:
-        with safe_open(file, framework="np") as weights:
-            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118  # no mapping
-            return {name: Tensor(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(
-            f"{file} ({file.stat().st_size:,} bytes) is cut off or damaged ({first_line(error)}): {again}."
-        ) from None
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".: ")[:160]
+def first_sentence(error: Exception) -> str:
+    """The first sentence of the error's message, or its type."""
+    return (re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__).rstrip(".: ")[:160]

@@ -1,7 +1,7 @@
 """What a fetched model must satisfy before anything heavy runs; reads headers, configuration and tokenizer alone.
 
-Each check returns what was found and what is needed, or raises ConfigError with a sentence: what is wrong, where, what
-is allowed and what to do. Not here: SAEs, the engine, the machine (esr.pipeline.preflight).
+Each check returns what was found and what is needed, or raises an error in one sentence: what is wrong, where, what is
+allowed and what to do. Not here: the engine, SAEs, the machine (esr.pipeline.preflight).
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 
 from esr.config.registry import ModelEntry
 from esr.config.schema import ConfigError
 from esr.models.chat import chat_tokens
-from esr.models.files import ModelFiles, first_line
+from esr.models.files import ModelFiles
+from esr.models.loading import stop_tokens
 
 DTYPES = ("BF16", "F16", "F32")  # of weights
 EMBEDDING = "embed_tokens.weight"
@@ -37,18 +39,23 @@ class Subject:
         return max(len(chat_tokens(self.files.tokenizer, prompt)) for prompt in self.prompts)
 
 
-def check_weights(subject: Subject) -> Found:
-    """All files are whole, and the weights of a dtype that is computed with."""
+def check_files(subject: Subject) -> Found:
+    """All files are there and whole."""
+    subject.files.check(chat=subject.entry.steerable)
+    return f"{subject.files.n_parameters / 1e6:,.1f} M parameters", "all files, whole"
+
+
+def check_dtype(subject: Subject) -> Found:
+    """The weights are of a dtype that is computed with."""
     files = subject.files
     method = (getattr(files.config, "quantization_config", None) or {}).get("quant_method")
-    dtypes = sorted({tensor.dtype for tensor in files.tensors.values()})
+    dtypes = sorted({dtype for _, dtype in files.tensors.values()})
     if wrong := [method] if method else [dtype for dtype in dtypes if dtype not in DTYPES]:
         raise ConfigError(
             f"The weights in {files.folder} are quantized ({', '.join(wrong)}); {', '.join(DTYPES)} are allowed: "
             "name a source with plain weights."
         )
-    found = f"{files.n_parameters / 1e6:,.1f} M parameters, {', '.join(dtypes)}"
-    return found, f"whole files of {', '.join(DTYPES)}"
+    return ", ".join(dtypes), f"one of {', '.join(DTYPES)}"
 
 
 def check_layers(subject: Subject) -> Found:
@@ -65,7 +72,7 @@ def check_layers(subject: Subject) -> Found:
 def check_vocabulary(subject: Subject) -> Found:
     """Every token of the tokenizer has a row in the embedding, of the width that the configuration names."""
     files, config = subject.files, subject.files.config
-    shape = next((t.shape for name, t in files.tensors.items() if name.endswith(EMBEDDING)), None)
+    shape = next((shape for name, (shape, _) in files.tensors.items() if name.endswith(EMBEDDING)), None)
     if shape is None:
         raise ConfigError(f"The weights in {files.folder} have no {EMBEDDING}: give all weights of a language model.")
     rows, size = shape[0], max(files.tokenizer.get_vocab().values(), default=-1) + 1
@@ -83,91 +90,35 @@ def check_vocabulary(subject: Subject) -> Found:
 
 
 def check_template(subject: Subject) -> Found:
-    """The chat template shows the user's message, unchanged and once."""
-    files = subject.files
-    if not files.tokenizer.chat_template:
+    """The chat template shows the user's message, unchanged and once, after at most one BOS."""
+    tokenizer = subject.files.tokenizer
+    tokens = chat_tokens(tokenizer, PROBE)
+    if (count := tokenizer.decode(tokens).count(PROBE)) != 1:
         raise ConfigError(
-            f"The tokenizer in {files.folder} has no chat template: add chat_template.jinja to the source, or choose "
-            "the instruction-tuned model."
-        )
-    try:
-        shown = files.tokenizer.decode(chat_tokens(files.tokenizer, PROBE))
-    except ConfigError:
-        raise
-    except Exception as error:  # a template raises what it likes
-        raise ConfigError(
-            f"The chat template in {files.folder} fails on a single user message ({first_line(error)}): "
-            "correct chat_template.jinja."
-        ) from None
-    if (count := shown.count(PROBE)) != 1:
-        raise ConfigError(
-            f"The chat template in {files.folder} shows the user's message {count} times; it must appear once, "
+            f"The chat template in {subject.files.folder} shows the user's message {count} times; it must appear once, "
             "unchanged: correct chat_template.jinja."
         )
-    return "shows a user's message", "once, unchanged"
-
-
-def check_bos(subject: Subject) -> Found:
-    """The prompt begins with BOS at most once."""
-    tokenizer = subject.files.tokenizer
-    bos, tokens = tokenizer.bos_token_id, list(chat_tokens(tokenizer, PROBE))
-    if bos is not None and tokens[:2] == [bos, bos]:
-        raise ConfigError(
-            f"A prompt of {subject.files.model} begins with BOS ({tokenizer.bos_token}) twice, by the chat template in "
-            f"{subject.files.folder}; once is allowed: remove it from chat_template.jinja."
-        )
-    found = "the model has none" if bos is None else f"id {bos}, {'first' if tokens[0] == bos else 'not'} in a prompt"
-    return found, "at most once"
-
-
-def end_of_turn(tokenizer) -> int | None:
-    """Id of the token that the chat template puts after a response; None where it puts none."""
-    turns = [
-        {"role": role, "content": text} for role, text in (("user", PROBE), ("assistant", "Blue"), ("user", PROBE))
-    ]
-    try:
-        after = tokenizer.apply_chat_template(turns, tokenize=False).partition("Blue")[2]
-    except Exception:  # raised by a template of a single turn
-        return None
-    tokens = tokenizer(after, add_special_tokens=False).input_ids
-    return next((token for token in tokens if token in tokenizer.all_special_ids), None)
+    begins = f"begins with {tokenizer.convert_ids_to_tokens(tokens[0])}"
+    bos = "no BOS" if tokenizer.bos_token is None else f"BOS {tokenizer.bos_token}"
+    return f"{begins}; {bos}", "the message once, BOS at most once"
 
 
 def check_stop_tokens(subject: Subject) -> Found:
     """A token ends a response before the next role begins: of generation_config.json or of the template."""
     files, rows = subject.files, subject.files.config.vocab_size
-    turn, path = end_of_turn(files.tokenizer), files.folder / "generation_config.json"
-    stops = sorted({*files.generation_stops, *([] if turn is None else [turn])})
-    if not stops:
-        raise ConfigError(
-            f"Nothing ends a response of {files.model}: {path} has no eos_token_id, and the chat template writes no "
-            "control token after a response; add eos_token_id there."
-        )
+    stops = stop_tokens(SimpleNamespace(generation_config=files.generation_config), files.tokenizer)
     if wrong := [stop for stop in stops if not 0 <= stop < rows]:
         raise ConfigError(
-            f"{path} has eos_token_id {wrong[0]}; ids from 0 to {rows - 1} are allowed: correct it to the token that "
-            "ends a response."
+            f"{files.folder / 'generation_config.json'} has eos_token_id {wrong[0]}; ids from 0 to {rows - 1} are "
+            "allowed: correct it to the token that ends a response."
         )
-    names = files.tokenizer.convert_ids_to_tokens(stops)
-    return ", ".join(f"{name} ({stop})" for name, stop in zip(names, stops, strict=True)), "one or more"
-
-
-def check_positions(subject: Subject) -> Found:
-    """Prompt and response fit into the positions that the model knows."""
-    room, prompt, new = subject.files.config.max_position_embeddings, subject.prompt_tokens, subject.max_new_tokens
-    if prompt + new > room:
-        raise ConfigError(
-            f"{subject.files.model} has {room} positions (max_position_embeddings), the longest prompt {prompt} tokens "
-            f"and params.yaml max_new_tokens {new}: lower it to {max(0, room - prompt)} or less."
-        )
-    return f"{room:,}", f"{prompt} of the longest prompt + {new} new"
+    return ", ".join(files.tokenizer.convert_ids_to_tokens(stops)), "one or more"
 
 
 MODEL_CHECKS: dict[str, Callable[[Subject], Found]] = {
     "layers": check_layers,
+    "dtype": check_dtype,
     "vocabulary": check_vocabulary,
     "chat template": check_template,
-    "BOS": check_bos,
     "stop tokens": check_stop_tokens,
-    "positions": check_positions,
 }

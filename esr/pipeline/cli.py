@@ -9,13 +9,12 @@ import argparse
 import io
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
 from esr.config import stages, study
-from esr.config.registry import REGISTRY, load_registry
+from esr.config.registry import REGISTRY, model_entry
 from esr.config.schema import ConfigError, load_yaml
 from esr.paths import PIPELINE
 from esr.storage.files import write_text
@@ -56,12 +55,8 @@ def _write_models(models: list[str]) -> None:
 
 def known(models: list[str]) -> list[str]:
     """`models`, each an id of the registry, none twice. Raises ConfigError with the id that was probably meant."""
-    registry = load_registry()
     for model in models:
-        if model not in registry:
-            near = get_close_matches(str(model).lower(), registry, n=1)
-            meant = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"Unknown model {model!r}: {REGISTRY.name} has {', '.join(registry)}.{meant}")
+        model_entry(model)
         if models.count(model) > 1:
             raise ConfigError(f"{model} is named twice: name each model of {REGISTRY.name} once.")
     return list(models)
@@ -135,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("models", nargs="*", metavar="MODEL", help="ids in data/models.yaml")
-        command.add_argument("--traceback", action="store_true", help="show where in the code a mistake was found")
+        command.add_argument("--traceback", action="store_true", help="show where an error was raised")
         if name == "plan":
             command.add_argument("--tokens-per-second", type=float, metavar="X", help="throughput to assume")
             command.add_argument(

@@ -50,11 +50,10 @@ class Subject:
     def __init__(self, model: str, tokens_per_second: float | None):
         self.sizes, self.base, self.stated = sizes_of(model), base_of(model), tokens_per_second
         self.files = ModelFiles(self.base, data_dir("fetch", self.base))
-        self.is_fetched = (self.files.folder / "config.json").exists()
 
     @cached_property
     def n_parameters(self) -> int | None:
-        if self.is_fetched:
+        if self.files.are_there:
             return self.files.n_parameters
         return BENCH_PARAMETERS if self.base == _bench()["machine"]["model"] else None
 
@@ -71,7 +70,7 @@ class Subject:
     @property
     def cache(self) -> int | None:
         """Keys and values of one batch."""
-        if not self.is_fetched:
+        if not self.files.are_there:
             return None
         positions = self.sizes["steer"].batch_size * (PROMPT_TOKENS + self.sizes.max_new_tokens)
         return positions * self.files.cache_bytes_per_token(self.bytes_per_value)

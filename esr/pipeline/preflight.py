@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esr.config.registry import model_entry
-from esr.config.schema import ConfigError, load_yaml
+from esr.config.schema import ConfigError, load_texts
 from esr.config.stages import stage_parameters
-from esr.models.fetch import FetchError
+from esr.engine.architecture import check_architecture, max_positions
+from esr.models.failures import FetchError
 from esr.models.files import ModelFiles
-from esr.models.preflight import MODEL_CHECKS, Found, Subject, check_weights
+from esr.models.preflight import MODEL_CHECKS, Found, Subject, check_files
 from esr.paths import DATA, PROMPTS, ROOT, data_dir
-from esr.sae.fit import check_labels, check_sae
+from esr.sae.preflight import check_labels, check_sae
 from esr.storage.prompts import read_prompts
 
 MAX_RESIDUAL_NORMS = 10  # a larger boost replaces the residual stream
-GROUND = ("weights", "architecture", "vocabulary", "chat template")  # the checks after it make no sense without
+GROUND = ("files", "architecture", "vocabulary", "chat template")  # where one fails, later ones make no sense
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def refuse(rows: Sequence[Check]) -> None:
 
 def study_prompts() -> list[str]:
     """Every user message of the study; evaluation prompts with the longest instruction that is added to them."""
-    longest = max(load_yaml(PROMPTS / "meta_prompts.yaml").values(), key=len, default="")
+    longest = max(load_texts(PROMPTS / "meta_prompts.yaml", ["distractor"]).values(), key=len)
     plain = [prompt.text for split in ("held_out", "finetune") for prompt in read_prompts(split)]
     return plain + [f"{prompt.text}\n\n{longest}" for prompt in read_prompts("evaluation")]
 
@@ -98,23 +99,18 @@ def check_concepts(subject: Subject) -> Found:
 def check_layout(subject: Subject) -> Found:
     """The engine runs models of this architecture."""
     check_architecture(subject.files.config)
-    return subject.files.config.model_type, "built like Llama"
+    return subject.files.config.model_type, "known to the engine"
 
 
-def check_architecture(config) -> None:
-    """Raise ConfigError for a model that the engine cannot run; builds it without weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    advice = "models laid out as llama, qwen2, gemma2 and mistral are supported: choose one of these."
-    with torch.device("meta"):
-        try:
-            model = AutoModelForCausalLM.from_config(config)
-        except ValueError:
-            raise ConfigError(f"{config.model_type} is no causal language model of transformers; {advice}") from None
-    body = getattr(model, "model", None)
-    if missing := [part for part in ("embed_tokens", "layers", "norm") if not hasattr(body, part)]:
-        raise ConfigError(f"A {config.model_type} model has no model.{missing[0]}; {advice}")
+def check_positions(subject: Subject) -> Found:
+    """Prompt and response fit into the positions that the model knows."""
+    room, prompt, new = max_positions(subject.files.config), subject.prompt_tokens, subject.max_new_tokens
+    if prompt + new > room:
+        raise ConfigError(
+            f"{subject.files.model} has {room} positions (max_position_embeddings), the longest prompt {prompt} tokens "
+            f"and params.yaml max_new_tokens {new}: lower it to {max(0, room - prompt)} or less."
+        )
+    return f"{room:,}", f"{prompt} of the longest prompt + {new} new"
 
 
 def check_memory(subject: Subject) -> Found:
@@ -177,9 +173,10 @@ def gigabytes(size: float) -> str:
 
 
 def checks_of(subject: Subject) -> dict[str, Callable[[Subject], Found]]:
-    """Checks of the model, in order; of one that is not steered its weights alone."""
+    """Checks of the model, in order; of one that is not steered its files alone."""
     if not subject.entry.steerable:
-        return {"weights": check_weights}
+        return {"files": check_files}
     of_vectors = {"SAE": check_sae, "labels": check_labels} if subject.entry.sae else {"concepts": check_concepts}
-    ground = {"boost": check_boost, "architecture": check_layout, "weights": check_weights}
-    return {**ground, **MODEL_CHECKS, **of_vectors, "memory": check_memory, "disk": check_disk}
+    ground = {"boost": check_boost, "files": check_files, "architecture": check_layout}
+    machine = {"positions": check_positions, "memory": check_memory, "disk": check_disk}
+    return {**ground, **MODEL_CHECKS, **of_vectors, **machine}

@@ -11,7 +11,7 @@ from functools import cache
 from types import SimpleNamespace
 
 from esr.config.registry import base_of, model_entry
-from esr.config.schema import load_yaml
+from esr.config.schema import load_texts
 from esr.config.stages import stage_parameters
 from esr.paths import PROMPTS
 from esr.storage.prompts import read_prompts
@@ -62,7 +62,7 @@ def sizes_of(model: str) -> Sizes:
     base = model_entry(base_of(model))
     counts = {f"n_{split}": len(read_prompts(split)) for split in ("evaluation", "held_out", "finetune")}
     n_latents = parameters("concepts").n_concepts if base.concepts else parameters("latents").n_latents
-    n_instructions = len(load_yaml(PROMPTS / "meta_prompts.yaml"))
+    n_instructions = len(load_texts(PROMPTS / "meta_prompts.yaml", ["distractor"]))
     return Sizes(n_latents, n_instructions=n_instructions, has_corpus=base.corpus is not None, **counts)
 
 

@@ -6,6 +6,7 @@ in which a user finds what is wrong, where, what is allowed and what to do.
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,11 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from esr.paths import ROOT as REPOSITORY
 from esr.pipeline import cli
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "config"))
+from test_schema import BAD_ENTRIES, BAD_PARAMETERS  # noqa: E402
 
 MODEL, LAYERS, WIDTH, D_SAE = "tiny", 3, 32, 64
 FOLDER = f"data/fetch/{MODEL}"
@@ -196,6 +201,27 @@ def concepts(changes: dict | None, layer: int = 1) -> Callable[[Path], None]:
     return spoil
 
 
+def repository(file: str, spoil: Callable[[str], str]) -> Callable[[Path], None]:
+    """The repository's parameters, registry and data/study.yaml instead of the study's, one of them spoilt."""
+
+    def change(root: Path) -> None:
+        for name in ("params.yaml", "data/models.yaml", "data/study.yaml"):
+            shutil.copy(REPOSITORY / name, root / name)
+        (root / file).write_text(spoil((root / file).read_text(encoding="utf-8")), encoding="utf-8", newline="")
+
+    return change
+
+
+def local(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """A source in a folder that is spoilt before it is fetched."""
+
+    def spoil(root: Path) -> None:
+        shutil.move(root / FOLDER, root / "models" / "tiny")
+        change(root / "models" / "tiny")
+
+    return spoil
+
+
 def shards(root: Path) -> None:
     """An index that names a second file, which is missing."""
     folder = root / FOLDER
@@ -221,46 +247,32 @@ PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}\n{% endfor
 TURN = "{% for m in messages %}{{ '<|user|>' + m['content'] }}{% endfor %}<|assistant|>"
 
 SEA = {"name": "sea", "texts": ["The waves roll in.", "Ships sail out."]}
+# Mistakes in the repository's params.yaml and registry, from the table of tests/config
 PARAMETERS = [
-    Bad("unknown section", params("steers", value={}), ("params.yaml", "unknown key 'steers'", "allowed are", "steer")),
-    Bad("unknown key", params("calibrate", "targets", value=3.0), ("calibrate", "unknown key 'targets'", "target")),
+    Bad(f"params: {name}", repository("params.yaml", spoil), (words,), ("check", "smollm2-135m"))
+    for name, spoil, words in BAD_PARAMETERS
+]
+ENTRIES = [
+    Bad(f"entry: {name}", repository("data/models.yaml", spoil), (words,), ("check", "smollm2-135m"))
+    for name, spoil, words in BAD_ENTRIES
+]
+FILES = [
+    Bad("no parameters", remove("params.yaml"), ("params.yaml", "does not exist", "clone")),
     Bad(
-        "text for a number",
-        params("calibrate", "target", value="thirty"),
-        ("calibrate", "target", "'thirty'", "number"),
+        "parameters in UTF-16",
+        text("params.yaml", "scale: laptop".encode("utf-16")),
+        ("params.yaml", "UTF-16", "save it as UTF-8"),
     ),
     Bad(
-        "out of range",
-        params("generation", "temperature", value=9.0),
-        ("temperature", "9.0", "less than or equal to 2"),
+        "prompts in UTF-16",
+        text("data/prompts/evaluation.txt", "Why?".encode("utf-16")),
+        ("evaluation.txt", "UTF-16", "save it as UTF-8"),
     ),
-    Bad("null", params("generation", "batch_size", value=None), ("batch_size", "integer")),
-    Bad("nan", params("calibrate", "target", value=float("nan")), ("calibrate", "target", "nan")),
-    Bad("negative", params("detectors", "n_detectors", value=-1), ("n_detectors", "-1", "greater than 0")),
-    Bad("missing key", drop("params.yaml", "calibrate", "target"), ("calibrate", "target is missing", "write it")),
-    Bad("unknown scale", params("scale", value="huge"), ("scale is 'huge'", "allowed are", "laptop")),
-    Bad("no models", params("models", value=[]), ("params.yaml", "models is []")),
-    Bad("models as text", params("models", value=MODEL), ("params.yaml", "models is 'tiny'", "list")),
-    Bad("unknown model", params("models", value=["tinny"]), ("'tinny'", "models.yaml", MODEL)),
-    Bad("no YAML", text("params.yaml", "scale: [laptop\n"), ("params.yaml", "not valid YAML")),
-    Bad("no file", remove("params.yaml"), ("params.yaml", "does not exist", "clone")),
-    Bad(
-        "chosen ratio not trained",
-        params("finetune", "chosen_ratio", value=0.5),
-        ("chosen_ratio is 0.5", "none of the ratios", "choose one"),
-    ),
-    Bad(
-        "two judges of one name",
-        params("judge", "judges", value=[{"name": "offline", "model": "a/b"}]),
-        ("unique name",),
-    ),
-    Bad(
-        "empty window", params("controls", "windows", value=[[4, 4]]), ("windows has [4, 4]", "give [first, last + 1]")
-    ),
+    Bad("no registry", remove("data/models.yaml"), ("models.yaml", "does not exist", "clone")),
 ]
 SELECTION = [
-    Bad("misspelt id", lambda root: None, ("'tiny-'", "models.yaml", "Did you mean tiny?"), ("select", "tiny-")),
-    Bad("id in capitals", lambda root: None, ("'TINY'", "Did you mean tiny?"), ("check", "TINY")),
+    Bad("misspelt id", lambda root: None, ("'tiny-'", "models.yaml", "did you mean 'tiny'?"), ("select", "tiny-")),
+    Bad("id in capitals", lambda root: None, ("'TINY'", "did you mean 'tiny'?"), ("check", "TINY")),
     Bad("model twice", lambda root: None, ("tiny", "twice", "name each model", "once"), ("select", MODEL, MODEL)),
     Bad("judge's model", lambda root: None, ("minilm-l6", "cannot be steered", "no sae"), ("select", "minilm-l6")),
     Bad("no model", params("models", value=[]), ("no models", "esr select"), ("select",)),
@@ -268,19 +280,14 @@ SELECTION = [
     Bad("no study", remove("data/study.yaml"), ("study.yaml", "does not exist")),
 ]
 REGISTRY = [
-    Bad("unknown field", entry("layers", value=3), ("models.yaml", "tiny", "'layers'", "allowed are", "n_layers")),
-    Bad("no mapping", put("data/models.yaml", MODEL, value="x"), ("models.yaml", "tiny", "fields", "expected")),
     Bad("dot in an id", put("data/models.yaml", "qwen2.5", value={}), ("'qwen2.5'", "dot or slash", "use letters")),
     Bad("SAE and concepts", entry("concepts", value={"path": "x", "layer": 1}), ("both sae and concepts", "remove")),
     Bad("no number of layers", drop("data/models.yaml", MODEL, "n_layers"), ("no n_layers", "add it")),
     Bad("no boost", drop("data/models.yaml", MODEL, "boost"), ("no boost", "add it")),
     Bad("layer out of range", entry("steer_layer", value=9), ("steer_layer is 9", "choose 0 to n_layers - 1")),
     Bad("SAE layer out of range", entry("sae", "layer", value=9), ("sae_layer is 9", "n_layers is 3", "choose 0")),
-    Bad("boost reversed", entry("boost", "min", value=2.0), ("boost", "min is 2 and max 1.2", "give a range")),
     Bad("boost of another unit", entry("boost", "max", value=60.0), ("boost.max", "60", "at most 10", "unit: raw")),
     Bad("prior outside", entry("boost", "prior_mean", value=2.0), ("prior_mean", "outside", "choose a value between")),
-    Bad("unknown unit", entry("boost", "unit", value="sd"), ("boost.unit", "'sd'", "'residual_norm' or 'raw'")),
-    Bad("unknown experiment", entry("experiments", value=["sweep"]), ("experiments", "'sweep'", "'boost_sweep'")),
     Bad("ablation without detectors", entry("experiments", value=["ablate"]), ("ablate without detectors", "add it")),
     Bad(
         "latents without an SAE",
@@ -293,18 +300,20 @@ REGISTRY = [
         ("tiny is an adapter", "tuned_from"),
     ),
     Bad("unknown base", entry("tuned_from", value="huge"), ("tuned_from 'huge'", "another entry is expected")),
-    Bad("unknown kind of source", entry("source", value={"kind": "web"}), ("source", "'web'", "wheel", "hub")),
     Bad("no source", entry("source", value=[]), ("source", "at least 1")),
     Bad("hub id without owner", entry("source", value={"kind": "hub", "id": "llama"}), ("'llama'", "match pattern")),
     Bad("penalty of 0", entry("sampling", value={"repetition_penalty": 0.0}), ("repetition_penalty", "greater than 0")),
-    Bad("date of a template", entry("template", value={"date": "today"}), ("template.date", "'today'")),
 ]
 PROMPTS = [
     Bad("no prompts", remove("data/prompts/evaluation.txt"), ("evaluation.txt", "does not exist", "one per line")),
     Bad(
         "empty file of prompts", text("data/prompts/held_out.txt", "\n"), ("held_out.txt", "no prompt", "one per line")
     ),
-    Bad("prompt twice", text("data/prompts/held_out.txt", "Why?\nWhy?\n"), ("held_out.txt", "twice", "Remove one")),
+    Bad(
+        "prompt twice",
+        text("data/prompts/held_out.txt", "Why?\nWhy?\n"),
+        ("held_out.txt, line 2", "twice", "Remove it, or line 1"),
+    ),
     Bad("instructions", text("data/prompts/meta_prompts.yaml", "a: [b\n"), ("meta_prompts.yaml", "not valid YAML")),
 ]
 MODELS = [
@@ -313,9 +322,19 @@ MODELS = [
         lambda root: shutil.rmtree(root / FOLDER),
         ("not fetched", "config.json", "make fetch MODELS=tiny"),
     ),
-    Bad("config not JSON", text(f"{FOLDER}/config.json", "{"), ("config.json", "JSON", "make fetch MODELS=tiny")),
-    Bad("code of the authors", config("auto_map", {"AutoConfig": "x.Y"}), ("auto_map", "not run", "choose another")),
-    Bad("unknown architecture", config("model_type", "novel"), ("config.json", "novel", "correct it")),
+    Bad(
+        "config not JSON", text(f"{FOLDER}/config.json", "{"), ("config.json", "not JSON", "download or write it again")
+    ),
+    Bad(
+        "code of the authors",
+        every(config("auto_map", {"AutoConfig": "x.Y"}), config("model_type", "novel")),
+        ("config.json", "without code of the model's authors", "choose another"),
+    ),
+    Bad(
+        "unknown architecture",
+        config("model_type", "novel"),
+        ("config.json", "novel", "an architecture of transformers", "choose another"),
+    ),
     Bad("GPT-2", another_type("gpt2", n_layer=LAYERS), ("gpt2", "supported", "llama", "choose")),
     Bad("NeoX", another_type("gpt_neox"), ("gpt_neox", "supported", "llama", "choose")),
     Bad("Phi", another_type("phi"), ("phi", "supported", "llama", "choose")),
@@ -328,11 +347,17 @@ MODELS = [
     Bad(
         "truncated weights",
         cut(f"{FOLDER}/model.safetensors"),
-        ("model.safetensors", "damaged", "make fetch MODELS=tiny"),
+        ("model.safetensors", "truncated or damaged", "download or copy it again"),
     ),
     Bad("LFS pointer", text(f"{FOLDER}/model.safetensors", LFS), ("model.safetensors", "Git LFS", "git lfs pull")),
-    Bad("missing shard", shards, ("model-00002-of-00002.safetensors", "model.safetensors.index.json", "make fetch")),
-    Bad("no weights", remove(f"{FOLDER}/model.safetensors"), ("no", "weights", "safetensors", "make fetch")),
+    Bad(
+        "missing shard", shards, ("model-00002-of-00002.safetensors", "model.safetensors.index.json", "save_pretrained")
+    ),
+    Bad(
+        "no weights",
+        remove(f"{FOLDER}/model.safetensors"),
+        ("no safetensors weights", "model.safetensors", "save_pretrained"),
+    ),
     Bad(
         "quantized",
         config("quantization_config", {"quant_method": "gptq", "bits": 4}),
@@ -373,10 +398,14 @@ MODELS = [
     Bad(
         "no tokenizer",
         every(*(remove(f"{FOLDER}/{f}") for f in ("tokenizer.json", "tokenizer_config.json"))),
-        ("tokenizer", "needed"),
+        ("no tokenizer", "tokenizer.json", "save_pretrained"),
     ),
     Bad("damaged tokenizer", text(f"{FOLDER}/tokenizer.json", "[]"), ("tokenizer", "cannot be loaded", "correct it")),
-    Bad("no template", remove(f"{FOLDER}/chat_template.jinja"), ("no chat template", "add chat_template.jinja")),
+    Bad(
+        "no template",
+        remove(f"{FOLDER}/chat_template.jinja"),
+        ("no chat template", "chat_template.jinja", "save_pretrained"),
+    ),
     Bad("template fails", template("{{ raise_exception('no') }}"), ("chat template", "fails", "template")),
     Bad(
         "template drops the prompt", template("<|user|>hello<|assistant|>"), ("0 times", "must appear once", "correct")
@@ -445,7 +474,11 @@ LABELS = [
         labels('{"index": 1, "label": "a"}\n{"index": 1, "label": "b"}\n'),
         ("labels.jsonl", "two labels of latent 1", "keep one"),
     ),
-    Bad("labels not JSON", labels("1: sea\n"), ("labels.jsonl, line 1", "GivenLabel is expected")),
+    Bad(
+        "labels not JSON",
+        labels('1: sea\n{"index": 1, "label": "sea"}\n'),
+        ("labels.jsonl, line 1", "GivenLabel is expected"),
+    ),
     Bad("label without index", labels('{"label": "sea"}\n'), ("labels.jsonl, line 1", "GivenLabel is expected")),
     Bad(
         "labels of another layer", neuronpedia("20-gemmascope-res-16k"), ("layer 20", "sae.layer is 1", "name the one")
@@ -459,4 +492,56 @@ CONCEPTS = [
     Bad("concept twice", concepts({"concepts": [SEA, SEA]}), ("concepts.yaml", "'sea'", "twice", "merge")),
     Bad("layer of concepts", concepts({}, layer=9), ("tiny", "concepts.layer", "9", "0 to 2")),
 ]
-BAD = [*PARAMETERS, *SELECTION, *REGISTRY, *PROMPTS, *MODELS, *SAES, *LABELS, *CONCEPTS]
+FETCH = ("fetch", MODEL)
+SOURCES = [
+    Bad("no folder", lambda root: None, ("models/tiny", "does not exist", "correct its path"), FETCH),
+    Bad(
+        "a file for a folder",
+        lambda root: ((root / "models").mkdir(), (root / "models/tiny").write_text("x")),
+        ("models/tiny", "is a file, not a folder", "correct its path"),
+        FETCH,
+    ),
+    Bad(
+        "folder without config",
+        local(lambda f: (f / "config.json").unlink()),
+        ("models/tiny", "no config.json", "save_pretrained"),
+        FETCH,
+    ),
+    Bad(
+        "folder without tokenizer",
+        local(lambda f: (f / "tokenizer.json").unlink()),
+        ("models/tiny", "no tokenizer", "save_pretrained"),
+        FETCH,
+    ),
+    Bad(
+        "folder without template",
+        local(lambda f: (f / "chat_template.jinja").unlink()),
+        ("models/tiny", "no chat template", "chat_template.jinja"),
+        FETCH,
+    ),
+    Bad(
+        "pickled weights",
+        local(lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin")),
+        ("models/tiny", "pickle", "save_pretrained"),
+        FETCH,
+    ),
+    Bad(
+        "adapter for a model",
+        local(lambda f: (f / "model.safetensors").rename(f / "adapter_model.safetensors")),
+        ("models/tiny", "adapter", "tuned_from"),
+        FETCH,
+    ),
+    Bad(
+        "folder of LFS pointers",
+        local(lambda f: (f / "model.safetensors").write_text(LFS)),
+        ("models/tiny", "Git LFS pointer", "git lfs pull"),
+        FETCH,
+    ),
+    Bad(
+        "folder with truncated weights",
+        local(lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9])),
+        ("models/tiny", "truncated", "again"),
+        FETCH,
+    ),
+]
+BAD = [*PARAMETERS, *ENTRIES, *FILES, *SELECTION, *REGISTRY, *PROMPTS, *MODELS, *SAES, *LABELS, *CONCEPTS, *SOURCES]

@@ -14,11 +14,13 @@ from bad_inputs import BAD, MODEL, Bad, params, write_study
 
 import esr.pipeline.plan
 import esr.pipeline.preflight
+from esr.config.registry import model_entry
+from esr.models.fetch import FetchError, fetch_model
 from esr.paths import ROOT
 from esr.pipeline import cli
 from esr.reporting.numbers import write_numbers
 
-MAX_LENGTH = 500  # characters: paths of a temporary folder are long
+MAX_LENGTH = 700  # characters: paths of a temporary folder are long
 RESULTS: dict[str, bool] = {}  # by row: whether it was refused clearly
 
 
@@ -60,7 +62,12 @@ def move(patch: pytest.MonkeyPatch, root: Path) -> None:
 
 
 def refusals(arguments: tuple[str, ...], capsys) -> list[str]:
-    """What the command refuses: the sentence it ends with, or those in the table's last column."""
+    """What the command refuses: the sentence it ends with, or those in the table's last column. `fetch` is the stage's
+    function, without its notebook."""
+    if arguments[0] == "fetch":
+        with pytest.raises(FetchError) as error:
+            fetch_model(model_entry(MODEL), esr.pipeline.preflight.data_dir("fetch", MODEL))
+        return [str(error.value)]
     with pytest.raises(SystemExit) as ended:
         cli.main(list(arguments))
     if isinstance(ended.value.code, str):
