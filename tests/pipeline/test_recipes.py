@@ -1,4 +1,4 @@
-"""The three recipes of README's section "Another model", word by word: an entry, `esr select`, `esr check`, `dvc repro`."""
+"""The three recipes of README's section "Another model", word by word."""
 
 import json
 import re
@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTION = README[README.index("## Another model") : README.index("## Another judge")]
 RECIPES = re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL)
 FRENCH = {
-    "evaluation.txt": ["Explique comment cuire un œuf.", "Explique comment réparer un vélo.", "Explique comment planter un arbre."],
+    "evaluation.txt": [f"Explique comment {x}." for x in ("cuire un œuf", "réparer un vélo", "planter un arbre")],
     "held_out.txt": ["Explique comment laver un pull."],
     "corpus_forms.txt": ["Explique {}.", "Parle-moi de {}.", "Écris un poème sur {}.", "Donne trois conseils sur {}."],
     "corpus_subjects.txt": [", ".join(f"le métier numéro {i}" for i in range(80))],
