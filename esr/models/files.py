@@ -43,8 +43,8 @@ class ModelFiles:
             return AutoConfig.from_pretrained(self.folder)
         except Exception as error:  # of any configuration class
             raise ConfigError(
-                f"{self.folder / 'config.json'} is no configuration that transformers reads ({first_sentence(error)}): an "
-                "architecture of transformers, without code of the model's authors, is needed; choose another model."
+                f"{self.folder / 'config.json'} is no configuration that transformers reads ({first_sentence(error)}): "
+                "an architecture of transformers, without code of the model's authors, is needed; choose another model."
             ) from None
 
     @cached_property
