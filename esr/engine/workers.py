@@ -1,7 +1,7 @@
 """Run chunks in single-threaded worker processes and cache their results.
 
-A chunk is the unit of work and of resumption. Its key is a hash of its function, content and provenance. Its result
-is written once, atomically, under `.cache/esr/`, where a later run finds it. With one thread a process, results do not
+A chunk is the unit of work and of resumption. Its key is a hash of its function's name and of its content, which holds
+the provenance of all that the function reads (esr.models.provenance). Its result is written once, atomically, under `.cache/esr/`, where a later run finds it. With one thread a process, results do not
 depend on the number of cores or workers, and small models use cores better (SmolLM2-135M on two cores: 760 tokens/s in
 two processes, 540 in one).
 """
@@ -78,9 +78,7 @@ class Workers:
         progress = Progress(what, sum(items), item, max_units=to_do * units_per_item if units_per_item else None)
         progress.reuse(sum(items) - to_do)
         work = [(chunks[i], paths[i]) for i in missing]
-        if missing and self.count == 0:
-            self._run_here(function, work, progress)
-        elif missing and self.pool is None and to_do <= self.few:
+        if missing and (self.count == 0 or (self.pool is None and to_do <= self.few)):
             with one_thread():
                 self._run_here(function, work, progress)
         elif missing:
@@ -141,7 +139,8 @@ def default_count() -> int:
 
 
 def chunk_path(function: ChunkFunction, chunk: dict[str, Any]) -> Path:
-    name = f"{function.__module__}.{function.__qualname__}"
+    """File of a chunk's result. The function's module does not count: it may move."""
+    name = function.__qualname__
     return CACHE / "chunks" / name / digest(name, chunk)
 
 

@@ -22,14 +22,11 @@ from esr.config.registry import model_entry, required
 from esr.engine.workers import Report, Workers
 from esr.experiments.lora import Recipe, TrainingStep, lora_config, train
 from esr.experiments.self_corrections import Example
-from esr.models.loading import model_folder, resident_model
-from esr.models.provenance import environment
+from esr.models.loading import resident_model
 from esr.steering.directions import load_directions
+from esr.steering.provenance import check_steering, training_provenance
 from esr.steering.strength import residual_norm
-from esr.storage.digests import code_digest, file_digest
 from esr.storage.files import replacing, write_bytes, write_rows
-
-CODE = [Path(__file__).with_name(name) for name in ("finetuning.py", "lora.py")]  # determines an adapter
 
 
 def train_all(
@@ -50,11 +47,7 @@ def train_all(
         "model": model_id,
         "residual_norm": residual_norm(model_id),
         "recipe": asdict(recipe),
-        "provenance": environment()
-        | {
-            "weights": file_digest(model_folder(model_id) / "model.safetensors"),
-            "code": code_digest(*CODE),
-        },
+        "provenance": training_provenance(model_id),
     }
     chunks = [shared | {"examples": [e.model_dump() for e in rows]} for rows in examples.values()]
     sizes = [len(rows) * recipe.epochs for rows in examples.values()]
@@ -64,6 +57,7 @@ def train_all(
 
 def train_chunk(chunk: dict, report: Report) -> bytes:
     """One adapter as safetensors with the curve in its metadata. Runs in a worker."""
+    check_steering(chunk["model"], chunk["provenance"])
     model, _ = resident_model(chunk["model"])
     examples = [Example(**example) for example in chunk["examples"]]
     directions = load_directions(chunk["model"], [e.latent for e in examples])

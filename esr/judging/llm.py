@@ -16,8 +16,17 @@ from filelock import FileLock
 
 from esr.config.params import LlmJudge
 from esr.judging.offline import is_degraded
-from esr.judging.providers import JudgeError, check_url, describe, generate, hide_secrets, open_model, run_quietly
-from esr.judging.replies import RUBRIC, ParsedReply, question, read_reply, rubric_digest
+from esr.judging.providers import (
+    JudgeError,
+    check_url,
+    describe,
+    generate,
+    hide_secrets,
+    open_model,
+    run_quietly,
+    server_url,
+)
+from esr.judging.replies import RUBRIC, ParsedReply, Verdict, question, read_reply, rubric_digest
 from esr.paths import CACHE
 from esr.progress import Progress, say
 from esr.storage.digests import digest
@@ -40,16 +49,21 @@ class Reply(Record):
 
 
 class ModelJudge:
-    """A language model that judges responses. `name` identifies model, rubric and settings.
+    """A language model that judges responses. `name` identifies model, server, rubric and settings.
 
-    The name does not depend on the server or on limits of speed and cost.
+    The name does not depend on limits of speed and cost.
     """
 
     def __init__(self, entry: LlmJudge):
         """Raises JudgeError when `base_url` may hold a secret."""
         check_url(entry)
         self.entry = entry
-        settings = {"temperature": entry.temperature, "max_tokens": entry.max_tokens, "schema": entry.structured}
+        settings = {
+            "temperature": entry.temperature,
+            "max_tokens": entry.max_tokens,
+            "schema": Verdict.model_json_schema() if entry.structured else None,
+            "server": server_url(entry),
+        }
         slug = re.sub(r"[^A-Za-z0-9.]+", "-", entry.model).strip("-.")
         self.name = f"{slug}-{digest(entry.model, settings, rubric_digest())}"
         self.folder = CACHE / "judgements" / self.name
@@ -70,7 +84,7 @@ class ModelJudge:
         return [self._record(trial, replies.get(key)) for key, trial in zip(keys, trials, strict=True)]
 
     def _key(self, trial: Trial) -> str:
-        return digest(self.name, trial.prompt, trial.label, trial.text)
+        return digest(self.name, question(trial))
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from esr.config.params import LlmJudge
@@ -34,6 +35,24 @@ def check_url(entry: LlmJudge) -> None:
         raise JudgeError(f"Judge {entry.name}: base_url holds a user, password or query: keys belong in .env.")
 
 
+def server_url(entry: LlmJudge) -> str:
+    """Where requests go: `base_url`, else the variable of the environment or of .env that the client reads, else ""."""
+    if not entry.base_url and (ROOT / ".env").is_file():
+        _load_environment()
+    provider, *rest = entry.model.split("/")
+    service = rest[0] if provider == "openai-api" else provider
+    variables = (f"{service.upper().replace('-', '_')}_BASE_URL", "INSPECT_EVAL_MODEL_BASE_URL")
+    found = [url for url in (entry.base_url, *map(os.environ.get, variables)) if url]
+    return found[0].rstrip("/") if found else ""
+
+
+def _load_environment() -> None:
+    with suppress(ImportError):  # of the extra `judges`, without which no model is opened
+        from dotenv import load_dotenv
+
+        load_dotenv(ROOT / ".env")
+
+
 def run_quietly(work: Callable[[], Awaitable[None]]) -> None:
     """Run asynchronous `work` to its end, in scripts and notebooks, and discard what it displays.
 
@@ -50,12 +69,11 @@ def run_quietly(work: Callable[[], Awaitable[None]]) -> None:
 def open_model(entry: LlmJudge):
     """The judge's model, an asynchronous context manager. Raises JudgeError when it cannot be set up."""
     try:
-        from dotenv import load_dotenv
         from inspect_ai.model import GenerateConfig, ResponseSchema, get_model
         from inspect_ai.util import json_schema
     except ImportError:
         raise JudgeError("LLM judges need the packages of the extra `judges`: pip install -e '.[judges]'.") from None
-    load_dotenv(ROOT / ".env")
+    _load_environment()
     schema = ResponseSchema(name="verdict", json_schema=json_schema(Verdict), strict=True) if entry.structured else None
     config = GenerateConfig(
         temperature=entry.temperature,

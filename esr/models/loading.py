@@ -12,6 +12,7 @@ from esr.config.schema import ConfigError
 from esr.models.chat import end_of_turn, use_template
 from esr.models.devices import compute_dtype, device
 from esr.paths import ROOT, data_dir
+from esr.storage.digests import file_stamp
 
 
 def model_folder(model_id: str) -> Path:
@@ -52,13 +53,23 @@ def load_tokenizer(model_id: str):
     return use_template(AutoTokenizer.from_pretrained(model_folder(model_id)), model_entry(model_id).template)
 
 
-@lru_cache(maxsize=1)
 def resident_model(model_id: str, adapter: str = ""):
-    """Model and tokenizer, loaded once per process, so workers keep them between chunks.
+    """Model and tokenizer, loaded once per process while their files stay, so workers keep them between chunks.
 
     adapter: folder of LoRA weights, relative to the repository's root; "" for none.
     """
-    return load_model(model_id, adapter=ROOT / adapter if adapter else None), load_tokenizer(model_id)
+    folder = ROOT / adapter if adapter else None
+    return _resident(model_id, folder, _stamps(model_folder(model_id)), _stamps(folder) if folder else ())
+
+
+@lru_cache(maxsize=1)
+def _resident(model_id: str, adapter: Path | None, *_stamps: tuple):
+    return load_model(model_id, adapter=adapter), load_tokenizer(model_id)
+
+
+def _stamps(folder: Path) -> tuple:
+    """Names and stamps of a folder's files: an adapter trained again in the same place is loaded again."""
+    return tuple((path.name, *file_stamp(path)) for path in sorted(folder.glob("*")) if path.is_file())
 
 
 def stop_tokens(model, tokenizer) -> list[int]:

@@ -1,67 +1,81 @@
-"""Provenance of results: recorded with them, and part of the key of cached chunks.
+"""Provenance of results: everything that determines a computation but its own settings.
 
-A changed engine, model, SAE or library version must not reuse cached chunks.
+It is recorded with results and is part of the key of every cached chunk and of every trial's id. Files count by their
+content, code by the numerics version of its room; where a file lies, when it was written and what else the registry
+says do not count. `esr.steering.provenance` adds what steers.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from esr.config.registry import SaeSource, model_entry
-from esr.paths import ROOT, data_dir
-from esr.storage.digests import code_digest, file_digest
+from esr.config.registry import model_entry
+from esr.config.schema import ConfigError
+from esr.models.layout import LICENSES, RECORD
+from esr.models.loading import model_folder
+from esr.storage.digests import file_digest
 
-# modules below esr/ that decide the tokens of a response
-ENGINE = (
-    "engine/attention",
-    "engine/cache",
-    "engine/generation",
-    "engine/interventions",
-    "engine/linear",
-    "engine/sampling",
-    "models/alignment",
-    "models/chat",
-    "models/devices",
-    "models/loading",
-    "sae/loading",
-    "sae/on_policy",
-    "steering/trials",
-)
+# Numerics version of each room. Raise a room's version in the change that makes it compute anything else from the same
+# inputs, be it by a rounding: nothing computed before is then reused. Leave it for renamed, moved or faster code with
+# equal results. tests/golden holds results of each room and fails when they change and the version does not.
+NUMERICS = {"models": 1, "engine": 1, "sae": 1, "steering": 1, "experiments": 1}
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "jinja2")  # the last renders chat templates
 
 
-def environment() -> dict[str, str]:
-    """Versions and hardware; results repeat bit for bit only where these are equal."""
+def environment(*libraries: str) -> dict[str, str]:
+    """Versions and hardware; results repeat bit for bit only where these are equal. libraries: further ones used."""
     import torch
 
     from esr.models.devices import compute_dtype, device
 
-    return {
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "device": torch.cuda.get_device_name() if device().type == "cuda" else platform.machine(),
+    return {name: version(name) for name in (*LIBRARIES, *libraries)} | {
+        "device": torch.cuda.get_device_name() if device().type == "cuda" else f"{device().type} {platform.machine()}",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": "1",
         "dtype": str(compute_dtype()).removeprefix("torch."),
     }
 
 
-def engine_provenance(model_id: str, adapter: str = "") -> dict[str, str]:
-    """The environment and digests of the engine's code and of the weights of model, adapter and SAE."""
-    here = Path(__file__).parent.parent
-    return environment() | {
-        "code": code_digest(*(here / f"{name}.py" for name in ENGINE)),
-        "model": file_digest(data_dir("fetch", model_id) / "model.safetensors"),
-        "adapter": file_digest(ROOT / adapter / "adapter_model.safetensors") if adapter else "",
-        "sae": _sae_digest(model_entry(model_id).sae),
-        "template": model_entry(model_id).template.model_dump_json(),
+def numerics(*rooms: str) -> dict[str, int]:
+    """Numerics versions of some rooms."""
+    return {room: NUMERICS[room] for room in rooms}
+
+
+def model_provenance(model_id: str) -> dict[str, Any]:
+    """Of the model alone: its files and the settings of its chat template.
+
+    Raises ConfigError when it is unknown or not fetched.
+    """
+    return {
+        "model": file_digests(model_folder(model_id)),
+        "template": model_entry(model_id).template.model_dump(mode="json"),
     }
 
 
-def _sae_digest(source: SaeSource | None) -> str:
-    """Digest of the SAE's weights, or its published id; "" without one."""
-    if source is None or source.kind != "folder":
-        return "" if source is None else source.id
-    weights = ROOT / source.path / "sae_weights.safetensors"
-    return file_digest(weights) if weights.exists() else ""
+def corpus_provenance(model_id: str) -> dict[str, Any]:
+    """Of unsteered responses and their residuals. Raises ConfigError as `model_provenance` does."""
+    return environment() | {"numerics": numerics("models", "engine", "sae")} | model_provenance(model_id)
+
+
+def adapter_digests(folder: Path) -> dict[str, str]:
+    """Digests of the files that PEFT reads of an adapter. Raises ConfigError when it has no weights."""
+    files = sorted(folder.glob("adapter_config.json")) + sorted(folder.glob("adapter_model.*"))
+    if not any(path.stem == "adapter_model" for path in files):
+        raise ConfigError(f"{folder} holds no adapter: run the stage that trains it (dvc repro finetune).")
+    return {path.name: file_digest(path) for path in files}
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Digest of each file at or below `folder` by its name there, without those that no computation reads."""
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {name.as_posix(): file_digest(folder / name) for name in names if not any(map(_unread, name.parts))}
+
+
+def _unread(name: str) -> bool:
+    """Whether a file or folder is hidden, a licence, a text for people or the record of the download."""
+    return name == RECORD or name.startswith((".", "README")) or name.endswith(".md") or bool(LICENSES.match(name))

@@ -16,7 +16,7 @@ from esr.engine.interventions import Capture
 from esr.engine.workers import Report, Workers
 from esr.models.chat import chat_tokens
 from esr.models.loading import resident_model, stop_tokens
-from esr.models.provenance import engine_provenance
+from esr.models.provenance import corpus_provenance
 from esr.sae.corpus import Corpus
 from esr.storage.files import read_lines
 
@@ -56,8 +56,15 @@ def requests_and_responses(texts: Corpus, tokenizer, n: int) -> tuple[list[str],
 
 def write_corpus(model_id: str, requests: list[str], layers: list[int], max_new_tokens: int, workers: Workers):
     """Generate responses to `requests` with residuals at `layers`; returns the shard files in order."""
-    shared: dict = {"model": model_id, "layers": layers, "max_new_tokens": max_new_tokens}
-    shared |= {"provenance": {k: v for k, v in engine_provenance(model_id).items() if k not in ("sae", "adapter")}}
+    shared = {
+        "model": model_id,
+        "layers": layers,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": BATCH,
+        "temperature": TEMPERATURE,
+        "repetition_penalty": REPETITION_PENALTY,
+        "provenance": corpus_provenance(model_id),
+    }
     chunks = [shared | {"requests": requests[i : i + SHARD], "seed": i} for i in range(0, len(requests), SHARD)]
     sizes = [len(chunk["requests"]) for chunk in chunks]
     limit = max_new_tokens
@@ -81,9 +88,9 @@ def write_shard(chunk: dict, report: Report) -> bytes:
         model,
         rows,
         captures,
-        batch_size=BATCH,
-        temperature=TEMPERATURE,
-        repetition_penalty=REPETITION_PENALTY,
+        batch_size=chunk["batch_size"],
+        temperature=chunk["temperature"],
+        repetition_penalty=chunk["repetition_penalty"],
         stop_tokens=stop_tokens(model, tokenizer),
         on_progress=lambda new, finished: report(finished, new),
     )

@@ -7,6 +7,7 @@ Importing this module imports sae_lens, which takes seconds.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from esr.models.devices import compute_dtype
+from esr.models.provenance import NUMERICS, environment
 from esr.progress import Progress, say
 from esr.sae.corpus import batches
 from esr.sae.loading import save_sae
@@ -176,13 +178,20 @@ def train_sae(
     sae.b_dec.data = sample.mean(0) * scale
     trainer = _trainer(sae, recipe, residuals, scale)
     if checkpoints:  # one folder per recipe and corpus
-        checkpoints = checkpoints / f"layer-{layer}-{digest(asdict(recipe), len(residuals), float(sample.sum()))}"
+        checkpoints = checkpoints / f"layer-{layer}-{training_key(residuals, recipe)}"
         _resume(trainer, checkpoints)
         trainer.data_provider = batches(residuals, recipe.batch_size, recipe.seed, first=trainer.n_training_steps)
     _run(trainer, recipe, f"SAE of layer {layer}", checkpoints, every)
     sae.fold_activation_norm_scaling_factor(scale)
     sae.topk_threshold = sae.topk_threshold / scale  # SAELens leaves it in the scaled units
     return sae
+
+
+def training_key(residuals: Float[Tensor, "n d_model"], recipe: Recipe) -> str:
+    """Digest of what determines a training run: recipe, every residual, environment and numerics version."""
+    content = residuals.detach().cpu().contiguous().view(torch.uint8)
+    corpus = [*residuals.shape, str(residuals.dtype), hashlib.sha256(content.numpy()).hexdigest()]
+    return digest(asdict(recipe), corpus, environment("sae-lens"), NUMERICS["sae"])
 
 
 def inference_form(sae: SparseBatchTopK) -> SAE:

@@ -89,21 +89,22 @@ def load_directions(model_id: str, latents: Sequence[int]) -> Float[Tensor, "lat
     if model_entry(model_id).sae:
         return loading.load_directions(model_id, latents)
     check_directions(model_id, latents)
-    return load_file(_directions_file(model_id))["directions"][list(latents)]
+    return load_file(directions_file(model_id))["directions"][list(latents)]
 
 
 def check_directions(model_id: str, latents: Sequence[int]) -> None:
     """Raise ConfigError unless every index is a latent of the model's SAE or a concept of its file; loads no model."""
     if model_entry(model_id).sae:
         return check_latents(model_id, list(latents))
-    with safe_open(_directions_file(model_id), framework="pt") as file:
+    with safe_open(directions_file(model_id), framework="pt") as file:
         count = file.get_slice("directions").get_shape()[0]
     for latent in latents:
         if not 0 <= latent < count:
             raise ConfigError(f"{model_id} has no concept {latent}: its file has concepts 0 to {count - 1}.")
 
 
-def _directions_file(model_id: str) -> Path:
+def directions_file(model_id: str) -> Path:
+    """The file of a model's concept directions. Raises FileNotFoundError."""
     path = data_dir("concepts", base_of(model_id)) / "directions.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: run `dvc repro concepts` first.")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -21,9 +22,9 @@ from esr.engine.interventions import AddVector, Intervention, ZeroAblate
 from esr.engine.workers import Report, Workers, split
 from esr.models.chat import chat_tokens
 from esr.models.loading import resident_model, stop_tokens
-from esr.models.provenance import engine_provenance
 from esr.sae.loading import load_latent_subset
 from esr.steering.directions import check_directions, load_directions
+from esr.steering.provenance import check_steering, engine_provenance
 from esr.steering.strength import residual_norm
 from esr.storage.digests import digest, seeded, trial_seed
 from esr.storage.records import Prompt, Trial
@@ -94,7 +95,7 @@ class Chunk:
     settings: Settings
     steering: Steering
     repetition_penalty: float
-    provenance: dict[str, str]
+    provenance: dict[str, Any]
     plans: tuple[Plan, ...]
 
     @classmethod
@@ -176,6 +177,7 @@ def generate_chunk(content: dict, report: Report) -> bytes:
     """Responses of one chunk as JSON rows of `Trial`. Runs in a worker, which keeps its model between chunks."""
     chunk = Chunk.read(content)
     settings, plans = chunk.settings, chunk.plans
+    check_steering(settings.model, chunk.provenance)
     model, tokenizer = resident_model(settings.model, settings.adapter)
     rows = [Row(chat_tokens(tokenizer, user_message(p), p.prefill), p.seed, settings.max_new_tokens) for p in plans]
     guards, edits = build_edits(chunk.steering, plans, model.device)

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import random
-from functools import lru_cache
+import time
 from pathlib import Path
 
+SETTLED = 2_000_000_000  # nanoseconds; the coarsest time stamps of file systems
+_digests: dict[tuple, str] = {}  # of unchanged files, in this process alone
 
-@lru_cache
+
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """Size, times and place of a file: they differ after a change, except within the grain of the time stamps."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
+
+
 def file_digest(path: Path) -> str:
-    """First 16 hex digits of a file's SHA-256; cached per path."""
+    """First 16 hex digits of a file's SHA-256.
+
+    A file is not read again in this process while its stamp stays; one written in the last two seconds is always read,
+    since it could change once more within the grain of its time stamps.
+    """
+    now, stamp = time.time_ns(), file_stamp(path)
+    key = (str(path), *stamp)
+    if key in _digests:
+        return _digests[key]
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-@lru_cache
-def code_digest(*modules: Path) -> str:
-    """16 hex digits over what the modules do: their syntax trees. Comments, docstrings and layout do not count."""
-    trees = [ast.parse(module.read_text(encoding="utf-8")) for module in modules]
-    for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                node.body = [part for part in node.body if not _is_docstring(part)]
-    return digest([ast.dump(tree) for tree in trees])
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    """Text on a line of its own: a docstring, or the sentence below a field."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        found = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    _, modified, changed, *_ = stamp
+    if now - max(modified, changed) > SETTLED and file_stamp(path) == stamp:
+        _digests[key] = found
+    return found
 
 
 def digest(*parts: object) -> str:

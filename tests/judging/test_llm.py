@@ -181,10 +181,12 @@ def test_identical_trials_make_one_request_and_another_judge_makes_another():
     with serve(GOOD) as server:
         assert outcomes(judge_by(server).judge(trials)) == ["scored"] * 3
         assert len(server.requests) == 2
-        # called otherwise, served elsewhere, with other limits: the same judge
+        # called otherwise, with other limits: the same judge
         same = judge_by(server, name="other", base_url=server.url + "/", max_connections=2, max_retries=0)
         assert same.judge(trials) and len(server.requests) == 2
-        for changes in ({"model": "openai-api/scripted/model-2"}, {"temperature": 0.7}, {"max_tokens": 9}):
+        elsewhere = {"base_url": server.url.replace("127.0.0.1", "localhost")}
+        model, temperature, limit = {"model": "openai-api/scripted/model-2"}, {"temperature": 0.7}, {"max_tokens": 9}
+        for changes in (model, temperature, limit, {"structured": False}, elsewhere):
             before = len(server.requests)
             other = judge_by(server, **changes)
             assert other.name != same.name and other.judge(trials)
@@ -378,7 +380,7 @@ def test_inspect_is_imported_only_when_a_model_is_opened():
     code = (
         "import sys; from esr.config.params import LlmJudge; from esr.judging.llm import ModelJudge;"
         "ModelJudge(LlmJudge(name='n', model='openai/m')).judge([]);"
-        "sys.exit(sum(name in sys.modules for name in ('inspect_ai', 'openai', 'dotenv', 'torch')))"
+        "sys.exit(sum(name in sys.modules for name in ('inspect_ai', 'openai', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -414,7 +416,7 @@ def transformers_server():
         server.communicate(timeout=20)
 
 
-def test_a_small_model_judges(transformers_server, cache):
+def test_a_small_model_judges(transformers_server, cache, monkeypatch):
     entry = LlmJudge(name="small", model="openai-api/local/smollm2-135m", base_url=transformers_server,
                      max_connections=2, max_tokens=64, max_retries=0)  # fmt: skip
     trials = trials_of(FIRST, RESTARTED, "", SECOND)
@@ -424,5 +426,5 @@ def test_a_small_model_judges(transformers_server, cache):
     assert all(j.outcome in ("scored", "parse_failure", "truncated") for j in judgements if j.trial_id != "t2")
     replies = [llm.Reply.model_validate_json(path.read_text()) for path in cache.rglob("*.json")]
     assert len(replies) == 3 and all(r.counted and r.input_tokens > 100 and r.output_tokens > 0 for r in replies)
-    stopped = ModelJudge(entry.model_copy(update={"base_url": "http://127.0.0.1:9/v1"}))
-    assert stopped.judge(trials) == judgements
+    monkeypatch.setattr(llm, "open_model", lambda _entry: pytest.fail("requested again"))
+    assert ModelJudge(entry).judge(trials) == judgements

@@ -80,7 +80,10 @@ def test_a_corpus_is_kept_in_bfloat16_whatever_it_was_computed_in(monkeypatch, t
     monkeypatch.setattr(on_policy, "resident_model", lambda _id: (model, None))
     monkeypatch.setattr(on_policy, "chat_tokens", lambda _tokenizer, request: tuple(request))
     monkeypatch.setattr(on_policy, "stop_tokens", lambda _model, _tokenizer: (2,))
-    chunk = {"model": "tiny", "requests": [[1, 5, 7], [1, 9, 4, 6]], "seed": 0, "max_new_tokens": 4, "layers": [1]}
+    chunk = {
+        "model": "tiny", "requests": [[1, 5, 7], [1, 9, 4, 6]], "seed": 0, "max_new_tokens": 4, "layers": [1],
+        "batch_size": 2, "temperature": 0.8, "repetition_penalty": 1.1,
+    }  # fmt: skip
     (tmp_path / "shard").write_bytes(on_policy.write_shard(chunk, lambda finished, new: None))
     assert load_file(tmp_path / "shard")["residual.1"].dtype == torch.bfloat16
 

@@ -221,12 +221,8 @@ def run(stage: str, model: str | None) -> None:
     from IPython.core.interactiveshell import InteractiveShell
 
     from esr.config.stages import stage_parameters
-    from esr.models.loading import resident_model
     from esr.pipeline.run import check_names, notebook_path
-    from esr.storage.digests import file_digest
 
-    resident_model.cache_clear()  # each notebook has a process in the pipeline: none finds a model of another
-    file_digest.cache_clear()
     source, parameters = notebook_path(stage), stage_parameters(stage, model)
     check_names(source, parameters)
     InteractiveShell.clear_instance()
