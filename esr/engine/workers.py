@@ -1,9 +1,9 @@
 """Run chunks in single-threaded worker processes and cache their results.
 
 A chunk is the unit of work and of resumption. Its key is a hash of its function's name and of its content, which holds
-the provenance of all that the function reads (esr.models.provenance). Its result is written once, atomically, under `.cache/esr/`, where a later run finds it. With one thread a process, results do not
-depend on the number of cores or workers, and small models use cores better (SmolLM2-135M on two cores: 760 tokens/s in
-two processes, 540 in one).
+the provenance of all that the function reads (esr.models.provenance). Its result is written once, atomically, under
+`.cache/esr/`, where a later run finds it. With one thread a process, results do not depend on the number of cores or
+workers, and small models use cores better (SmolLM2-135M on two cores: 760 tokens/s in two processes, 540 in one).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _counters: tuple[Any, ...] = ()  # in a worker: items and units done, shared wit
 class Workers:
     """A pool of processes, alive until `close` or the end of its `with` block. Each loads its model once.
 
-    count: processes; 0 runs chunks in this process. Default ESR_WORKERS, else one per core, or 0 on a GPU. By default
-    little work (FEW items) also runs in this process, which takes less time than starting workers, unless they can be
-    forked (esr.pipeline.kernels).
+    count: processes; 0 runs chunks in this process, with one thread too. Default ESR_WORKERS, else one per core, or 0
+    on a GPU. By default little work (FEW items) also runs in this process, which takes less time than starting workers,
+    unless they can be forked (esr.pipeline.kernels).
     """
 
     def __init__(self, count: int | None = None):

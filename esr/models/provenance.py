@@ -8,7 +8,6 @@ says do not count. `esr.steering.provenance` adds what steers.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any

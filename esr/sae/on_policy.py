@@ -56,7 +56,7 @@ def requests_and_responses(texts: Corpus, tokenizer, n: int) -> tuple[list[str],
 
 def write_corpus(model_id: str, requests: list[str], layers: list[int], max_new_tokens: int, workers: Workers):
     """Generate responses to `requests` with residuals at `layers`; returns the shard files in order."""
-    shared = {
+    shared: dict = {
         "model": model_id,
         "layers": layers,
         "max_new_tokens": max_new_tokens,

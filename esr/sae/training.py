@@ -190,7 +190,7 @@ def train_sae(
 def training_key(residuals: Float[Tensor, "n d_model"], recipe: Recipe) -> str:
     """Digest of what determines a training run: recipe, every residual, environment and numerics version."""
     content = residuals.detach().cpu().contiguous().view(torch.uint8)
-    corpus = [*residuals.shape, str(residuals.dtype), hashlib.sha256(content.numpy()).hexdigest()]
+    corpus = [*residuals.shape, str(residuals.dtype), hashlib.sha256(content.numpy().data).hexdigest()]
     return digest(asdict(recipe), corpus, environment("sae-lens"), NUMERICS["sae"])
 
 

@@ -124,8 +124,7 @@ def base(tmp_path, monkeypatch):
     tiny_llama().to(torch.bfloat16).save_pretrained(folder)
     (folder / "LICENSE").write_text("free")
     load = type(tiny_llama()).from_pretrained
-    for module in (finetuning, merging):
-        monkeypatch.setattr(module, "model_folder", lambda model_id: folder)
+    monkeypatch.setattr(merging, "model_folder", lambda model_id: folder)
     monkeypatch.setattr("esr.models.loading.model_folder", lambda model_id: folder)
     monkeypatch.setattr(merging, "load_tokenizer", lambda model_id: _Tokenizer())
     return load(folder, dtype=torch.float32).eval()
@@ -191,6 +190,7 @@ def test_adapters_begin_right_above_the_steered_layer(base, tmp_path):
 def test_runs_are_kept_and_not_repeated(base, tmp_path, monkeypatch):
     monkeypatch.setattr(finetuning, "model_entry", lambda model_id: SimpleNamespace(steer_layer=RECIPE.first_layer - 1))
     monkeypatch.setattr(finetuning, "residual_norm", lambda model_id: 1.0)
+    monkeypatch.setattr(finetuning, "training_provenance", lambda model_id: {})
     monkeypatch.setattr(finetuning, "load_directions", lambda model_id, latents: torch.ones(len(latents), 32))
     monkeypatch.setattr("esr.engine.workers.CACHE", tmp_path / "cache")
     monkeypatch.setattr(finetuning, "resident_model", lambda model_id: (tiny_llama(), None))

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -125,8 +124,8 @@ SEED = 0  # of the first row: its draws and those of the next are far from other
 
 def _subset() -> LatentSubset:
     weights = {name: weight[..., :4] if name != "W_dec" else weight[:4] for name, weight in sae_weights().items()}
-    center = sae_weights()["b_dec"]
-    return LatentSubset((0, 1, 2, 3), weights["W_enc"], weights["b_enc"], weights["threshold"], center, weights["W_dec"])
+    encoder, bias, threshold, decoder = (weights[name] for name in ("W_enc", "b_enc", "threshold", "W_dec"))
+    return LatentSubset((0, 1, 2, 3), encoder, bias, threshold, sae_weights()["b_dec"], decoder)
 
 
 def _vectors() -> torch.Tensor:
@@ -219,7 +218,8 @@ def sae() -> dict[str, Any]:
         "loss": _sae_loss(),
     }
     found |= {f"corpus: {name}": shard[name].tolist() for name in ("tokens", "starts", "responses")}
-    return found | {f"corpus: layer {layer}": floats(shard[f"residual.{layer}"], 1e-2) for layer in (0, LAYER)}  # bfloat16
+    stored = {layer: shard[f"residual.{layer}"] for layer in (0, LAYER)}  # bfloat16
+    return found | {f"corpus: layer {layer}": floats(residual, 1e-2) for layer, residual in stored.items()}
 
 
 def _sae_loss() -> dict[str, Any]:
@@ -307,7 +307,8 @@ def _training_chunk(recipe_class) -> dict[str, Any]:
         example | {"prompt_id": str(i), "tokens": [1, 4, 9 + i, 20, 30 + i, 40, 50 + i, 2], "boost": 0.25 * (i % 3)}
         for i in range(6)
     ]
-    return {"model": "tiny", "residual_norm": 100.0, "recipe": trials.asdict(recipe), "examples": examples}
+    shared = {"model": "tiny", "residual_norm": 100.0, "provenance": {}}
+    return shared | {"recipe": trials.asdict(recipe), "examples": examples}
 
 
 ROOMS = {"models": models, "engine": engine, "sae": sae, "steering": steering, "experiments": experiments}

@@ -44,7 +44,6 @@ def test_steering_ablation_prefill_and_penalty_each_change_the_tokens():
     assert len({json.dumps(steering[name]) for name in names}) == len(names)
 
 
-
 def steer_too_far(vector, hidden, step, known=AddVector.edit):
     return hidden + 1.01 * (known(vector, hidden, step) - hidden)
 
@@ -55,10 +54,14 @@ def drop_first_token(tokenizer, prompt, prefill=()):
     return chat_tokens(tokenizer, prompt, prefill)[1:]
 
 
+def share_one_prompt(_generator, slots):
+    return slots[:1], dict.fromkeys(slots[1:], slots[0])
+
+
 WRONG = [  # room, what a careless change replaces, and by what
     ("engine", "esr.engine.interventions.AddVector.edit", steer_too_far),
     ("engine", "esr.engine.sampling.penalize", lambda logits, seen, penalty: logits),
-    ("engine", "esr.engine.generation.Generator._alike", lambda self, slots: (slots[:1], dict.fromkeys(slots[1:], slots[0]))),
+    ("engine", "esr.engine.generation.Generator._alike", share_one_prompt),
     ("models", "esr.models.loading.stop_tokens", lambda model, tokenizer: [2, 3]),
     ("models", "tests.golden.results.chat_tokens", drop_first_token),
     ("sae", "esr.sae.loading.load_directions", lambda model, latents: torch.ones(len(latents), 32)),

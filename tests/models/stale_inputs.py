@@ -209,8 +209,8 @@ FETCHED = "data/fetch/tiny"
 HUB_SAE = f"{_snapshot(HUB['id'])}/{HUB['path']}"
 RELEASE_SAE = f"{_snapshot('google/gemma-scope-2b-pt-res')}/{RELEASE['id']}"
 OTHER_RECIPE = {
-    "projections": ("q_proj",), "rank": 2, "lora_alpha": 2.0, "dropout": 0.1, "lr": 1e-4, "warmup_steps": 1, "epochs": 1,
-    "batch_size": 2, "restart_weight": 3.0, "seed": 1,
+    "projections": ("q_proj",), "rank": 2, "lora_alpha": 2.0, "dropout": 0.1, "lr": 1e-4, "warmup_steps": 1,
+    "epochs": 1, "batch_size": 2, "restart_weight": 3.0, "seed": 1,
 }  # fmt: skip
 OTHER_SAE_RECIPE = {
     "d_sae": 64, "k": 4, "tokens": 10, "batch_size": 2, "lr": 1e-3, "warmup_share": 0.1, "decay_share": 0.1,
@@ -254,7 +254,8 @@ def _files(built: Path) -> Iterator[Change]:
     yield row("chat template: a system turn",
               lambda s: write(s.root / FETCHED / "chat_template.jinja", f"be kind {TEMPLATE}"), CHUNKS)  # fmt: skip
     yield row("a file added to the model", lambda s: write(s.root / FETCHED / "added_tokens.json", "{}"), CHUNKS)
-    yield row("a file removed from the model", lambda s: (s.root / FETCHED / "special_tokens_map.json").unlink(), CHUNKS)
+    removed = f"{FETCHED}/special_tokens_map.json"
+    yield row("a file removed from the model", lambda s: (s.root / removed).unlink(), CHUNKS)
     yield row("a folder added to the model", lambda s: write(s.root / FETCHED / "1_Pooling/config.json", "{}"), CHUNKS)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         yield row(f"a byte of the adapter's {name}", partial(flip, f"{ADAPTER}/{name}"), {RESPONSES})
@@ -267,7 +268,8 @@ def _files(built: Path) -> Iterator[Change]:
         weights = partial(flip, f"{folder}/sae_weights.safetensors")
         yield row(f"a byte of the weights of {model}'s SAE", weights, STEERED, model)
         for key, value in config.items():
-            yield row(f"cfg.json of {model}'s SAE: {key}", partial(set_json, f"{folder}/cfg.json", key, value), STEERED, model)
+            apply = partial(set_json, f"{folder}/cfg.json", key, value)
+            yield row(f"cfg.json of {model}'s SAE: {key}", apply, STEERED, model)
     yield row("the branch of the SAE's repository moves", move_branch_to_another_sae, STEERED, "tiny-hub")
     directions = "data/concepts/tiny-concepts/directions.safetensors"
     yield row("a byte of the concepts' directions", partial(flip, directions), STEERED, "tiny-concepts")

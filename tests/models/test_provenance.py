@@ -147,10 +147,10 @@ def test_an_adapter_trained_again_in_its_place_is_loaded_again(repository, monke
         ("tiny", "data/fetch/tiny", r"data/fetch/tiny holds no model: run `dvc repro fetch` first"),
         ("tiny", ADAPTER, "holds no adapter: run the stage that trains it"),
         ("tiny", "data/train_sae/tiny", r"The SAE in the folder data/train_sae/tiny has no cfg.json: name a folder"),
-        ("tiny", "data/train_sae/tiny/sae_weights.safetensors", "data/train_sae/tiny has no sae_weights.safetensors: run"),
+        ("tiny", "data/train_sae/tiny/sae_weights.safetensors", "tiny has no sae_weights.safetensors: run the stage"),
         ("tiny-release", "hub", r"layer_16/width_16k/average_l0_78/params.npz of .* could not be downloaded"),
         ("tiny-hub", "hub", "layer_1/cfg.json of someone/saes could not be downloaded"),
-        ("tiny-concepts", "data/concepts", "tiny-concepts/directions.safetensors does not exist: run `dvc repro concepts`"),
+        ("tiny-concepts", "data/concepts", "directions.safetensors does not exist: run `dvc repro concepts`"),
     ],
 )
 def test_what_is_not_there_gives_no_key(repository, model, place, message):

@@ -14,7 +14,12 @@ from esr.storage.digests import file_digest
 def opened(monkeypatch):
     """Files that are read."""
     seen, known = [], Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *rest, **more: (seen.append(self.name), known(self, *rest, **more))[1])
+
+    def open_noted(path, *arguments, **options):
+        seen.append(path.name)
+        return known(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_noted)
     return seen
 
 
