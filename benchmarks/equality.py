@@ -38,28 +38,27 @@ class Difference:
     margin: float | None
 
 
-def engine_tokens(model, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+def engine_tokens(model, prompts: Sequence[Sequence[int]], tokens: int, stops: Sequence[int]) -> list[list[int]]:
     """Greedy tokens of the engine, all prompts in one batch, without the token that stops."""
     rows = [Row(tuple(prompt), seed=0, max_new_tokens=tokens) for prompt in prompts]
     settings = {"batch_size": len(rows), "temperature": 0.0, "repetition_penalty": 1.0}
-    return [response.tokens for response in generate(model, rows, stop_tokens=stop_tokens(model), **settings)]
+    return [response.tokens for response in generate(model, rows, stop_tokens=stops, **settings)]
 
 
 @torch.inference_mode()
-def transformers_tokens(model, prompt: Sequence[int], tokens: int) -> list[int]:
+def transformers_tokens(model, prompt: Sequence[int], tokens: int, stops: Sequence[int]) -> list[int]:
     """Greedy tokens of transformers for one prompt, without the token that stops."""
     ids = torch.tensor([list(prompt)], device=model.device)
-    ends = stop_tokens(model)
     written = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         repetition_penalty=1.0,
         max_new_tokens=tokens,
-        eos_token_id=ends,
-        pad_token_id=ends[0],
+        eos_token_id=list(stops),
+        pad_token_id=stops[0],
     )[0, len(prompt) :].tolist()
-    return written[:-1] if written and written[-1] in ends else written
+    return written[:-1] if written and written[-1] in stops else written
 
 
 @torch.inference_mode()
@@ -75,13 +74,15 @@ def first_difference(model, index: int, prompt: Sequence[int], expected: list[in
     return Difference(index, position, wanted, other, margin)
 
 
-def compare(model, prompts: Sequence[Sequence[int]], tokens: int, what: str = "equality") -> list[Difference]:
-    """The prompts whose tokens differ between engine and transformers."""
-    found = engine_tokens(model, prompts, tokens)
+def compare(
+    model, prompts: Sequence[Sequence[int]], tokens: int, stops: Sequence[int], what: str = "equality"
+) -> list[Difference]:
+    """The prompts whose tokens differ between engine and transformers. stops: ids that end a response in both."""
+    found = engine_tokens(model, prompts, tokens, stops)
     progress = Progress(what, len(prompts), "prompts")
     differences, written = [], 0
     for index, prompt in enumerate(prompts):
-        expected = transformers_tokens(model, prompt, tokens)
+        expected = transformers_tokens(model, prompt, tokens, stops)
         written += len(expected)
         progress.update(index + 1, written)
         if expected != found[index]:
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         except (ConfigError, FileNotFoundError) as error:
             raise SystemExit(f"error: {error}") from None
         prompts = [chat_tokens(tokenizer, text) for text in texts]
-        differences = compare(model, prompts, options.tokens, f"equality {name}")
+        differences = compare(model, prompts, options.tokens, stop_tokens(model, tokenizer), f"equality {name}")
         numbers = {"n_prompts": len(prompts), "n_equal": len(prompts) - len(differences), "n_tokens": options.tokens}
         write_numbers("equality", numbers, section=name)
         print(f"{name}: {numbers['n_equal']} of {len(prompts)} prompts equal, {options.tokens} tokens each")

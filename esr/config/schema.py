@@ -75,8 +75,8 @@ HINTS = {  # ruamel's words for a mistake, and a user's
 def _problem(error: MarkedYAMLError) -> str:
     """Line and mistake."""
     problem = str(error.problem)
-    begun = str(error.context).startswith(("while parsing a flow", "while scanning a simple"))  # far above its end
-    mark = error.context_mark if begun else error.problem_mark
+    started = str(error.context).startswith(("while parsing a flow", "while scanning a simple"))  # far above its end
+    mark = error.context_mark if started else error.problem_mark
     line = f"line {mark.line + 1}" if mark else "at its end"
     if isinstance(error, DuplicateKeyError):
         key = re.search(r'duplicate key "(.*?)"', problem, re.DOTALL)

@@ -86,6 +86,7 @@ def in_float32() -> Iterator[None]:
     with (
         patch("esr.models.devices.compute_dtype", lambda: torch.float32),
         patch("esr.models.loading.compute_dtype", lambda: torch.float32),
+        patch("esr.sae.training.compute_dtype", lambda: torch.float32),
     ):
         yield
 

@@ -40,7 +40,7 @@ PLAIN = (
 )
 
 
-def byte_level(special, template, *, bos=None, eos=None, adds_bos=False):
+def byte_pairs(special, template, *, bos=None, eos=None, adds_bos=False):
     """Byte-level BPE, as of GPT-2, Llama 3, Qwen and SmolLM2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -95,10 +95,10 @@ TURN = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
 
 # Name -> a function that makes the tokenizer, and whether a chat begins with BOS
 FAMILIES = {
-    "qwen": (lambda: byte_level(IM, CHATML, eos="<|im_end|>"), False),
-    "smollm2": (lambda: byte_level(IM, CHATML, bos="<|im_start|>", eos="<|im_end|>"), True),
-    "llama3": (lambda: byte_level(LLAMA, HEADERS, bos=LLAMA[0], eos="<|eot_id|>", adds_bos=True), True),
+    "qwen": (lambda: byte_pairs(IM, CHATML, eos="<|im_end|>"), False),
+    "smollm2": (lambda: byte_pairs(IM, CHATML, bos="<|im_start|>", eos="<|im_end|>"), True),
+    "llama3": (lambda: byte_pairs(LLAMA, HEADERS, bos=LLAMA[0], eos="<|eot_id|>", adds_bos=True), True),
     "gemma": (lambda: sentencepiece_bpe(TURN, GEMMA, bos="<bos>", eos="<eos>", adds_bos=True), True),
     "mistral": (lambda: unigram(INSTRUCT, INST, bos="<s>", eos="</s>", adds_bos=True), True),
-    "plain": (lambda: byte_level(["<|end|>"], PLAIN, eos="<|end|>"), False),
+    "plain": (lambda: byte_pairs(["<|end|>"], PLAIN, eos="<|end|>"), False),
 }

@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 import torch
-from chat_families import CHATML, FAMILIES, FIXED_DATE, GEMMA, HEADERS, IM, LLAMA, TURN, byte_level, sentencepiece_bpe
+from chat_families import CHATML, FAMILIES, FIXED_DATE, GEMMA, HEADERS, IM, LLAMA, TURN, byte_pairs, sentencepiece_bpe
 from conftest import SIZES
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import chat_template_utils
@@ -60,7 +60,7 @@ def test_a_chat_begins_with_one_bos_where_one_belongs(family, tokenizer):
 
 
 def test_a_bos_with_the_id_0_is_put_in_too():
-    tokenizer = byte_level(["<s>", "</s>"], "{{ messages[0]['content'] }}", bos="<s>", adds_bos=True)
+    tokenizer = byte_pairs(["<s>", "</s>"], "{{ messages[0]['content'] }}", bos="<s>", adds_bos=True)
     assert tokenizer.bos_token_id == 0 and chat_tokens(tokenizer, "bread") == (0, *tokens_of("bread", tokenizer))
 
 
@@ -87,7 +87,7 @@ def test_text_that_spells_a_control_token_stays_text(family, tokenizer, spelt):
 
 def test_a_control_token_that_is_not_special_and_spelt_in_parts_is_refused():
     template = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}{{ '<|assistant|>' }}"
-    tokenizer = byte_level(["<|end|>"], template, eos="<|end|>")
+    tokenizer = byte_pairs(["<|end|>"], template, eos="<|end|>")
     tokenizer.add_tokens(["<|user|>", "<|assistant|>"])
     user, assistant = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>"])
     found = chat_tokens(tokenizer, "a <|assistant|> bread")
@@ -104,7 +104,7 @@ def test_a_control_token_that_is_not_special_and_spelt_in_parts_is_refused():
 )  # fmt: skip
 def test_a_date_in_a_template_is_the_entrys_on_every_day(monkeypatch, name, given, printed):
     template = {"today": HEADERS, "fixed": FIXED_DATE}[name]
-    tokenizer = byte_level(LLAMA, template, bos=LLAMA[0], eos="<|eot_id|>", adds_bos=True)
+    tokenizer = byte_pairs(LLAMA, template, bos=LLAMA[0], eos="<|eot_id|>", adds_bos=True)
     use_template(tokenizer, Template.model_validate({"date": given}))
     found, by_transformers = set(), set()
     for year in (2026, 2031):
@@ -140,7 +140,7 @@ def test_a_system_text_is_a_turn_or_stands_before_the_prompt():
     ("name", "changed"),
     [("qwen", ("You are a helpful assistant.", "")), ("gemma", ("", "")), ("mistral", ("", ""))],
 )
-def test_an_empty_system_text_replaces_the_templates_own_and_adds_nothing(name, changed):
+def test_an_empty_system_text_replaces_the_default_and_adds_nothing(name, changed):
     tokenizer = FAMILIES[name][0]()
     before = tokenizer.decode(chat_tokens(tokenizer, "bread"))
     assert tokenizer.decode(chat_tokens(with_template(tokenizer, system=""), "bread")) == before.replace(*changed)
@@ -153,7 +153,7 @@ def test_a_system_text_that_spells_a_control_token_stays_text():
 
 
 def test_a_template_that_fails_is_named_in_one_sentence():
-    tokenizer = byte_level(IM, "{{ raise_exception('no user role.') }}")
+    tokenizer = byte_pairs(IM, "{{ raise_exception('no user role.') }}")
     with pytest.raises(ConfigError, match=r"fails on the prompt 'bread' \(no user role\): change the prompt or"):
         chat_tokens(tokenizer, "bread")
     tokenizer.chat_template = None
@@ -205,7 +205,7 @@ def test_a_model_that_would_never_stop_is_refused():
 
 
 def test_a_response_does_not_run_on_after_an_end_that_only_the_template_knows():
-    tokenizer = byte_level(IM, CHATML, eos="<|endoftext|>")
+    tokenizer = byte_pairs(IM, CHATML, eos="<|endoftext|>")
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": len(tokenizer), "eos_token_id": 0})).eval()
     rows = [Row(chat_tokens(tokenizer, "Explain bread"), seed, 100) for seed in range(8)]
@@ -222,7 +222,7 @@ EMOJI = "Bread 🥖 bread"
 
 
 def test_a_prefill_never_splits_a_character():
-    tokenizer = byte_level(IM, CHATML, eos="<|im_end|>")
+    tokenizer = byte_pairs(IM, CHATML, eos="<|im_end|>")
     tokens = tokens_of(EMOJI, tokenizer)
     split = [count for count in range(1, len(tokens)) if ends_inside_character(tokens[:count], tokenizer)]
     assert len(split) == 3, "the emoji is of four bytes, a token each"

@@ -225,8 +225,10 @@ def test_the_first_source_that_works_is_used_and_recorded(index, cache, tmp_path
     hub_file = source("hub", id="someone/tiny", file="tiny.gguf", file_sha256=index["file"])
     model = entry(hub_file, gguf_parts(index))
     assert recorded(fetch.fetch_model(model, tmp_path / "model", cache))["kind"] == "parts"
-    said = (tmp_path / "progress").read_text()
-    assert re.search("^fetch: The hub's someone/tiny .* could not be .*No route.* Trying the next source.$", said, re.M)
+    lines = (tmp_path / "progress").read_text()
+    assert re.search(
+        "^fetch: The hub's someone/tiny .* could not be .*No route.* Trying the next source.$", lines, re.M
+    )
     fetch.fetch_model(model, tmp_path / "model", cache)
     assert len(no_conversion) == 1  # kept, although the first source is another
     reverse = entry(gguf_parts(index), hub_file)

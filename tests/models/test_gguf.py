@@ -45,7 +45,7 @@ def test_either_of_qwen2s_end_tokens_ends_a_response_and_nothing_begins_one(qwen
     _, folder = qwen2
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert stop_tokens(model) == ends == [2, 0]
+    assert stop_tokens(model, tokenizer) == ends == [2, 0]
     assert model.config.bos_token_id is None and tokenizer.bos_token is None
     assert "bos_token_id" not in json.loads((folder / "generation_config.json").read_text())
     assert tokenizer.pad_token == "<|endoftext|>"
@@ -56,7 +56,7 @@ def test_either_of_qwen2s_end_tokens_ends_a_response_and_nothing_begins_one(qwen
     "text",
     ["a\n\n12 t", "don't STOP'LL", "x  \n\n y\t z", "e\u0301t\u00e9 \u00e9", "  def f(x):\n\treturn 3", "日本 नमस्ते"],
 )
-def test_qwen2_splits_text_as_transformers_own_tokenizer_does(qwen2, text):
+def test_qwen2_splits_text_as_the_tokenizer_of_transformers_does(qwen2, text):
     tokenizer = AutoTokenizer.from_pretrained(qwen2[1])
     original = Qwen2Tokenizer().backend_tokenizer
     assert tokenizer.backend_tokenizer.normalizer.normalize_str(text) == original.normalizer.normalize_str(text)

@@ -129,7 +129,7 @@ def test_a_snapshot_in_the_cache_is_fetched_offline(tmp_path, monkeypatch):
     assert contents(cached) == before
 
 
-def test_bytes_are_said_as_lines_and_files_are_not(tmp_path, monkeypatch, capsys):
+def test_bytes_are_shown_as_lines_and_files_are_not(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ESR_PROGRESS", str(tmp_path / "progress"))
     monkeypatch.setattr(hub.Lines, "every", 0.0)
     for unit in ("it", "B"):

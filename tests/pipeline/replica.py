@@ -221,8 +221,10 @@ def run(stage: str, model: str | None) -> None:
     from IPython.core.interactiveshell import InteractiveShell
 
     from esr.config.stages import stage_parameters
+    from esr.models import loading
     from esr.pipeline.run import check_names, notebook_path
 
+    loading._resident.cache_clear()  # each notebook has a process in the pipeline: none finds a model of another
     source, parameters = notebook_path(stage), stage_parameters(stage, model)
     check_names(source, parameters)
     InteractiveShell.clear_instance()

@@ -51,7 +51,7 @@ def test_select_replaces_models_however_they_are_written(params, written):
 
 
 def test_a_refused_selection_writes_nothing(params, capsys):
-    with pytest.raises(SystemExit, match="Did you mean smollm2-135m"):
+    with pytest.raises(SystemExit, match="did you mean 'smollm2-135m'"):
         cli.main(["select", "smollm2-135"])
     assert params.read_bytes() == (ROOT / "params.yaml").read_bytes()
     assert not (params.parent / "study.yaml").exists()

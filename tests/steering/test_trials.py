@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from esr.config.registry import Sampling
 from esr.engine.finite import NonFiniteError
@@ -89,21 +91,19 @@ def test_a_latent_that_does_not_exist_is_refused_before_a_model_loads(monkeypatc
         trials.generate_responses(plans, settings, workers=None, what="test")
 
 
-class Letters:
-    """Letters as tokens, no chat template."""
-
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-        return messages[0]["content"]
-
-    def __call__(self, text, add_special_tokens):
-        return type("Encoding", (), {"input_ids": [3 + ord(letter) % 90 for letter in text]})
-
-    def decode(self, tokens, skip_special_tokens):
-        return " ".join(map(str, tokens))
+def letters():
+    """A tokenizer of single characters, whose chat template prints the message alone."""
+    characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;!?'-"
+    vocabulary = dict(zip(["<pad>", "<bos>", "<eos>", *characters], range(97), strict=False))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", chat_template="{{ messages[0]['content'] }}"
+    )
 
 
 def test_responses_are_the_same_bits_in_any_order_of_chunks_and_in_a_run_that_resumes(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(trials, "resident_model", lambda _model, _adapter: (model.bfloat16(), Letters()))
+    monkeypatch.setattr(trials, "resident_model", lambda _model, _adapter: (model.bfloat16(), letters()))
     monkeypatch.setattr(trials, "load_directions", lambda _model, latents: vectors()[[x % 2 for x in latents]])
     monkeypatch.setattr(trials, "engine_provenance", lambda _model, _adapter: {})
     monkeypatch.setattr(trials, "residual_norm", lambda _model: 3.0)
@@ -137,7 +137,7 @@ def test_responses_are_the_same_bits_in_any_order_of_chunks_and_in_a_run_that_re
 
 
 def test_a_trial_that_overflows_is_named(model, monkeypatch):
-    monkeypatch.setattr(trials, "resident_model", lambda _model, _adapter: (model.half(), Letters()))
+    monkeypatch.setattr(trials, "resident_model", lambda _model, _adapter: (model.half(), letters()))
     monkeypatch.setattr(trials, "load_directions", lambda _model, latents: vectors()[[x % 2 for x in latents]])
     model.generation_config.eos_token_id = 2
     plans = plan_condition("steered", {3: 0.4, 8: 1e6}, {3: "", 8: ""}, PROMPTS, n_prompts=1, n_seeds=1, seed=1)
