@@ -69,7 +69,7 @@ def test_the_traceback_is_shown_on_request(root):
 )  # fmt: skip
 def test_a_refusal_within_a_notebook_is_its_bare_sentence(root, error):
     notebook(root, error)
-    done = run(root, "fetch")
+    done = run(root, "fetch", "--model", "smollm2-135m")
     begins, sentence = done.stderr.splitlines()
     assert done.returncode == 1 and begins.startswith("01_fetch: begins (")
     assert sentence == f"error: {error.split(chr(39))[1]}"
@@ -77,7 +77,7 @@ def test_a_refusal_within_a_notebook_is_its_bare_sentence(root, error):
 
 def test_a_mistake_of_the_program_within_a_notebook_keeps_its_kind_and_place(root):
     notebook(root, "KeyError('latent')")
-    done = run(root, "fetch")
+    done = run(root, "fetch", "--model", "smollm2-135m")
     _, message, place = done.stderr.splitlines()
     assert done.returncode == 1 and message == "error: 01_fetch.ipynb failed: KeyError: 'latent'"
     path = place.removeprefix("The notebook so far: ")
@@ -86,7 +86,7 @@ def test_a_mistake_of_the_program_within_a_notebook_keeps_its_kind_and_place(roo
 
 def test_the_traceback_within_a_notebook_is_shown_on_request(root):
     notebook(root, "ConfigError('Layer 40 is too high: choose 0 to 29.')")
-    done = run(root, "fetch", "--traceback")
+    done = run(root, "fetch", "--model", "smollm2-135m", "--traceback")
     assert done.returncode == 1 and "raise ConfigError(" in done.stderr
     assert done.stderr.splitlines()[-1].endswith("NotebookError: Layer 40 is too high: choose 0 to 29.")
 
