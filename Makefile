@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm/.installed
 # tests that take minutes each
-SLOW := $(addprefix tests/pipeline/test_,kernels.py families.py pipeline.py)
+SLOW := $(addprefix tests/pipeline/test_,kernels.py families.py recipes.py pipeline.py)
 
 # DVC's stages call `python`: let it be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)

@@ -73,7 +73,7 @@ class Concepts(Shared):
 
 class Calibrate(Shared, Generation):
     target: float = Field(gt=0, lt=100)
-    max_sd: float = Field(gt=0)
+    max_sd_ratio: float = Field(gt=0)
     tolerance: float = Field(gt=0, le=100)
     n_queries: Positive
     prompts_per_query: Positive
@@ -149,7 +149,6 @@ class Finetune(Shared, Generation):
     n_training_prompts: Positive
     min_training_concreteness: Share
     min_development_concreteness: Share
-    first_layer: Positive
     rank: Positive
     lora_alpha: float = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)

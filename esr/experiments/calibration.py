@@ -74,10 +74,10 @@ class Bisection:
         self.belief = _normalized(np.concatenate([self.belief, np.maximum(tail, self.belief[-1] * 0.25)]))
         self.widened += 1
 
-    def threshold(self, latent: int, label: str, max_sd: float, tolerance: float) -> Threshold:
+    def threshold(self, latent: int, label: str, max_sd_ratio: float, tolerance: float) -> Threshold:
         """The result; its reason says why it is unusable, or "converged"."""
         score = self.score_near(self.median)
-        if self.sd > max_sd:
+        if self.sd > max_sd_ratio * self.prior[1]:
             reason = "posterior too wide"
         elif abs(score - self.target) > tolerance:
             reason = "score far from the target"
@@ -95,9 +95,9 @@ class Bisection:
         )
 
     def score_near(self, boost: float) -> float:
-        """Mean score of the queries, weighted by a Gaussian kernel of width 0.05 around `boost`."""
+        """Mean score of the queries, weighted by a Gaussian around `boost` of a quarter of the prior's sd."""
         distance = np.array([q.boost for q in self.queries]) - boost
-        weights = np.array([q.n for q in self.queries]) * np.exp(-0.5 * (distance / 0.05) ** 2) + 1e-12
+        weights = np.array([q.n for q in self.queries]) * np.exp(-0.5 * (4 * distance / self.prior[1]) ** 2) + 1e-12
         return float(weights @ np.array([q.score for q in self.queries]) / weights.sum())
 
 
@@ -108,7 +108,7 @@ class Search:
     target: float
     n_queries: int
     prompts_per_query: int
-    max_sd: float
+    max_sd_ratio: float
     tolerance: float
     seed: int
 
@@ -145,7 +145,7 @@ def find_thresholds(
         for latent, values in scores.items():
             bisections[latent].update(boosts[latent], float(np.mean(values)), len(values))
         say(f"calibrate: mean score {np.mean([v for vs in scores.values() for v in vs]):.1f}, target {search.target}")
-    return [bisections[x.index].threshold(x.index, x.label, search.max_sd, search.tolerance) for x in latents]
+    return [bisections[x.index].threshold(x.index, x.label, search.max_sd_ratio, search.tolerance) for x in latents]
 
 
 def _turn(prompts: Sequence[Prompt], number: int, n: int) -> list[Prompt]:

@@ -43,7 +43,7 @@ def converged(thresholds: Sequence[Threshold]) -> list[Threshold]:
     usable = [t for t in thresholds if t.converged]
     if not usable:
         raise ValueError(
-            "No latent converged: the notebook of `calibrate` says why; allow more queries or a wider max_sd."
+            "No latent converged: the notebook of `calibrate` says why; allow more queries or a larger max_sd_ratio."
         )
     return usable
 

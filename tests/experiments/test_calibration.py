@@ -39,7 +39,7 @@ def test_a_latent_whose_score_never_falls_is_flagged():
     bisection = Bisection(BOUNDS, target=30.0)
     for _ in range(8):
         bisection.update(bisection.median, 95.0, 4)
-    result = bisection.threshold(7, "bread", max_sd=0.06, tolerance=20.0)
+    result = bisection.threshold(7, "bread", max_sd_ratio=0.3, tolerance=20.0)
     assert not result.converged and result.reason in ("posterior too wide", "score far from the target")
 
 

@@ -30,13 +30,13 @@ SIZES = {
     "sae": {"n_documents": 4, "n_shown": 2},
     "relevance": {"n_documents": 110, "n_pairs": 120},
     "latents": {"n_latents": 3},
-    "calibrate": {"n_queries": 2, "prompts_per_query": 1, "max_sd": 10.0, "tolerance": 100.0},
+    "calibrate": {"n_queries": 2, "prompts_per_query": 1, "max_sd_ratio": 100.0, "tolerance": 100.0},
     "steer": {"n_prompts": 4, "n_seeds": 1},
     "finetune": {
         "ratios": [0.5], "chosen_ratio": 0.5, "n_examples": 8, "n_corpus_responses": 4, "n_development": 1,
         "n_training_prompts": 6, "opening_tokens": 16, "n_prompts": 1, "n_unsteered": 1, "n_prefills": 2,
         "max_opening_score": 100.0, "min_response_score": 0.0, "min_training_concreteness": 0.0,
-        "min_development_concreteness": 0.0, "first_layer": STEER_LAYER + 1,
+        "min_development_concreteness": 0.0,
     },
     "boost_sweep": {"n_prompts": 1, "offsets": [-1.0, 1.0]},
     "meta_prompts": {"n_prompts": 1, "n_seeds": 1},
@@ -89,7 +89,7 @@ def write_parameters(root: Path, repository: Path, models: list[str]) -> None:
     params["train_sae"].update(TRAINING)
     params["latents"].update({"min_concreteness": 0.0, "min_density": 0.0, "max_density": 1.0})
     sizes = copy.deepcopy(SIZES)
-    params["finetune"].update({key: sizes["finetune"].pop(key) for key in ("chosen_ratio", "first_layer")})
+    params["finetune"]["chosen_ratio"] = sizes["finetune"].pop("chosen_ratio")
     params["scale"], params["scales"] = "replica", {"replica": sizes}
     yaml.dump(params, root / "params.yaml")
 
