@@ -43,10 +43,9 @@ class TrainSae(Shared):
     n_documents: Positive
     max_document_tokens: Positive
     n_held_out: Positive
-    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    layer_offsets: list[int] = Field(min_length=1)
     selection_tokens: Positive
     tokens: Positive
-    d_sae: Positive
     k: Positive
 
 
