@@ -123,6 +123,14 @@ class Template(Section):
     date: Annotated[datetime.date, Field(strict=False)] | None = None
 
 
+# Fields that an entry with steering vectors needs, as they may be written
+STEERED_WITH = {
+    "n_layers": "26",
+    "steer_layer": "16",
+    "boost": "{min: 0.0, max: 1.2, prior_mean: 0.45, prior_sd: 0.2}",
+}
+
+
 class ModelEntry(Section):
     """A model. One with an `sae` or `concepts` can be steered, and then has layers and a boost.
 
@@ -156,10 +164,10 @@ class ModelEntry(Section):
         if self.sae and self.concepts:
             raise ValueError("it has both sae and concepts: steering vectors come from one of them, remove the other")
         if self.steerable:
-            for name in ("n_layers", "steer_layer", "boost"):
+            for name, example in STEERED_WITH.items():
                 if getattr(self, name) is None:
                     vectors = "sae" if self.sae else "concepts"
-                    raise ValueError(f"it has {vectors}, but no {name}, which steering needs: add {name}")
+                    raise ValueError(f"it has {vectors}, but no {name}, which steering needs: add {name}: {example}")
             layers, last = {"steer_layer": self.steer_layer, "sae.layer": self.sae_layer}, (self.n_layers or 0) - 1
             layers["concepts.layer"] = self.concepts.layer if self.concepts else None
             for name, layer in layers.items():

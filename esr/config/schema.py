@@ -154,7 +154,7 @@ def _sentence(problem: Any, adapter: TypeAdapter, values: Any, add: str) -> str:
         return f"{key}: {message}" if key else message
     if kind in ("too_short", "string_too_short"):
         found = f"has {len(value)} item{'s' * (len(value) > 1)}" if value else "is empty"
-        return f"{key} {found}; give at least {context['min_length']}" + (f", as in {as_in}" if as_in else "")
+        return f"{key} {found}; give {context['min_length']} or more" + (f", as in {as_in}" if as_in else "")
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         inner = [section for field in fields for section in _sections(field.annotation)]
         message = _keys(name for section in inner for name in section.model_fields)

@@ -70,7 +70,7 @@ BAD_PARAMETERS = [
      "params.yaml: seed is true; it must be a valid integer"),
     ("out of range", put(TEMPERATURE, "temperature: 20"), "temperature is 20; it must be less than or equal to 2"),
     ("no model", put("models: [smollm2-135m, smollm2-135m-selfcorrect]", "models: []"),
-     "params.yaml: models is empty; give at least 1, as in `models: [smollm2-135m]`"),
+     "params.yaml: models is empty; give 1 or more, as in `models: [smollm2-135m]`"),
     ("one model as text", put("models: [smollm2-135m, smollm2-135m-selfcorrect]", "models: smollm2-135m"),
      "models is 'smollm2-135m'; it must be a valid list: write [smollm2-135m]"),
     ("a model twice", put("models: [smollm2-135m,", "models: [smollm2-135m, smollm2-135m,"),

@@ -128,7 +128,7 @@ SIZE = {"layer": 17, "d_sae": 4608}
         ({"kind": "folder", **SIZE}, "sae.path is missing; add it, as a text"),
         (
             {"kind": "release", "release": "r", "id": "", **SIZE},
-            "sae.id is empty; give at least 1",
+            "sae.id is empty; give 1 or more",
         ),
         ({"kind": "release", "id": "i", **SIZE}, "sae.release is missing; add it, as a text"),
         ({"kind": "folder", "path": "p", "id": "i", **SIZE}, "sae: unknown key 'id' .*; allowed are layer"),
@@ -178,7 +178,7 @@ def entries(tmp_path, monkeypatch):
         ),
         ({"experiments": ["dance"]}, "experiments.0 is 'dance'"),
         ({"source": {"kind": "adapter", "path": "p"}}, "a is an adapter without tuned_from: add"),
-        ({"source": []}, "source is empty; give at least 1, as in `source: {kind: hub"),
+        ({"source": []}, "source is empty; give 1 or more, as in `source: {kind: hub"),
         ({"source": [{"kind": "hub", "id": "b"}]}, "a: source.0.id is 'b'; write it as in `id: Qwen"),
         ({"source": {"kind": "hub", "id": "b"}}, "a: source.id is 'b'; write it as in `id: Qwen"),
         ({"sae": 5}, "sae is 5; it must hold keys with values, such as layer, d_sae, kind"),

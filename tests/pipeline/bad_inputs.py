@@ -363,7 +363,7 @@ REGISTRY = [
     Bad(
         "no source",
         entry("source", value=[]),
-        ("tiny: source is empty", "give at least 1", "as in `source: {kind: hub"),
+        ("tiny: source is empty", "give 1 or more", "as in `source: {kind: hub"),
     ),
     Bad(
         "hub id without owner",
@@ -622,12 +622,12 @@ CONCEPTS = [
         ("data/models.yaml: concepts.path of tiny is data/concepts.yaml", "does not exist", "correct the path"),
     ),
     Bad(
-        "concepts without others", concepts({"others": []}), ("data/concepts.yaml: others is empty", "give at least 2")
+        "concepts without others", concepts({"others": []}), ("data/concepts.yaml: others is empty", "give 2 or more")
     ),
     Bad(
         "concept of one text",
         concepts({"concepts": [{"name": "sea", "texts": ["Waves."]}]}),
-        ("data/concepts.yaml: concepts.0.texts has 1 item", "give at least 2"),
+        ("data/concepts.yaml: concepts.0.texts has 1 item", "give 2 or more"),
     ),
     Bad("concept twice", concepts({"concepts": [SEA, SEA]}), ("concepts.yaml", "'sea'", "twice", "merge")),
     Bad("layer of concepts", concepts({}, layer=9), ("data/models.yaml: tiny: concepts.layer is 9", "choose 0 to 2")),
