@@ -20,6 +20,11 @@ SCRATCH = ROOT / "scratch"  # where notebooks write when they are run by hand: n
 PIPELINE, BY_HAND = "ESR_PIPELINE", "ESR_BY_HAND"
 
 
+def from_root(message: str) -> str:
+    """`message` with the repository's files named from its root, as data/models.yaml."""
+    return message.replace(f"{ROOT}{os.sep}", "")
+
+
 def data_dir(stage: str, model: str | None = None) -> Path:
     """Folder of a stage's output, `data/<stage>` or `data/<stage>/<model>`; not created."""
     return DATA / stage / model if model else DATA / stage

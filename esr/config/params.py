@@ -43,10 +43,9 @@ class TrainSae(Shared):
     n_documents: Positive
     max_document_tokens: Positive
     n_held_out: Positive
-    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    layer_offsets: list[int] = Field(min_length=1)
     selection_tokens: Positive
     tokens: Positive
-    d_sae: Positive
     k: Positive
 
 
@@ -106,7 +105,7 @@ class LlmJudge(Section):
     @model_validator(mode="after")
     def _cost_is_known(self):
         if self.max_cost is not None and None in (self.usd_per_million_input, self.usd_per_million_output):
-            raise ValueError("max_cost needs usd_per_million_input and usd_per_million_output")
+            raise ValueError("max_cost needs usd_per_million_input and usd_per_million_output: add both")
         return self
 
 
@@ -114,14 +113,16 @@ class Judge(Section):
     """The judge of the reported numbers, and additional judges."""
 
     model: str
-    name: Literal["offline"]
+    name: Literal["offline"] = Field(
+        description="it is the judge of the reported numbers, and others are listed under judge.judges"
+    )
     judges: list[LlmJudge] = []
 
     @model_validator(mode="after")
     def _names_differ(self):
         names = [self.name, *(judge.name for judge in self.judges)]
         if len(set(names)) < len(names):
-            raise ValueError(f"each judge needs a unique name, these are {', '.join(names)}")
+            raise ValueError(f"each judge needs a unique name, these are {', '.join(names)}: rename one")
         return self
 
 
@@ -228,7 +229,10 @@ class Controls(Shared, Generation):
     def _windows_are_not_empty(self):
         for window in self.windows:
             if len(window) != 2 or window[0] >= window[1]:
-                raise ValueError(f"windows has {window}: give [first, last + 1] of tokens, as [0, 32]")
+                raise ValueError(
+                    f"windows has {window}, which holds no token: give two numbers, the second larger than the first, "
+                    "as [0, 32] for the first 32 tokens"
+                )
         return self
 
 

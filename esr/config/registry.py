@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from esr.config.schema import ConfigError, Positive, Section, load_yaml, meant, validate
+from esr.config.schema import ConfigError, Positive, Section, load_yaml, mapping, meant, shown, validate
 from esr.config.sources import AnySource
 from esr.paths import DATA
 
@@ -103,7 +103,7 @@ class Boost(Section):
     @model_validator(mode="after")
     def _bounds_are_in_order(self):
         if not self.min < self.max:
-            raise ValueError(f"min is {self.min:g} and max {self.max:g}: give a range")
+            raise ValueError(f"min ({self.min:g}) must be below max ({self.max:g}): lower min or raise max")
         return self
 
 
@@ -123,6 +123,14 @@ class Template(Section):
     date: Annotated[datetime.date, Field(strict=False)] | None = None
 
 
+# Fields that an entry with steering vectors needs, as they may be written
+STEERED_WITH = {
+    "n_layers": "26",
+    "steer_layer": "16",
+    "boost": "{min: 0.0, max: 1.2, prior_mean: 0.45, prior_sd: 0.2}",
+}
+
+
 class ModelEntry(Section):
     """A model. One with an `sae` or `concepts` can be steered, and then has layers and a boost.
 
@@ -132,8 +140,8 @@ class ModelEntry(Section):
     beyond those that run on all.
     """
 
-    source: Annotated[list[AnySource], Field(min_length=1)]
-    license: str
+    source: Annotated[list[AnySource], Field(min_length=1, examples=["{kind: hub, id: Qwen/Qwen2.5-7B-Instruct}"])]
+    license: str = Field(examples=["Apache-2.0"])
     n_layers: Positive | None = None
     tuned_from: str | None = None
     sae: SaeSource | None = None
@@ -156,20 +164,27 @@ class ModelEntry(Section):
         if self.sae and self.concepts:
             raise ValueError("it has both sae and concepts: steering vectors come from one of them, remove the other")
         if self.steerable:
-            for name in ("n_layers", "steer_layer", "boost"):
+            for name, example in STEERED_WITH.items():
                 if getattr(self, name) is None:
-                    raise ValueError(f"it has {'sae' if self.sae else 'concepts'}, but no {name}: add it to steer")
-            for name in ("steer_layer", "sae_layer"):
-                layer = getattr(self, name)
-                if layer is not None and layer >= self.n_layers:
-                    raise ValueError(f"{name} is {layer}; n_layers is {self.n_layers}: choose 0 to n_layers - 1")
+                    vectors = "sae" if self.sae else "concepts"
+                    raise ValueError(f"it has {vectors}, but no {name}, which steering needs: add {name}: {example}")
+            layers, last = {"steer_layer": self.steer_layer, "sae.layer": self.sae_layer}, (self.n_layers or 0) - 1
+            layers["concepts.layer"] = self.concepts.layer if self.concepts else None
+            for name, layer in layers.items():
+                if layer is not None and layer > last:
+                    raise ValueError(f"{name} is {layer}, but n_layers is {self.n_layers}: choose 0 to {last}")
         elif self.experiments:
-            raise ValueError(f"experiments has {self.experiments[0]}, and it has no sae or concepts to steer with")
+            raise ValueError(
+                f"experiments has {self.experiments[0]}, and it has no sae or concepts to steer with: remove "
+                "experiments, or add one of the two"
+            )
         if not self.sae and (wrong := OF_SAES & set(self.experiments)):
             raise ValueError(f"experiments has {sorted(wrong)[0]}, which reads latents of an SAE: remove it or add sae")
         needs_detectors = {"ablate", "activations", "controls"} & set(self.experiments)
         if needs_detectors and "detectors" not in self.experiments:
-            raise ValueError(f"experiments has {sorted(needs_detectors)[0]} without detectors, which it reads: add it")
+            raise ValueError(
+                f"experiments has {sorted(needs_detectors)[0]} without detectors, which it reads: add detectors"
+            )
         return self
 
     @property
@@ -200,40 +215,44 @@ def load_registry() -> dict[str, ModelEntry]:
         for source in entry.source:
             if source.kind == "adapter" and entry.tuned_from is None:
                 raise ConfigError(
-                    f"{REGISTRY}: {model_id} is an adapter: name the model it was trained on, tuned_from."
+                    f"{REGISTRY}: {model_id} is an adapter without tuned_from: add tuned_from, the entry that it was "
+                    "trained on."
                 )
     return entries
 
 
 def _with_base(model_id: str, written: dict, seen: list[str]) -> dict:
     """Fields of an entry, with those it shares with the model it was fine-tuned from."""
-    fields = written[model_id]
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{REGISTRY}: {model_id} is {fields!r}; the fields of a model are expected.")
+    fields = mapping(written[model_id], f"{REGISTRY}: {model_id}", ModelEntry.model_fields)
     base = fields.get("tuned_from")
     if base is None:
         return fields
-    if not isinstance(base, str) or base not in written or base in [*seen, model_id]:
-        known = ", ".join(other for other in written if other != model_id)
-        raise ConfigError(f"{REGISTRY}: {model_id} has tuned_from {base!r}; another entry is expected: {known}.")
+    others = [other for other in written if isinstance(other, str) and other not in [*seen, model_id]]
+    if base not in others:
+        problem = "a list" if isinstance(base, list) else f"not the id of another entry{meant(base, others)}"
+        raise ConfigError(
+            f"{REGISTRY}: {model_id}: tuned_from is {shown(base)}, which is {problem}: write one id, as in "
+            f"`tuned_from: {(others or ['id'])[0]}`; other entries are {', '.join(others) or 'none'}."
+        )
     shared = _with_base(base, written, [*seen, model_id])
     return {name: value for name, value in shared.items() if name not in NOT_SHARED} | fields
 
 
-def model_entry(model_id: str) -> ModelEntry:
-    """The entry of `model_id`. Raises ConfigError with the known ids."""
+def model_entry(model_id: str, where: str = "") -> ModelEntry:
+    """The entry of `model_id`, which was named `where`. Raises ConfigError with the known ids."""
     registry = load_registry()
     if model_id not in registry:
-        raise ConfigError(
-            f"Unknown model {model_id!r}{meant(model_id, list(registry))}: {REGISTRY.name} has {', '.join(registry)}."
-        )
+        close, known = meant(model_id, list(registry)), ", ".join(registry)
+        raise ConfigError(f"Unknown model {model_id!r}{where}{close}: {REGISTRY} has {known}.")
     return registry[model_id]
 
 
 def required(value: int | None, model_id: str, name: str) -> int:
     """`value`, the field `name` of an entry, for callers that cannot do without. Raises ConfigError when it is None."""
     if value is None:
-        raise ConfigError(f"{model_id} cannot be steered: it has no {name} in {REGISTRY.name}.")
+        raise ConfigError(
+            f"{model_id} cannot be steered, as it has no {name} in {REGISTRY}: add it, or choose another model."
+        )
     return value
 
 

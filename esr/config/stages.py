@@ -22,9 +22,10 @@ PARAMS = ROOT / "params.yaml"
 class Study(Section):
     """What stands above the sections of params.yaml."""
 
-    scale: str
-    models: list[str] = Field(min_length=1)
+    scale: str = Field(examples=["smoke", "laptop", "paper"])
+    models: list[str] = Field(min_length=1, examples=["[smollm2-135m]"])
     seed: int
+    scales: dict[str, Any] = Field(min_length=1, examples=["{laptop: {steer: {n_prompts: 10}}}"])
 
     @field_validator("models")
     @classmethod
@@ -77,26 +78,30 @@ def _assemble(stage: str, params: dict, model: str) -> Section:
     if "temperature" in values and (temperature := model_entry(model).sampling.temperature) is not None:
         values["temperature"] = temperature
     add = f"write it under {stage} or scales.{params['scale']}.{stage}"
-    return validate(TypeAdapter(section), values, f"{PARAMS.name}: {stage}", add)
+    return validate(TypeAdapter(section), values, f"{PARAMS}: {stage}", add)
 
 
 def _check_file(params: dict) -> None:
     """Check every section, to find mistakes before the first stage runs."""
-    sections, where = ["generation", *STAGES], PARAMS.name
+    where, sections = str(PARAMS), {"generation": Generation} | {name: section for name, (section, _) in STAGES.items()}
     for key in params:
-        refuse_unknown(key, [*Study.model_fields, "scales", *sections], f"{where}: unknown key")
+        refuse_unknown(key, [*Study.model_fields, *sections], f"{where}: unknown key")
     study = {name: params[name] for name in Study.model_fields if name in params}
-    validate(TypeAdapter(Study), study, where, "add it at the top")
-    scales = mapping(params.get("scales"), f"{where}: scales")
+    validate(TypeAdapter(Study), study, where, "add it at the top level")
+    scales = params["scales"]
     refuse_unknown(params["scale"], scales, f"{where}: scale is")
-    parts = [(f"{where}: {name}", params.get(name)) for name in sections]
+    parts = [(name, name, params.get(name)) for name in sections]
     for name, sizes in scales.items():
-        for key, part in mapping(sizes, f"{where}: scales.{name}").items():
+        remedy = ": write its settings there, or delete the key"
+        for key, part in mapping(sizes, f"{where}: scales.{name}", sections, remedy).items():
             refuse_unknown(key, sections, f"{where}: scales.{name}: unknown key")
-            parts.append((f"{where}: scales.{name}.{key}", part))
-    for name, part in parts:
+            parts.append((f"scales.{name}.{key}", key, part))
+    for name, section, part in parts:
         if part:  # an empty one is complete where the other place has its keys
-            mapping(part, name)
+            keys = [key for key in sections[section].model_fields if key not in ("model", "models", "seed")]
+            mapping(part, f"{where}: {name}", keys)
+    for model in params["models"]:
+        model_entry(model, f" under models in {where}")
     check_study(params["models"])
     sizes = scales[params["scale"]]
     given = (params.get("generation") or {}) | (sizes.get("generation") or {})

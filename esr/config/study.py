@@ -53,7 +53,10 @@ def derive(models: list[str]) -> dict[str, dict]:
     for model in models:
         model_entry(model)
         if not registry[model].steerable:
-            raise ConfigError(f"{model} cannot be steered: it has no sae or concepts in {REGISTRY.name}.")
+            raise ConfigError(
+                f"{model} cannot be steered, as it has no sae or concepts in {REGISTRY}: choose another model, or add "
+                "one of them."
+            )
         base = registry[model].tuned_from
         if base not in [None, *models] and _folder(registry[model]).startswith(f"data/finetune/{base}"):
             raise ConfigError(f"{model} is made by fine-tuning {base}: select {base} too.")
@@ -112,8 +115,6 @@ def _labels(base: str, entry: ModelEntry) -> str:
 
 def check_study(models: list[str]) -> None:
     """Raise ConfigError unless data/study.yaml is that of `models`."""
-    if load_yaml(STUDY) != {"study": derive(models)}:
-        raise ConfigError(
-            f"{STUDY.name} is not of the models {', '.join(models)} as {REGISTRY.name} describes them: "
-            f"run `esr select {' '.join(models)}`."
-        )
+    expected, command = {"study": derive(models)}, f"run `esr select {' '.join(models)}`"
+    if load_yaml(STUDY, f"{command}, which writes it") != expected:
+        raise ConfigError(f"{STUDY} is out of date for the models {', '.join(models)} of {REGISTRY}: {command}.")

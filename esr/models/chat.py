@@ -73,7 +73,8 @@ def _encode(tokenizer, turns: list[dict[str, str]]) -> list[int]:
     except Exception as error:  # raised by the template's own code, or by the tokenizer for a control token
         raise ConfigError(
             f"The chat template of {tokenizer.name_or_path or 'the tokenizer'} fails on the prompt "
-            f"{turns[-1]['content']!r} ({str(error).rstrip('.')}): change the prompt or the template."
+            f'{turns[-1]["content"]!r} with the error "{str(error).rstrip(".")}": correct the template, or '
+            "change the prompt if it is one of data/prompts."
         ) from None
     return list(chat["input_ids"])
 

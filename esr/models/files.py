@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 
 from huggingface_hub import parse_local_safetensors_file_metadata
 
@@ -44,7 +45,7 @@ class ModelFiles:
         except Exception as error:  # of any configuration class
             raise ConfigError(
                 f"{self.folder / 'config.json'} is no configuration that transformers reads ({first_sentence(error)}): "
-                "an architecture of transformers, without code of the model's authors, is needed; choose another model."
+                "choose a model whose architecture is part of transformers; code of a model's authors is never run."
             ) from None
 
     @cached_property
@@ -68,8 +69,9 @@ class ModelFiles:
             return load_tokenizer(self.model)
         except Exception as error:  # of any tokenizer class
             raise ConfigError(
-                f"The tokenizer in {self.folder} cannot be loaded ({first_sentence(error)}): a tokenizer.json that "
-                "transformers reads is needed; correct it at the model's source."
+                f"The tokenizer in {self.folder} cannot be loaded, as its tokenizer.json is not one that transformers "
+                f"reads ({first_sentence(error)}): replace it at the model's source by that of the original model, and "
+                f"run `make fetch MODELS={self.model}`."
             ) from None
 
     @cached_property
@@ -90,4 +92,5 @@ class ModelFiles:
 
 def first_sentence(error: Exception) -> str:
     """The first sentence of the error's message, or its type."""
-    return (re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__).rstrip(".: ")[:160]
+    sentence = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
+    return shorten(sentence, 240, placeholder=" ...").rstrip(".: ")

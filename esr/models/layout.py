@@ -45,8 +45,11 @@ def check_layout(folder: Path, name: str, chat: bool) -> None:
     name: of the model, to begin the sentence with.
     """
     if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise FetchError(f"{name} {what} ({folder}): correct its path.")
+        if folder.exists():
+            raise FetchError(f"{name} is a file: name the folder that holds it.")
+        raise FetchError(
+            f"{name} does not exist: correct its path, which starts at the repository's root unless it is absolute."
+        )
     for path in model_files(folder):
         check_file(path, name)
     if not (folder / "config.json").is_file():
@@ -60,8 +63,8 @@ def check_layout(folder: Path, name: str, chat: bool) -> None:
         _refuse(name, "no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)")
 
 
-def _refuse(name: str, missing: str):
-    raise FetchError(f"{name} has {missing}: give a model in the layout that save_pretrained writes.")
+def _refuse(name: str, missing: str, remedy: str = "give a model in the layout that save_pretrained writes"):
+    raise FetchError(f"{name} has {missing}: {remedy}.")
 
 
 def check_file(path: Path, name: str) -> None:
@@ -104,7 +107,7 @@ def _check_weights(folder: Path, name: str) -> None:
         if not isinstance(weight_map, dict) or not weight_map:
             _refuse(name, f"no weight_map in {INDEX}")
         if missing := sorted(set(weight_map.values()) - set(shards)):
-            _refuse(name, f"no {missing[0]}, which {INDEX} names")
+            _refuse(name, f"no {missing[0]}, which {INDEX} names", "download that file, or fetch the model again")
         held = {shard: tensors_of(folder / shard, name) for shard in set(weight_map.values())}
         if lost := [tensor for tensor, shard in weight_map.items() if tensor not in held[shard]]:
             _refuse(name, f"no tensor {lost[0]} in {weight_map[lost[0]]}, where {INDEX} names it")
@@ -113,7 +116,10 @@ def _check_weights(folder: Path, name: str) -> None:
     elif any(re.search(r"-\d+-of-\d+", shard) for shard in shards):
         _refuse(name, f"shards ({shards[0]}), but no {INDEX}")
     elif f"adapter_model{WEIGHTS}" in shards:
-        raise FetchError(f"{name} is an adapter, not a model: give kind adapter, and its base as tuned_from.")
+        raise FetchError(
+            f"{name} is an adapter, not a model: write kind: adapter in its source, and as tuned_from the entry of the "
+            "model it was trained on."
+        )
     elif pickles := [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]:
         raise FetchError(
             f"{name} has its weights as pickle only ({pickles[0]}), which could run code when read: "

@@ -10,13 +10,14 @@ import io
 import os
 from collections.abc import Sequence
 
+from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
 from esr.config import stages, study
-from esr.config.registry import REGISTRY, model_entry
-from esr.config.schema import ConfigError, load_yaml
-from esr.paths import PIPELINE
+from esr.config.registry import model_entry
+from esr.config.schema import ConfigError, load_yaml, validate
+from esr.paths import PIPELINE, from_root
 from esr.storage.files import write_text
 
 
@@ -25,15 +26,14 @@ def select(models: list[str]) -> None:
 
     Raises ConfigError for a model that cannot be studied; nothing is then written.
     """
-    params = load_yaml(stages.PARAMS)
-    chosen = known(models or params.get("models") or [])
+    chosen = known(models) or selected()
     if not chosen:
-        raise ConfigError(f"{stages.PARAMS.name} has no models: name one or more, as in `esr select smollm2-135m`.")
+        raise ConfigError(f"{stages.PARAMS} has no models: name one or more, as in `esr select smollm2-135m`.")
     study.derive(chosen)
     if models:
         _write_models(chosen)
     study.write_study(chosen)
-    print(f"{stages.PARAMS.name} and {study.STUDY.name}: {', '.join(chosen)}")
+    print(from_root(f"{stages.PARAMS} and {study.STUDY}: {', '.join(chosen)}"))
 
 
 def _write_models(models: list[str]) -> None:
@@ -53,19 +53,26 @@ def _write_models(models: list[str]) -> None:
     write_text(stages.PARAMS, text.getvalue())
 
 
-def known(models: list[str]) -> list[str]:
+def known(models: list[str], where: str = " on the command line") -> list[str]:
     """`models`, each an id of the registry, none twice. Raises ConfigError with the id that was probably meant."""
     for model in models:
-        model_entry(model)
+        model_entry(model, where)
         if models.count(model) > 1:
-            raise ConfigError(f"{model} is named twice: name each model of {REGISTRY.name} once.")
+            raise ConfigError(f"{model} is named twice{where}: remove one.")
     return list(models)
+
+
+def selected() -> list[str]:
+    """The models of params.yaml. Raises ConfigError."""
+    written = load_yaml(stages.PARAMS).get("models") or []
+    models = validate(TypeAdapter(list[str]), written, f"{stages.PARAMS}: models")
+    return known(models, f" under models in {stages.PARAMS}")
 
 
 def studied() -> list[str]:
     """The models of params.yaml and those they were fine-tuned from."""
-    models = load_yaml(stages.PARAMS).get("models") or []
-    return list(dict.fromkeys([*study.bases_of(known(models)), *models]))
+    models = selected()
+    return list(dict.fromkeys([*study.bases_of(models), *models]))
 
 
 def check(models: list[str]) -> int:
@@ -116,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ConfigError, FileNotFoundError, ValueError) as error:
         if given.traceback:
             raise
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {from_root(str(error))}") from None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,11 +13,11 @@ from pathlib import Path
 from esr.config.registry import model_entry
 from esr.config.schema import ConfigError, load_texts
 from esr.config.stages import stage_parameters
-from esr.engine.architecture import check_architecture, max_positions
+from esr.engine.architecture import UnsupportedArchitecture, check_architecture, max_positions
 from esr.models.failures import FetchError
 from esr.models.files import ModelFiles
 from esr.models.preflight import MODEL_CHECKS, Found, Subject, check_files
-from esr.paths import DATA, PROMPTS, ROOT, data_dir
+from esr.paths import DATA, PROMPTS, ROOT, data_dir, from_root
 from esr.sae.preflight import check_labels, check_sae
 from esr.storage.prompts import read_prompts
 
@@ -45,7 +45,7 @@ def preflight(model_id: str) -> list[Check]:
         try:
             rows.append(Check(name, *check(subject)))
         except (ValueError, FileNotFoundError, FetchError) as error:
-            rows.append(Check(name, "-", "-", str(error)))
+            rows.append(Check(name, "-", "-", from_root(str(error))))
             if name in GROUND:
                 break
     return rows
@@ -71,7 +71,8 @@ def check_boost(subject: Subject) -> Found:
     if boost.unit == "residual_norm" and boost.max > MAX_RESIDUAL_NORMS:
         raise ConfigError(
             f"data/models.yaml: boost.max of {subject.files.model} is {boost.max:g} median residual norms; at most "
-            f"{MAX_RESIDUAL_NORMS} are allowed: write unit: raw if the bounds are in units of the residual stream."
+            f"{MAX_RESIDUAL_NORMS} are allowed: lower it to {MAX_RESIDUAL_NORMS} or less, or write unit: raw under "
+            "boost if it is a length in units of the residual stream."
         )
     if not boost.min <= boost.prior_mean <= boost.max:
         raise ConfigError(
@@ -82,23 +83,26 @@ def check_boost(subject: Subject) -> Found:
 
 
 def check_concepts(subject: Subject) -> Found:
-    """The file of concepts can be read, and its layer is one of the model."""
+    """The file of concepts can be read. That its layer is in range is checked with the registry."""
     from esr.steering.directions import read_concepts
 
     concepts, n_layers = subject.entry.concepts, subject.files.config.num_hidden_layers
     assert concepts is not None
-    found = read_concepts(ROOT / concepts.path)
-    if concepts.layer >= n_layers:
+    if not (ROOT / concepts.path).is_file():
         raise ConfigError(
-            f"data/models.yaml: concepts.layer of {subject.files.model} is {concepts.layer}: choose 0 to "
-            f"{n_layers - 1}."
+            f"data/models.yaml: concepts.path of {subject.files.model} is {concepts.path}, which does not exist: write "
+            "that file, or correct the path."
         )
+    found = read_concepts(ROOT / concepts.path)
     return f"{len(found.concepts)} in {concepts.path}", f"texts, and a layer from 0 to {n_layers - 1}"
 
 
 def check_layout(subject: Subject) -> Found:
     """The engine runs models of this architecture."""
-    check_architecture(subject.files.config)
+    try:
+        check_architecture(subject.files.config)
+    except UnsupportedArchitecture as error:
+        raise ConfigError(f"{subject.files.folder / 'config.json'}: {error}") from None
     return subject.files.config.model_type, "known to the engine"
 
 
@@ -108,7 +112,7 @@ def check_positions(subject: Subject) -> Found:
     if prompt + new > room:
         raise ConfigError(
             f"{subject.files.model} has {room} positions (max_position_embeddings), the longest prompt {prompt} tokens "
-            f"and params.yaml max_new_tokens {new}: lower it to {max(0, room - prompt)} or less."
+            f"and params.yaml max_new_tokens {new}: lower max_new_tokens to {max(0, room - prompt)} or less."
         )
     return f"{room:,}", f"{prompt} of the longest prompt + {new} new"
 

@@ -24,7 +24,7 @@ import nbformat
 
 from esr.config.schema import ConfigError
 from esr.config.stages import stage_parameters
-from esr.paths import CACHE, EXECUTED, NOTEBOOKS, PIPELINE, ROOT
+from esr.paths import CACHE, EXECUTED, NOTEBOOKS, PIPELINE, ROOT, from_root
 from esr.pipeline.kernels import kernel_manager
 from esr.storage.files import write_text
 
@@ -201,7 +201,7 @@ def main() -> None:
     except (ConfigError, FileNotFoundError, ValueError, NotebookError) as error:
         if arguments.traceback:
             raise
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {from_root(str(error))}") from None
 
 
 if __name__ == "__main__":

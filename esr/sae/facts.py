@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esr.config.registry import SaeSource
 from esr.config.schema import ConfigError
-from esr.sae.formats import describe, local_weights_path, map_weights, sae_config
+from esr.sae.formats import CONFIG, WEIGHTS, describe, local_weights_path, map_weights, sae_config
 
 # Architectures whose latents are computed one by one; BatchTopK and Matryoshka SAEs are saved as jumprelu
 WEIGHTS_OF = {
@@ -65,7 +65,7 @@ def read_facts(source: SaeSource, config: dict, weights: dict[str, Tensor] | Non
         if source.kind != "release" and shape != (d_sae, d_in):  # of releases, SAELens' list repeats what it was told
             raise ConfigError(
                 f"{describe(source)} has a decoder of shape {shape}, but its configuration states d_sae {d_sae} and "
-                f"d_in {d_in}: the two files are of different SAEs."
+                f"d_in {d_in}: take configuration and weights ({CONFIG} and {WEIGHTS}) from one SAE."
             )
         d_sae, d_in = shape
     if not isinstance(d_sae, int) or not isinstance(d_in, int):
@@ -108,8 +108,8 @@ def check_facts(source: SaeSource, facts: SaeFacts, d_model: int | None = None) 
             "it writes elsewhere than it reads" if "transcoder" in facts.architecture else "it is unknown here"
         )
         raise ConfigError(
-            f"{name} is {facts.architecture}: {WHY_NOT.get(facts.architecture, reads_another)}; allowed are "
-            f"{', '.join(WEIGHTS_OF)}, to which BatchTopK and Matryoshka SAEs belong as jumprelu."
+            f"{name} is {facts.architecture} ({WHY_NOT.get(facts.architecture, reads_another)}): choose an SAE of "
+            f"architecture {' or '.join(WEIGHTS_OF)} (BatchTopK and Matryoshka SAEs are saved as jumprelu)."
         )
     if facts.normalize != "none":
         advice = (
@@ -117,14 +117,20 @@ def check_facts(source: SaeSource, facts: SaeFacts, d_model: int | None = None) 
             if facts.normalize == "expected_average_only_in"
             else "choose another SAE"
         )
-        raise ConfigError(f"{name} has normalize_activations {facts.normalize}; none is allowed: {advice}.")
+        raise ConfigError(f"{name} has normalize_activations {facts.normalize}; only 'none' is supported: {advice}.")
     if facts.hook and facts.layer is None:
-        raise ConfigError(f"{name} reads {facts.hook}; the residual stream after a layer is allowed: choose another.")
+        raise ConfigError(
+            f"{name} reads {facts.hook}; only the residual stream after a layer is allowed: choose another SAE."
+        )
     stated = {"layer": (facts.layer, source.layer), "d_sae": (facts.d_sae, source.d_sae)}
     for field, (found, written) in stated.items():
         if found is not None and found != written:
-            raise ConfigError(f"{name} has {field} {found}, and the registry says {written}: correct sae.{field}.")
+            raise ConfigError(
+                f"{name} has {field} {found}, but sae.{field} in data/models.yaml is {written}: write {field}: {found}"
+                ", or choose another SAE."
+            )
     if d_model is not None and facts.d_in != d_model:
         raise ConfigError(
-            f"{name} reads residuals of width {facts.d_in}, and the model has {d_model}: it belongs to another model."
+            f"{name} reads residuals of width {facts.d_in}, and the model's have {d_model}: choose an SAE that was "
+            "trained on this model."
         )

@@ -120,7 +120,10 @@ def map_weights(path: Path, config: dict) -> dict[str, Tensor]:
     elif "jump_relu_threshold" in config:
         weights["threshold"] = torch.tensor(config["jump_relu_threshold"])
     if missing := [name for name in ("W_enc", "W_dec", "b_dec") if name not in weights]:
-        raise ConfigError(f"{path} has no {missing[0]} but {', '.join(sorted(stored)[:8])}: it holds no SAE.")
+        raise ConfigError(
+            f"{path} has no {missing[0]} but {', '.join(sorted(stored)[:8])}: save it again with SAELens, "
+            "or choose another SAE."
+        )
     if "threshold" in weights and weights["threshold"].ndim == 0:
         weights["threshold"] = weights["threshold"].expand(len(weights["W_dec"]))
     return weights

@@ -64,6 +64,11 @@ def read_labels(model_id: str) -> GivenLabels | None:
         return None
     if entry.labels.kind == "neuronpedia":
         return Neuronpedia(entry.labels)
+    if not (ROOT / entry.labels.path).is_file():
+        raise ConfigError(
+            f"data/models.yaml: labels.path of {model_id} is {entry.labels.path}, which does not exist: write that "
+            "file, or correct the path."
+        )
     rows = read_rows(ROOT / entry.labels.path, GivenLabel)
     labels = {row.index: row.label for row in rows}
     if len(labels) < len(rows):

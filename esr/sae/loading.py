@@ -112,7 +112,7 @@ def _as_relu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _source(model_id: str) -> SaeSource:
     source = model_entry(model_id).sae
     if source is None:
-        raise ConfigError(f"{model_id} cannot be steered: it has no sae in models.yaml.")
+        raise ConfigError(f"{model_id} cannot be steered, as it has no sae in data/models.yaml: add it.")
     return source
 
 

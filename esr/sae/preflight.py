@@ -25,7 +25,10 @@ def check_sae(subject: Subject) -> Found:
         return "not trained yet", needed
     if source.kind == "release":
         check_published("sae.id", source.id, subject.files.model, source)
-    found = facts.check_sae(source, width)
+    try:
+        found = facts.check_sae(source, width)
+    except ConfigError as error:
+        raise ConfigError(f"data/models.yaml: {subject.files.model}: sae: {error}") from None
     return f"{found.hook or 'no hook named'}, {found.d_in} x {found.d_sae}, {found.architecture}", needed
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -55,11 +55,19 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
                     f"{path}, line {number}: the last row is cut off: run the stage that writes the file again, "
                     "or remove the line."
                 ) from None
-            field = ".".join(map(str, problem["loc"])) or "the line"
-            raise ValueError(
-                f"{path}, line {number}: {field}: {problem['msg']} (a {kind.__name__} is expected)."
-            ) from None
+            raise ValueError(f"{path}, line {number}{_explain(problem)}.") from None
     return rows
+
+
+def _explain(problem: Any) -> str:
+    """A row's mistake, to follow the number of its line."""
+    field, message = ".".join(map(str, problem["loc"])), problem["msg"]
+    if problem["type"] == "json_invalid":
+        reason = re.sub(r"^Invalid JSON: | line \d+", "", message)
+        return f" is not valid JSON ({reason}): correct it"
+    if problem["type"] == "missing":
+        return f" has no {field}: add it"
+    return f": {field or 'the line'}: {message[:1].lower()}{message[1:].replace('nput should be', 't must be')}"
 
 
 ENCODINGS = {

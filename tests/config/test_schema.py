@@ -8,11 +8,12 @@ import shutil
 
 import pytest
 
+from esr import paths
 from esr.config import registry, stages, study
 from esr.config.registry import load_registry, model_entry
 from esr.config.schema import ConfigError, load_texts, load_yaml
 from esr.config.stages import stage_parameters
-from esr.paths import PROMPTS
+from esr.paths import PROMPTS, ROOT
 
 
 def put(old, new):
@@ -46,95 +47,105 @@ BAD_PARAMETERS = [
     ("key with another's name", put("  n_bootstrap: 4000", "  resamples: 4000"),
      "measure: unknown key 'resamples'; allowed are models, seed, confidence, n_bootstrap"),
     ("misspelt nested key", put("judges: []", "judges: [{name: a, model: openai/m, timeout: 3}]"),
-     "judge: unknown key 'judges.0.timeout' (did you mean 'timeout_s'?); allowed are name, model, base_url"),
+     "params.yaml: judge: judges.0: unknown key 'timeout' (did you mean 'timeout_s'?); allowed are name, model"),
     ("misspelt section of a scale", put("    latents: {n_latents: 3}", "    latnts: {n_latents: 3}"),
      "params.yaml: scales.smoke: unknown key 'latnts' (did you mean 'latents'?)"),
     ("misspelt scale", put("scale: laptop", "scale: Laptop"),
      "scale is 'Laptop' (did you mean 'laptop'?); allowed are"),
     ("misspelt model", put("models: [smollm2-135m,", "models: [smolm2-135m,"),
-     "Unknown model 'smolm2-135m' (did you mean 'smollm2-135m'?): models.yaml has"),
-    ("null for a number", put(TEMPERATURE, "temperature: null"), "temperature is null; input should be a valid number"),
-    ("no value", put(TEMPERATURE, "temperature:"), "temperature is null; input should be a valid number"),
-    ("nan", put(TEMPERATURE, "temperature: .nan"), "temperature is nan; input should be a finite number"),
+     "Unknown model 'smolm2-135m' under models in params.yaml (did you mean 'smollm2-135m'?): data/models.yaml has"),
+    ("null for a number", put(TEMPERATURE, "temperature: null"), "temperature is null; it must be a valid number"),
+    ("no value", put(TEMPERATURE, "temperature:"), "temperature is null; it must be a valid number"),
+    ("nan", put(TEMPERATURE, "temperature: .nan"), "temperature is nan; it must be a finite number"),
     ("inf", put("max_sd_ratio: 0.75", "max_sd_ratio: .inf"),
-     "calibrate: max_sd_ratio is inf; input should be a finite number"),
-    ("the word nan", put(TEMPERATURE, "temperature: nan"), "temperature is 'nan'; input should be a valid number"),
+     "calibrate: max_sd_ratio is inf; it must be a finite number"),
+    ("the word nan", put(TEMPERATURE, "temperature: nan"), "temperature is 'nan'; it must be a valid number"),
     ("number as text", put(TEMPERATURE, "temperature: '0.6'"),
-     "temperature is '0.6'; input should be a valid number: remove the quotes"),
+     "temperature is '0.6'; it must be a valid number: remove the quotes"),
     ("comma as decimal point", put(TEMPERATURE, "temperature: 0,6"),
-     "temperature is '0,6'; input should be a valid number: write a point for the comma"),
+     "temperature is '0,6'; it must be a valid number: write a point for the comma"),
     ("fraction for a count", put("batch_size: 192", "batch_size: 19.2"),
-     "batch_size is 19.2; input should be a valid int"),
+     "batch_size is 19.2; it must be a valid int"),
     ("true for a number", put("seed: 2602", "seed: true"),
-     "params.yaml: seed is True; input should be a valid integer"),
-    ("out of range", put(TEMPERATURE, "temperature: 20"), "temperature is 20; input should be less than or equal to 2"),
+     "params.yaml: seed is true; it must be a valid integer"),
+    ("out of range", put(TEMPERATURE, "temperature: 20"), "temperature is 20; it must be less than or equal to 2"),
     ("no model", put("models: [smollm2-135m, smollm2-135m-selfcorrect]", "models: []"),
-     "models is []; list should have at least 1 item"),
+     "params.yaml: models is empty; give 1 or more, as in `models: [smollm2-135m]`"),
     ("one model as text", put("models: [smollm2-135m, smollm2-135m-selfcorrect]", "models: smollm2-135m"),
-     "models is 'smollm2-135m'; input should be a valid list"),
+     "models is 'smollm2-135m'; it must be a valid list: write [smollm2-135m]"),
     ("a model twice", put("models: [smollm2-135m,", "models: [smollm2-135m, smollm2-135m,"),
      "'smollm2-135m', 'smollm2-135m-selfcorrect']; 'smollm2-135m' is there twice: remove one"),
     ("min above max, density", put("max_density: 0.02", "max_density: 1.0e-6"),
-     "latents: max_density is 1e-06, min_density is 1e-05: give at least as much"),
-    ("min above max, boost", put("max_boost: 0.55", "max_boost: 0.3"), "max_boost is 0.3, min_boost is 0.35: give"),
-    ("min above max, tokens", put("max_tokens: 96", "max_tokens: 16"), "max_tokens is 16, min_tokens is 32: give"),
-    ("empty window", put("windows: [[0, 32],", "windows: [[32, 32],"), "controls: windows has [32, 32]: give"),
+     "latents: max_density (1e-06) is below min_density (1e-05): raise max_density or lower min_density"),
+    ("min above max, boost", put("max_boost: 0.55", "max_boost: 0.3"),
+     "max_boost (0.3) is below min_boost (0.35): raise"),
+    ("min above max, tokens", put("max_tokens: 96", "max_tokens: 16"),
+     "max_tokens (16) is below min_tokens (32): raise"),
+    ("empty window", put("windows: [[0, 32],", "windows: [[32, 32],"),
+     "controls: windows has [32, 32], which holds no token: give two numbers, the second larger"),
     ("a key twice", put("seed: 2602", "seed: 2602\nseed: 1"), "params.yaml, line 7: the key 'seed' is there twice"),
     ("a section twice", lambda text: f"{text}\njudge: {{name: offline}}\n",
      "the key 'judge' is there twice: remove one"),
-    ("empty file", lambda _text: "", "params.yaml is empty; keys with values are expected"),
-    ("comments alone", lambda _text: "# nothing\n\n", "params.yaml is empty; keys with values are expected"),
-    ("a list for the file", lambda _text: "- a\n- b\n", "params.yaml is ['a', 'b']; keys with values are expected"),
-    ("a text for the file", lambda _text: "seed", "params.yaml is 'seed'; keys with values are expected"),
+    ("empty file", lambda _text: "",
+     "params.yaml is empty; it must hold keys with values: write lines as `key: value`, or"),
+    ("comments alone", lambda _text: "# nothing\n\n",
+     "is empty; it must hold keys with values: write lines as `key: value`, or"),
+    ("a list for the file", lambda _text: "- a\n- b\n",
+     "is ['a', 'b']; it must hold keys with values: write lines as `key:"),
+    ("a text for the file", lambda _text: "seed",
+     "is 'seed'; it must hold keys with values: write lines as `key: value`, or restore"),
     ("a list for a stage", lambda text: f"{without('latents')(text)}\nlatents: [1, 2]\n",
-     "params.yaml: latents is [1, 2]; keys with values are expected"),
+     "params.yaml: latents is [1, 2]; it must hold keys with values, such as n_latents, min_concreteness"),
     ("a number for a stage", lambda text: f"{without('latents')(text)}\nlatents: 5\n",
-     "params.yaml: latents is 5; keys"),
+     "params.yaml: latents is 5; it must hold keys with values, such as n_latents"),
     ("a list for a stage of a scale", put("    latents: {n_latents: 3}", "    latents: [3]"),
-     "params.yaml: scales.smoke.latents is [3]; keys with values are expected"),
+     "params.yaml: scales.smoke.latents is [3]; it must hold keys with values, such as n_latents"),
     ("a list of scales", lambda text: f"{without('scales')(text)}\nscales: [laptop]\n",
-     "params.yaml: scales is ['laptop']"),
+     "params.yaml: scales is ['laptop']; it must hold keys with values, as in `scales: {laptop: {"),
     ("tab", put("  temperature: 0.6", "\ttemperature: 0.6"),
      "params.yaml, line 9: not valid YAML: a tab indents the line: use spaces"),
     ("open bracket", put("seed: 2602", "seed: [2602"),
-     "params.yaml, line 6: not valid YAML: a bracket is opened and not closed"),
+     "params.yaml, line 6: not valid YAML: a bracket is opened and not closed: close it"),
     ("no space after the colon", put("seed: 2602", "seed:2602"),
-     "params.yaml, line 6: not valid YAML: a key ends with a colon and a space, as in `seed: 1`"),
+     "params.yaml, line 6: not valid YAML: a colon and a space are missing after the key, as in `seed: 1`"),
     ("no number, word by word", put("seed: 2602", "seed: 2602 or so"),
-     "seed is '2602 or so'; input should be a valid int"),
+     "seed is '2602 or so'; it must be a valid int"),
     ("wrong indentation", put("  temperature: 0.6", "   temperature: 0.6"),
-     "params.yaml, line 10: not valid YAML: it is indented unlike the lines above"),
+     "params.yaml, line 10: not valid YAML: it is indented unlike the lines above: indent it as they are"),
     ("form feed", put("seed: 2602", "seed: 2602\x0c"),
      "params.yaml, line 6: the character U+000C is not allowed in YAML"),
     ("next line", put("seed: 2602", "seed: 2602\x85"),
      "params.yaml, line 6: the character U+0085 is not allowed in YAML"),
     ("NUL", put("seed: 2602", "seed: 2602\0"), "params.yaml, line 6 holds a NUL character"),
-    ("no seed", put("seed: 2602", ""), "params.yaml: seed is missing; add it at the top"),
-    ("no scale", put("scale: laptop", ""), "params.yaml: scale is missing; add it at the top"),
+    ("no seed", put("seed: 2602", ""), "params.yaml: seed is missing; add it at the top level, as an integer"),
+    ("no scale", put("scale: laptop", ""),
+     "scale is missing; add it at the top level, as in `scale: smoke` or `scale: laptop` or `scale: paper`"),
     ("no models", put("models: [smollm2-135m, smollm2-135m-selfcorrect]", ""),
-     "params.yaml: models is missing; add it"),
+     "params.yaml: models is missing; add it at the top level, as in `models: [smollm2-135m]`"),
     ("no generation", without("generation"),
-     "params.yaml: generation: temperature is missing; write it under generation or scales.laptop.generation"),
+     "write it under generation or scales.laptop.generation, as a number of at least 0 and at most 2"),
     ("no section of a stage", without("latents"),
-     "params.yaml: latents: min_concreteness is missing; write it under latents or scales.laptop.latents"),
+     "min_concreteness is missing; write it under latents or scales.laptop.latents, as a number of at least 0"),
     ("no section that others read", without("measure"),
-     "params.yaml: measure: confidence is missing; write it under measure"),
-    ("no scales", without("scales"), "params.yaml: scales is empty; keys with values are expected"),
+     "confidence is missing; write it under measure or scales.laptop.measure, as a number above 0 and below 1"),
+    ("no scales", without("scales"),
+     "params.yaml: scales is missing; add it at the top level, as in `scales: {laptop: {"),
     ("a scale without a section", put("    latents: {n_latents: 32}\n", ""),
-     "params.yaml: latents: n_latents is missing; write it under latents or scales.laptop.latents"),
+     "latents: n_latents is missing; write it under latents or scales.laptop.latents, as an integer above 0"),
     ("an empty scale", lambda text: text.replace("scale: laptop", "scale: big") + "\n  big:\n",
-     "params.yaml: scales.big is empty; keys with values are expected"),
+     "scales.big is empty; it must hold keys with values, such as generation, fetch, corpus: write its settings"),
     ("a choice misspelt", put("rule: auc", "rule: acu"),
-     "rule is 'acu'; input should be 'strict', 'auc' or 'cohens_d'"),
-    ("no choice of those", put("name: offline", "name: oracle"), "judge: name is 'oracle'; input should be 'offline'"),
+     "rule is 'acu'; it must be 'strict', 'auc' or 'cohens_d'"),
+    ("no choice of those", put("name: offline", "name: oracle"),
+     "name is 'oracle'; it must be 'offline': it is the judge of the"),
     ("a value that needs another", put("chosen_ratio: 0.1", "chosen_ratio: 0.4"),
      "finetune: chosen_ratio is 0.4, which is none of the ratios"),
     ("a judge without a provider", put("judges: []", "judges: [{name: a, model: gpt}]"),
-     "judge: judges.0.model is 'gpt'; write it as in 'openai/gpt-4o-mini'"),
+     "judge: judges.0.model is 'gpt'; write it as in `model: openai/gpt-4o-mini`"),
     ("a judge's name with spaces", put("judges: []", "judges: [{name: A b, model: openai/m}]"),
-     "judge: judges.0.name is 'A b'; write it as in 'gpt-4o-mini'"),
+     "judge: judges.0.name is 'A b'; write it as in `name: gpt-4o-mini`"),
     ("two judges of one name", put("judges: []", "judges: [{name: offline, model: openai/m}]"),
-     "judge: each judge needs a unique name, these are offline, offline"),
+     "judge: each judge needs a unique name, these are offline, offline: rename one"),
 ]  # fmt: skip
 
 ENTRY = "smollm2-135m:\n"
@@ -144,23 +155,26 @@ BAD_ENTRIES = [
     ("wrong case", put("  license: Apache-2.0", "  License: Apache-2.0"),
      "unknown key 'License' (did you mean 'license'?)"),
     ("misspelt field of a source", put("    sha256:", "    sha265:"),
-     "unknown key 'source.0.wheel.sha265' (did you mean 'sha256'?); allowed are file_sha256, kind, requirement, "),
+     "data/models.yaml: smollm2-135m: source: unknown key 'sha265' (did you mean 'sha256'?); allowed are"),
     ("misspelt field of an SAE", put("d_sae: 4608", "d_sea: 4608"),
-     "unknown key 'sae.folder.d_sea' (did you mean 'd_sae'?); allowed are layer, d_sae, kind, path"),
+     "smollm2-135m: sae: unknown key 'd_sea' (did you mean 'd_sae'?); allowed are layer, d_sae, kind, path"),
     ("unknown kind of source", put("    kind: wheel", "    kind: weel"),
-     "source.0.kind is 'weel' (did you mean 'wheel'?)"),
-    ("no kind", put("kind: folder, path", "path"), "sae has no kind; allowed are folder, release, hub"),
-    ("no license", put("  license: Apache-2.0\n", ""), "smollm2-135m: license is missing; add it"),
+     "smollm2-135m: source.kind is 'weel' (did you mean 'wheel'?)"),
+    ("no kind", put("kind: folder, path", "path"), "sae has no kind; add it, one of folder, release, hub"),
+    ("no license", put("  license: Apache-2.0\n", ""),
+     "smollm2-135m: license is missing; add it, as in `license: Apache-2.0`"),
     ("bounds in the wrong order", put("min: 0.0, max: 1.2", "min: 1.3, max: 1.2"),
-     "boost: min is 1.3 and max 1.2: give"),
-    ("a list for an entry", lambda text: f"{text}\nmine: [1]\n", "mine is [1]; the fields of a model are expected"),
+     "smollm2-135m: boost: min (1.3) must be below max (1.2): lower min or raise max"),
+    ("a list for an entry", lambda text: f"{text}\nmine: [1]\n",
+     "mine is [1]; it must hold keys with values, such as source, l"),
     ("base that is no text", put("tuned_from: smollm2-135m", "tuned_from: [smollm2-135m]"),
-     "tuned_from ['smollm2-135m']"),
+     "tuned_from is ['smollm2-135m'], which is a list: write one id, as in `tuned_from: smollm2-135m`"),
     ("an id twice", lambda text: f"{text}\n{ENTRY}  license: none\n", "the key 'smollm2-135m' is there twice"),
     ("date that is none", put("  license: Apache-2.0", "  license: Apache-2.0\n  template: {date: '2025-13-01'}"),
-     "template.date is '2025-13-01'; input should be a valid date"),
-    ("experiment misspelt", put("experiments: [finetune,", "experiments: [fintune,"), "(did you mean 'finetune'?)"),
-    ("empty registry", lambda _text: "", "models.yaml is empty"),
+     "template.date is '2025-13-01'; it must be a valid date"),
+    ("experiment misspelt", put("experiments: [finetune,", "experiments: [fintune,"),
+     "'controls' (did you mean 'finetune'?)"),
+    ("empty registry", lambda _text: "", "data/models.yaml is empty; it must hold keys with values: write lines"),
 ]  # fmt: skip
 
 
@@ -171,8 +185,10 @@ def one_sentence(message: str) -> bool:
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """Copies of params.yaml, registry and data/study.yaml, which the program then reads."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     for module, name in ((stages, "PARAMS"), (registry, "REGISTRY"), (study, "STUDY")):
-        copy = tmp_path / getattr(module, name).name
+        copy = tmp_path / getattr(module, name).relative_to(ROOT)
         shutil.copy(getattr(module, name), copy)
         monkeypatch.setattr(module, name, copy)
     return tmp_path
@@ -189,17 +205,17 @@ def test_a_mistake_in_params_is_one_sentence(files, spoil, message):
     spoilt(files / "params.yaml", spoil)
     with pytest.raises(ConfigError) as error:
         stage_parameters("steer")
-    assert message in str(error.value) and one_sentence(str(error.value))
+    assert message in paths.from_root(str(error.value)) and one_sentence(str(error.value))
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"), [case[1:] for case in BAD_ENTRIES], ids=[case[0] for case in BAD_ENTRIES]
 )
 def test_a_mistake_in_the_registry_is_one_sentence(files, spoil, message):
-    spoilt(files / "models.yaml", spoil)
+    spoilt(files / "data/models.yaml", spoil)
     with pytest.raises(ConfigError) as error:
         load_registry()
-    assert message in str(error.value) and one_sentence(str(error.value))
+    assert message in paths.from_root(str(error.value)) and one_sentence(str(error.value))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
@@ -214,7 +230,7 @@ def test_another_encoding_is_refused_by_name(files, encoding):
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
 def test_files_are_read_however_an_editor_saved_them(files, end, mark):
     before = stage_parameters("steer")
-    for name in ("params.yaml", "models.yaml"):
+    for name in ("params.yaml", "data/models.yaml"):
         spoilt(files / name, lambda text: mark + text.replace("\n", end))
     assert stage_parameters("steer") == before
 
@@ -222,7 +238,7 @@ def test_files_are_read_however_an_editor_saved_them(files, end, mark):
 def test_a_date_is_read_with_and_without_quotes(files):
     for model_id, written in (("plain", "2024-07-26"), ("quoted", "'2024-07-26'")):
         entry = f"{model_id}: {{source: {{kind: folder, path: x}}, license: none, template: {{date: {written}}}}}\n"
-        spoilt(files / "models.yaml", lambda text, entry=entry: f"{text}\n{entry}")
+        spoilt(files / "data/models.yaml", lambda text, entry=entry: f"{text}\n{entry}")
         assert str(model_entry(model_id).template.date) == "2024-07-26"
 
 
@@ -238,9 +254,9 @@ def test_the_instructions_name_the_distractor_alone(tmp_path):
     for content, message in (
         ("a: Do {this}.", r"a has \{this\}; allowed are \{distractor\}."),
         ("a: Do {this.", r"a has a single brace \(.*\): write \{\{ or \}\} for one."),
-        ("a: 5", "a is 5; input should be a valid string."),
-        ("a:", "a is null; input should be a valid string."),
-        ("- a", r"is \['a'\]; keys with values are expected"),
+        ("a: 5", "a is 5; it must be a valid string."),
+        ("a:", "a is null; it must be a valid string."),
+        ("- a", r"is \['a'\]; it must hold keys with values: write lines"),
     ):
         path.write_text(content)
         with pytest.raises(ConfigError, match=f"^{path}:? {message}"):

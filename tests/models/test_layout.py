@@ -82,9 +82,9 @@ def test_only_the_models_files_are_the_models(tmp_path):
         (
             layout,
             {"model.safetensors": None, "adapter_model.safetensors": WEIGHTS},
-            "It is an adapter, not a model: give kind adapter, and its base as tuned_from.",
+            "It is an adapter, not a model: write kind: adapter in its source, and as tuned_from the entry of",
         ),
-        (shards, {SECOND: None}, f"It has no {SECOND}, which {INDEX} names: give"),
+        (shards, {SECOND: None}, f"It has no {SECOND}, which {INDEX} names: download that file"),
         (
             shards,
             {SECOND: save({"c": torch.zeros(1)})},
@@ -120,8 +120,8 @@ def test_an_embedding_model_needs_no_template_and_a_template_may_be_in_the_setti
 
 
 def test_a_missing_folder_and_a_file_in_its_place_are_refused(tmp_path):
-    with pytest.raises(FetchError, match="It does not exist .*nowhere.: correct its path"):
+    with pytest.raises(FetchError, match="It does not exist: correct its path, which starts at the repository's root"):
         check_layout(tmp_path / "nowhere", "It", chat=True)
     (tmp_path / "file").touch()
-    with pytest.raises(FetchError, match="It is a file, not a folder"):
+    with pytest.raises(FetchError, match="It is a file: name the folder that holds it"):
         check_layout(tmp_path / "file", "It", chat=True)

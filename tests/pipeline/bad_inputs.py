@@ -257,7 +257,7 @@ ENTRIES = [
     for name, spoil, words in BAD_ENTRIES
 ]
 FILES = [
-    Bad("no parameters", remove("params.yaml"), ("params.yaml", "does not exist", "clone")),
+    Bad("no parameters", remove("params.yaml"), ("params.yaml does not exist", "clone")),
     Bad(
         "parameters in UTF-16",
         text("params.yaml", "scale: laptop".encode("utf-16")),
@@ -266,29 +266,85 @@ FILES = [
     Bad(
         "prompts in UTF-16",
         text("data/prompts/evaluation.txt", "Why?".encode("utf-16")),
-        ("evaluation.txt", "UTF-16", "save it as UTF-8"),
+        ("data/prompts/evaluation.txt", "UTF-16", "save it as UTF-8"),
     ),
-    Bad("no registry", remove("data/models.yaml"), ("models.yaml", "does not exist", "clone")),
+    Bad("no registry", remove("data/models.yaml"), ("data/models.yaml does not exist", "clone")),
 ]
 SELECTION = [
-    Bad("misspelt id", lambda root: None, ("'tiny-'", "models.yaml", "did you mean 'tiny'?"), ("select", "tiny-")),
-    Bad("id in capitals", lambda root: None, ("'TINY'", "did you mean 'tiny'?"), ("check", "TINY")),
-    Bad("model twice", lambda root: None, ("tiny", "twice", "name each model", "once"), ("select", MODEL, MODEL)),
-    Bad("judge's model", lambda root: None, ("minilm-l6", "cannot be steered", "no sae"), ("select", "minilm-l6")),
+    Bad(
+        "misspelt id",
+        lambda root: None,
+        ("Unknown model 'tiny-' on the command line", "did you mean 'tiny'?", "data/models.yaml has tiny"),
+        ("select", "tiny-"),
+    ),
+    Bad(
+        "id in capitals",
+        lambda root: None,
+        ("Unknown model 'TINY' on the command line", "did you mean 'tiny'?"),
+        ("check", "TINY"),
+    ),
+    Bad(
+        "model twice",
+        lambda root: None,
+        ("tiny is named twice on the command line", "remove one"),
+        ("select", MODEL, MODEL),
+    ),
+    Bad(
+        "judge's model",
+        lambda root: None,
+        ("minilm-l6 cannot be steered", "no sae or concepts in data/models.yaml", "choose another model, or add"),
+        ("select", "minilm-l6"),
+    ),
     Bad("no model", params("models", value=[]), ("no models", "esr select"), ("select",)),
-    Bad("registry has changed", put("data/study.yaml", "study", "models", value={}), ("study.yaml", "esr select tiny")),
-    Bad("no study", remove("data/study.yaml"), ("study.yaml", "does not exist")),
+    Bad(
+        "registry has changed",
+        put("data/study.yaml", "study", "models", value={}),
+        ("data/study.yaml is out of date for the models tiny", "run `esr select tiny`"),
+    ),
+    Bad(
+        "no study",
+        remove("data/study.yaml"),
+        ("data/study.yaml does not exist", "run `esr select tiny`, which writes it"),
+    ),
 ]
 REGISTRY = [
-    Bad("dot in an id", put("data/models.yaml", "qwen2.5", value={}), ("'qwen2.5'", "dot or slash", "use letters")),
+    Bad(
+        "dot in an id",
+        put("data/models.yaml", "qwen2.5", value={}),
+        ("data/models.yaml: id 'qwen2.5'", "dot or slash", "use letters"),
+    ),
     Bad("SAE and concepts", entry("concepts", value={"path": "x", "layer": 1}), ("both sae and concepts", "remove")),
-    Bad("no number of layers", drop("data/models.yaml", MODEL, "n_layers"), ("no n_layers", "add it")),
-    Bad("no boost", drop("data/models.yaml", MODEL, "boost"), ("no boost", "add it")),
-    Bad("layer out of range", entry("steer_layer", value=9), ("steer_layer is 9", "choose 0 to n_layers - 1")),
-    Bad("SAE layer out of range", entry("sae", "layer", value=9), ("sae_layer is 9", "n_layers is 3", "choose 0")),
-    Bad("boost of another unit", entry("boost", "max", value=60.0), ("boost.max", "60", "at most 10", "unit: raw")),
+    Bad(
+        "no number of layers",
+        drop("data/models.yaml", MODEL, "n_layers"),
+        ("data/models.yaml: tiny", "no n_layers, which steering needs", "add n_layers"),
+    ),
+    Bad(
+        "no boost",
+        drop("data/models.yaml", MODEL, "boost"),
+        ("data/models.yaml: tiny", "no boost, which steering needs", "add boost"),
+    ),
+    Bad(
+        "layer out of range",
+        entry("steer_layer", value=9),
+        ("data/models.yaml: tiny: steer_layer is 9", "n_layers is 3", "choose 0 to 2"),
+    ),
+    Bad(
+        "SAE layer out of range",
+        entry("sae", "layer", value=9),
+        ("data/models.yaml: tiny: sae.layer is 9", "n_layers is 3", "choose 0 to 2"),
+    ),
+    Bad(
+        "boost of another unit",
+        entry("boost", "max", value=60.0),
+        ("boost.max", "60", "at most 10", "lower it to 10 or less", "unit: raw"),
+    ),
     Bad("prior outside", entry("boost", "prior_mean", value=2.0), ("prior_mean", "outside", "choose a value between")),
-    Bad("ablation without detectors", entry("experiments", value=["ablate"]), ("ablate without detectors", "add it")),
+    Bad(
+        "ablation without detectors",
+        entry("experiments", value=["ablate"]),
+        ("ablate without detectors", "add detectors"),
+    ),
     Bad(
         "latents without an SAE",
         every(drop("data/models.yaml", MODEL, "sae"), entry("concepts", value={"path": "x", "layer": 1})),
@@ -297,12 +353,28 @@ REGISTRY = [
     Bad(
         "adapter without base",
         entry("source", value={"kind": "adapter", "path": "x"}),
-        ("tiny is an adapter", "tuned_from"),
+        ("tiny is an adapter without tuned_from", "add tuned_from"),
     ),
-    Bad("unknown base", entry("tuned_from", value="huge"), ("tuned_from 'huge'", "another entry is expected")),
-    Bad("no source", entry("source", value=[]), ("source", "at least 1")),
-    Bad("hub id without owner", entry("source", value={"kind": "hub", "id": "llama"}), ("'llama'", "write it as in")),
-    Bad("penalty of 0", entry("sampling", value={"repetition_penalty": 0.0}), ("repetition_penalty", "greater than 0")),
+    Bad(
+        "unknown base",
+        entry("tuned_from", value="huge"),
+        ("tiny: tuned_from is 'huge'", "not the id of another entry", "as in `tuned_from: minilm-l6`"),
+    ),
+    Bad(
+        "no source",
+        entry("source", value=[]),
+        ("tiny: source is empty", "give 1 or more", "as in `source: {kind: hub"),
+    ),
+    Bad(
+        "hub id without owner",
+        entry("source", value={"kind": "hub", "id": "llama"}),
+        ("tiny: source.id is 'llama'", "write it as in `id: Qwen/"),
+    ),
+    Bad(
+        "penalty of 0",
+        entry("sampling", value={"repetition_penalty": 0.0}),
+        ("tiny: sampling.repetition_penalty is 0.0", "must be greater than 0"),
+    ),
 ]
 PROMPTS = [
     Bad("no prompts", remove("data/prompts/evaluation.txt"), ("evaluation.txt", "does not exist", "one per line")),
@@ -314,13 +386,17 @@ PROMPTS = [
         text("data/prompts/held_out.txt", "Why?\nWhy?\n"),
         ("held_out.txt, line 2", "twice", "Remove it, or line 1"),
     ),
-    Bad("instructions", text("data/prompts/meta_prompts.yaml", "a: [b\n"), ("meta_prompts.yaml", "not valid YAML")),
+    Bad(
+        "instructions",
+        text("data/prompts/meta_prompts.yaml", "a: [b\n"),
+        ("data/prompts/meta_prompts.yaml, line 1", "not valid YAML", "close it"),
+    ),
 ]
 MODELS = [
     Bad(
         "not fetched",
         lambda root: shutil.rmtree(root / FOLDER),
-        ("not fetched", "config.json", "make fetch MODELS=tiny"),
+        ("not fetched", "data/fetch/tiny/config.json", "make fetch MODELS=tiny"),
     ),
     Bad(
         "config not JSON", text(f"{FOLDER}/config.json", "{"), ("config.json", "not JSON", "download or write it again")
@@ -328,17 +404,21 @@ MODELS = [
     Bad(
         "code of the authors",
         every(config("auto_map", {"AutoConfig": "x.Y"}), config("model_type", "novel")),
-        ("config.json", "without code of the model's authors", "choose another"),
+        ("data/fetch/tiny/config.json", "custom code", "part of transformers", "never run", "choose"),
     ),
     Bad(
         "unknown architecture",
         config("model_type", "novel"),
-        ("config.json", "novel", "an architecture of transformers", "choose another"),
+        ("data/fetch/tiny/config.json", "novel", "part of transformers", "choose"),
     ),
-    Bad("GPT-2", another_type("gpt2", n_layer=LAYERS), ("gpt2", "supported", "llama", "choose")),
-    Bad("NeoX", another_type("gpt_neox"), ("gpt_neox", "supported", "llama", "choose")),
-    Bad("Phi", another_type("phi"), ("phi", "supported", "llama", "choose")),
-    Bad("encoder", another_type("vit"), ("vit", "choose")),
+    Bad(
+        "GPT-2",
+        another_type("gpt2", n_layer=LAYERS),
+        ("data/fetch/tiny/config.json", "gpt2", "supported", "llama", "choose"),
+    ),
+    Bad("NeoX", another_type("gpt_neox"), ("data/fetch/tiny/config.json", "gpt_neox", "supported", "llama", "choose")),
+    Bad("Phi", another_type("phi"), ("data/fetch/tiny/config.json", "phi", "supported", "llama", "choose")),
+    Bad("encoder", another_type("vit"), ("data/fetch/tiny/config.json", "vit", "supported", "choose")),
     Bad(
         "other number of layers",
         config("num_hidden_layers", 4),
@@ -351,7 +431,13 @@ MODELS = [
     ),
     Bad("LFS pointer", text(f"{FOLDER}/model.safetensors", LFS), ("model.safetensors", "Git LFS", "git lfs pull")),
     Bad(
-        "missing shard", shards, ("model-00002-of-00002.safetensors", "model.safetensors.index.json", "save_pretrained")
+        "missing shard",
+        shards,
+        (
+            "data/fetch/tiny has no model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "download that file",
+        ),
     ),
     Bad(
         "no weights",
@@ -378,12 +464,12 @@ MODELS = [
     Bad(
         "few positions",
         config("max_position_embeddings", 200),
-        ("200", "max_position_embeddings", "max_new_tokens", "lower it to"),
+        ("200", "max_position_embeddings", "lower max_new_tokens to"),
     ),
     Bad(
         "stop token out of range",
         put(f"{FOLDER}/generation_config.json", "eos_token_id", value=9999),
-        ("eos_token_id 9999", "ids from 0"),
+        ("data/fetch/tiny/generation_config.json", "eos_token_id 9999", "ids from 0", "correct it"),
     ),
     Bad(
         "no stop token",
@@ -400,13 +486,21 @@ MODELS = [
         every(*(remove(f"{FOLDER}/{f}") for f in ("tokenizer.json", "tokenizer_config.json"))),
         ("no tokenizer", "tokenizer.json", "save_pretrained"),
     ),
-    Bad("damaged tokenizer", text(f"{FOLDER}/tokenizer.json", "[]"), ("tokenizer", "cannot be loaded", "correct it")),
+    Bad(
+        "damaged tokenizer",
+        text(f"{FOLDER}/tokenizer.json", "[]"),
+        ("data/fetch/tiny", "its tokenizer.json is not one", "replace it", "make fetch MODELS=tiny"),
+    ),
     Bad(
         "no template",
         remove(f"{FOLDER}/chat_template.jinja"),
         ("no chat template", "chat_template.jinja", "save_pretrained"),
     ),
-    Bad("template fails", template("{{ raise_exception('no') }}"), ("chat template", "fails", "template")),
+    Bad(
+        "template fails",
+        template("{{ raise_exception('no') }}"),
+        ("data/fetch/tiny", 'with the error "no"', "correct the template, or change the prompt"),
+    ),
     Bad(
         "template drops the prompt", template("<|user|>hello<|assistant|>"), ("0 times", "must appear once", "correct")
     ),
@@ -419,33 +513,69 @@ MODELS = [
     ),
 ]
 SAES = [
-    Bad("no SAE", lambda root: shutil.rmtree(root / SAE), (SAE, "cfg.json")),
+    Bad(
+        "no SAE",
+        lambda root: shutil.rmtree(root / SAE),
+        ("data/models.yaml: tiny: sae", "data/sae_of_tiny has no cfg.json", "name a folder"),
+    ),
     Bad("cfg not JSON", text(f"{SAE}/cfg.json", "{"), (f"{SAE}/cfg.json", "SAELens", "write")),
-    Bad("cfg of another SAE", sae("d_sae", value=32), (SAE, "32", "64")),
+    Bad(
+        "cfg of another SAE",
+        sae("d_sae", value=32),
+        ("data/models.yaml: tiny: sae", "32", "64", "take", "from one SAE"),
+    ),
     Bad(
         "SAE of another width",
         every(
             sae("d_in", value=16),
             weights(f"{SAE}/sae_weights.safetensors", other_width),
         ),
-        (SAE, "16", "32"),
+        ("data/models.yaml: tiny: sae", "16", "32", "choose an SAE that was trained on this model"),
     ),
-    Bad("SAE of another layer", sae("metadata", "hook_name", value="blocks.2.hook_resid_post"), (SAE, "layer 2", "1")),
+    Bad(
+        "SAE of another layer",
+        sae("metadata", "hook_name", value="blocks.2.hook_resid_post"),
+        ("data/models.yaml: tiny: sae", "layer 2", "sae.layer in data/models.yaml is 1", "write layer: 2"),
+    ),
     Bad(
         "SAE of an MLP",
         sae("metadata", "hook_name", value="blocks.1.hook_mlp_out"),
-        ("hook_mlp_out", "residual stream"),
+        ("data/models.yaml: tiny: sae", "hook_mlp_out", "residual stream", "choose another SAE"),
     ),
-    Bad("other number of latents", entry("sae", "d_sae", value=128), (SAE, "64", "128", "correct")),
-    Bad("transcoder", sae("architecture", value="transcoder"), (SAE, "transcoder", "allowed", "jumprelu")),
-    Bad("top-k", sae("architecture", value="topk"), (SAE, "topk", "allowed", "jumprelu")),
-    Bad("scaled input", sae("normalize_activations", value="layer_norm"), (SAE, "layer_norm", "none")),
-    Bad("truncated SAE", cut(f"{SAE}/sae_weights.safetensors"), ("sae_weights.safetensors", "damaged")),
-    Bad("LFS pointer of an SAE", text(f"{SAE}/sae_weights.safetensors", LFS), ("sae_weights.safetensors", "LFS")),
+    Bad(
+        "other number of latents",
+        entry("sae", "d_sae", value=128),
+        ("data/models.yaml: tiny: sae", "d_sae 64", "is 128", "write d_sae: 64"),
+    ),
+    Bad(
+        "transcoder",
+        sae("architecture", value="transcoder"),
+        ("data/models.yaml: tiny: sae", "transcoder", "choose an SAE of architecture", "jumprelu"),
+    ),
+    Bad(
+        "top-k",
+        sae("architecture", value="topk"),
+        ("data/models.yaml: tiny: sae", "topk", "choose an SAE of architecture", "jumprelu"),
+    ),
+    Bad(
+        "scaled input",
+        sae("normalize_activations", value="layer_norm"),
+        ("data/models.yaml: tiny: sae", "layer_norm", "only 'none'", "choose another SAE"),
+    ),
+    Bad(
+        "truncated SAE",
+        cut(f"{SAE}/sae_weights.safetensors"),
+        ("data/sae_of_tiny/sae_weights.safetensors", "damaged", "delete it"),
+    ),
+    Bad(
+        "LFS pointer of an SAE",
+        text(f"{SAE}/sae_weights.safetensors", LFS),
+        ("data/sae_of_tiny/sae_weights.safetensors", "Git LFS pointer", "delete it"),
+    ),
     Bad(
         "no decoder",
         weights(f"{SAE}/sae_weights.safetensors", lambda t: t.pop("W_dec")),
-        ("sae_weights.safetensors", "W_dec"),
+        ("data/sae_of_tiny/sae_weights.safetensors", "no W_dec", "save it again", "choose another SAE"),
     ),
     Bad(
         "release of another layer",
@@ -462,7 +592,7 @@ LABELS = [
     Bad(
         "no labels",
         entry("labels", value={"kind": "file", "path": "data/none.jsonl"}),
-        ("none.jsonl", "does not exist"),
+        ("data/models.yaml: labels.path of tiny is data/none.jsonl", "does not exist", "correct the path"),
     ),
     Bad(
         "labels of another SAE",
@@ -477,70 +607,85 @@ LABELS = [
     Bad(
         "labels not JSON",
         labels('1: sea\n{"index": 1, "label": "sea"}\n'),
-        ("labels.jsonl, line 1", "GivenLabel is expected"),
+        ("data/labels.jsonl, line 1 is not valid JSON", "column 2", "correct it"),
     ),
-    Bad("label without index", labels('{"label": "sea"}\n'), ("labels.jsonl, line 1", "GivenLabel is expected")),
+    Bad("label without index", labels('{"label": "sea"}\n'), ("data/labels.jsonl, line 1 has no index", "add it")),
     Bad(
         "labels of another layer", neuronpedia("20-gemmascope-res-16k"), ("layer 20", "sae.layer is 1", "name the one")
     ),
     Bad("labels of another number", neuronpedia("1-gemmascope-res-131k"), ("131k", "sae.d_sae is 64", "name the one")),
 ]
 CONCEPTS = [
-    Bad("no concepts", concepts(None), ("data/concepts.yaml", "does not exist")),
-    Bad("concepts without others", concepts({"others": []}), ("concepts.yaml", "others", "at least 2")),
-    Bad("concept of one text", concepts({"concepts": [{"name": "sea", "texts": ["Waves."]}]}), ("texts", "at least 2")),
+    Bad(
+        "no concepts",
+        concepts(None),
+        ("data/models.yaml: concepts.path of tiny is data/concepts.yaml", "does not exist", "correct the path"),
+    ),
+    Bad(
+        "concepts without others", concepts({"others": []}), ("data/concepts.yaml: others is empty", "give 2 or more")
+    ),
+    Bad(
+        "concept of one text",
+        concepts({"concepts": [{"name": "sea", "texts": ["Waves."]}]}),
+        ("data/concepts.yaml: concepts.0.texts has 1 item", "give 2 or more"),
+    ),
     Bad("concept twice", concepts({"concepts": [SEA, SEA]}), ("concepts.yaml", "'sea'", "twice", "merge")),
-    Bad("layer of concepts", concepts({}, layer=9), ("tiny", "concepts.layer", "9", "0 to 2")),
+    Bad("layer of concepts", concepts({}, layer=9), ("data/models.yaml: tiny: concepts.layer is 9", "choose 0 to 2")),
 ]
 FETCH = ("fetch", MODEL)
 SOURCES = [
-    Bad("no folder", lambda root: None, ("models/tiny", "does not exist", "correct its path"), FETCH),
+    Bad(
+        "no folder",
+        lambda root: None,
+        ("data/models.yaml: tiny", "models/tiny does not exist", "correct its path, which starts at"),
+        FETCH,
+    ),
     Bad(
         "a file for a folder",
         lambda root: ((root / "models").mkdir(), (root / "models/tiny").write_text("x")),
-        ("models/tiny", "is a file, not a folder", "correct its path"),
+        ("data/models.yaml: tiny", "models/tiny is a file", "name the folder"),
         FETCH,
     ),
     Bad(
         "folder without config",
         local(lambda f: (f / "config.json").unlink()),
-        ("models/tiny", "no config.json", "save_pretrained"),
+        ("data/models.yaml: tiny", "models/tiny has no config.json", "save_pretrained"),
         FETCH,
     ),
     Bad(
         "folder without tokenizer",
         local(lambda f: (f / "tokenizer.json").unlink()),
-        ("models/tiny", "no tokenizer", "save_pretrained"),
+        ("data/models.yaml: tiny", "models/tiny has no tokenizer", "save_pretrained"),
         FETCH,
     ),
     Bad(
         "folder without template",
         local(lambda f: (f / "chat_template.jinja").unlink()),
-        ("models/tiny", "no chat template", "chat_template.jinja"),
+        ("data/models.yaml: tiny", "no chat template", "chat_template.jinja", "save_pretrained"),
         FETCH,
     ),
     Bad(
         "pickled weights",
         local(lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin")),
-        ("models/tiny", "pickle", "save_pretrained"),
+        ("data/models.yaml: tiny", "models/tiny", "pickle", "save_pretrained"),
         FETCH,
     ),
     Bad(
         "adapter for a model",
         local(lambda f: (f / "model.safetensors").rename(f / "adapter_model.safetensors")),
-        ("models/tiny", "adapter", "tuned_from"),
+        ("data/models.yaml: tiny", "is an adapter", "write kind: adapter", "tuned_from"),
         FETCH,
     ),
     Bad(
         "folder of LFS pointers",
         local(lambda f: (f / "model.safetensors").write_text(LFS)),
-        ("models/tiny", "Git LFS pointer", "git lfs pull"),
+        ("data/models.yaml: tiny", "Git LFS pointer", "run `git lfs pull` in models/tiny"),
         FETCH,
     ),
     Bad(
         "folder with truncated weights",
         local(lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9])),
-        ("models/tiny", "truncated", "again"),
+        ("data/models.yaml: tiny", "models/tiny", "truncated", "download or copy it again"),
         FETCH,
     ),
 ]

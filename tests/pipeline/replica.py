@@ -50,8 +50,8 @@ SIZES = {
 }  # fmt: skip
 OF_TUNED = ["boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"]
 TRAINING = {
-    "n_documents": 110, "max_document_tokens": 112, "n_held_out": 6, "layers": [STEER_LAYER],
-    "selection_tokens": 4096, "tokens": 8192, "d_sae": D_SAE, "k": 4,
+    "n_documents": 110, "max_document_tokens": 112, "n_held_out": 6, "layer_offsets": [0],
+    "selection_tokens": 4096, "tokens": 8192, "k": 4,
 }  # fmt: skip
 
 

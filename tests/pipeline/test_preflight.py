@@ -16,7 +16,7 @@ import esr.pipeline.plan
 import esr.pipeline.preflight
 from esr.config.registry import model_entry
 from esr.models.fetch import FetchError, fetch_model
-from esr.paths import ROOT
+from esr.paths import ROOT, from_root
 from esr.pipeline import cli
 from esr.reporting.numbers import write_numbers
 
@@ -67,7 +67,7 @@ def refusals(arguments: tuple[str, ...], capsys) -> list[str]:
     if arguments[0] == "fetch":
         with pytest.raises(FetchError) as error:
             fetch_model(model_entry(MODEL), esr.pipeline.preflight.data_dir("fetch", MODEL))
-        return [str(error.value)]
+        return [from_root(str(error.value))]
     with pytest.raises(SystemExit) as ended:
         cli.main(list(arguments))
     if isinstance(ended.value.code, str):
@@ -83,6 +83,7 @@ def test_a_bad_input_is_refused_in_one_sentence(bad: Bad, study, capsys):
     capsys.readouterr()
     RESULTS[bad.name] = False
     (sentence,) = refusals(bad.command, capsys)
+    assert str(study) not in sentence, "files are named from the repository's root"
     assert "\n" not in sentence and "Traceback" not in sentence and len(sentence) < MAX_LENGTH
     for word in bad.words:
         assert word in sentence, sentence

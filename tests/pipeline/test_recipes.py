@@ -20,8 +20,20 @@ RECIPES = re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL)
 FRENCH = {
     "evaluation.txt": [f"Explique comment {x}." for x in ("cuire un œuf", "réparer un vélo", "planter un arbre")],
     "held_out.txt": ["Explique comment laver un pull."],
-    "corpus_forms.txt": ["Explique {}.", "Parle-moi de {}.", "Écris un poème sur {}.", "Donne trois conseils sur {}."],
-    "corpus_subjects.txt": [", ".join(f"le métier numéro {i}" for i in range(80))],
+    "corpus_forms.txt": [
+        "Explique {}.", "Parle-moi de {}.", "Écris un poème sur {}.", "Donne trois conseils sur {}.",
+        "Raconte l'histoire de {}.",
+    ],
+    "corpus_subjects.txt": [
+        "les volcans, les glaciers, les marées, les fossiles, les déserts, les nuages, les éclairs, les planètes",
+        "les abeilles, les baleines, les chevaux, les hiboux, les fourmis, les chats, les saumons, les escargots",
+        "le pain, le fromage, le chocolat, les champignons, la soupe, le miel, le café, les pommes, le riz, le sel",
+        "les ponts, les phares, les moulins, les cathédrales, les tunnels, les barrages, les serres, les gares",
+        "le violon, le piano, la danse, le théâtre, la poterie, la gravure, la broderie, le cinéma, les contes",
+        "la médecine, les vaccins, le sommeil, la vue, les dents, les os, le cœur, la mémoire, les allergies",
+        "les vélos, les trains, les bateaux, les fusées, les ascenseurs, les horloges, les batteries, les miroirs",
+        "les impôts, les élections, les tribunaux, les écoles, les bibliothèques, les musées, les marchés, la poste",
+    ],
 }  # fmt: skip
 
 
@@ -99,7 +111,7 @@ def test_concepts_and_prompts_in_another_language(clone):
         ],
     }
     YAML().dump(concepts, clone / entry["concepts"]["path"])
-    write_model(clone / "models" / "mine", "qwen25-7b", entry["n_layers"], texts_of(clone))
+    write_model(clone / "models" / "mine", "llama-31-8b", entry["n_layers"], texts_of(clone))
     assert follow(clone, RECIPES[2])["steered"]["n_trials"] > 0
     rows = [json.loads(x) for x in (clone / "data/steer/concept-model/responses.jsonl").read_text().splitlines()]
     assert {row["label"] for row in rows} <= {"la mer", "la cuisine", "le jardin"}

@@ -175,16 +175,16 @@ def test_hook_names_of_both_libraries_say_the_layer(hook, layer):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "topk"}, "is topk: whether a latent fires depends on all the others; allowed are standard,"),
+        ({"architecture": "topk"}, r"is topk \(whether a latent fires depends on all the others\): choose an SAE of"),
         ({"architecture": "batchtopk"}, "it was saved for training; save_inference_model writes it as jumprelu"),
-        ({"architecture": "skip_transcoder"}, "is skip_transcoder: it writes elsewhere than it reads"),
-        ({"architecture": "resnet"}, "is resnet: it is unknown here"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations layer_norm; none is allowed: choose another"),
+        ({"architecture": "skip_transcoder"}, r"is skip_transcoder \(it writes elsewhere than it reads"),
+        ({"architecture": "resnet"}, r"is resnet \(it is unknown here"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations layer_norm; only 'none' is supported: cho"),
         ({"normalize_activations": "expected_average_only_in"}, "fold its factor into the weights"),
-        ({"hook": "blocks.1.hook_mlp_out"}, "reads blocks.1.hook_mlp_out; the residual stream after a layer"),
-        ({"hook": "blocks.2.hook_resid_post"}, "has layer 2, and the registry says 1: correct sae.layer"),
+        ({"hook": "blocks.1.hook_mlp_out"}, "reads blocks.1.hook_mlp_out; only the residual stream after a layer"),
+        ({"hook": "blocks.2.hook_resid_post"}, "has layer 2, but sae.layer in data/models.yaml is 1: write layer: 2"),
         ({"d_sae": 128}, r"decoder of shape \(64, 32\), but its configuration states d_sae 128"),
-        ({"d_in": 16}, "states d_sae 64 and d_in 16: the two files are of different SAEs"),
+        ({"d_in": 16}, r"states d_sae 64 and d_in 16: take configuration and weights \(cfg.json"),
     ],
 )
 def test_an_sae_that_cannot_be_used_is_refused_in_one_sentence(changes, message, tmp_path):
@@ -197,9 +197,9 @@ def test_an_sae_that_cannot_be_used_is_refused_in_one_sentence(changes, message,
 def test_an_sae_of_another_model_or_size_is_refused(tmp_path):
     write_folder(tmp_path, tiny_sae())
     assert check_sae(folder_of(tmp_path), d_model=32).d_in == 32
-    with pytest.raises(ConfigError, match="residuals of width 32, and the model has 48: it belongs to another model"):
+    with pytest.raises(ConfigError, match="residuals of width 32, and the model's have 48: choose an SAE that was"):
         check_sae(folder_of(tmp_path), d_model=48)
-    with pytest.raises(ConfigError, match="has d_sae 64, and the registry says 128: correct sae.d_sae"):
+    with pytest.raises(ConfigError, match="has d_sae 64, but sae.d_sae in data/models.yaml is 128: write d_sae: 64"):
         check_sae(folder_of(tmp_path, d_sae=128))
 
 
@@ -236,7 +236,7 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="is no configuration of an SAE"):
         check_sae(folder_of(tmp_path))
     torch.save({"weight": torch.zeros(2)}, tmp_path / "ae.pt")
-    with pytest.raises(ConfigError, match="has no W_enc but weight: it holds no SAE"):
+    with pytest.raises(ConfigError, match="has no W_enc but weight: save it again with SAELens"):
         map_weights(tmp_path / "ae.pt", {})
 
 
