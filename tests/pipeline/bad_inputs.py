@@ -621,9 +621,7 @@ CONCEPTS = [
         concepts(None),
         ("data/models.yaml: concepts.path of tiny is data/concepts.yaml", "does not exist", "correct the path"),
     ),
-    Bad(
-        "concepts without others", concepts({"others": []}), ("data/concepts.yaml: others is empty", "give 2 or more")
-    ),
+    Bad("concepts without others", concepts({"others": []}), ("data/concepts.yaml: others is empty", "give 2 or more")),
     Bad(
         "concept of one text",
         concepts({"concepts": [{"name": "sea", "texts": ["Waves."]}]}),
