@@ -18,6 +18,8 @@ Experiment = Literal[
     "finetune", "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"
 ]  # fmt: skip
 OF_SAES = {"detectors", "ablate", "activations", "controls"}  # read or ablate latents
+# Shared with the base and never given: latents, labels, corpus, scorer and unit of boosts are the base's
+OF_BASE = ("sae", "concepts", "labels", "corpus", "steer_layer", "n_layers")
 NOT_SHARED = ("source", "license", "experiments", "tuned_from")  # what a fine-tuned model does not share with its base
 
 
@@ -135,9 +137,9 @@ class ModelEntry(Section):
     """A model. One with an `sae` or `concepts` can be steered, and then has layers and a boost.
 
     source: one, or several of the same files, tried in order. tuned_from: the model whose SAE, layers, latents and
-    scorer this one shares; every field but `NOT_SHARED` is then the base's unless given. corpus: a file of this model's
-    responses, shipped; the stage `corpus` generates them where there is none. experiments: stages that run on the model
-    beyond those that run on all.
+    scorer this one shares; every field but `NOT_SHARED` is then the base's, `OF_BASE` always, others unless given.
+    corpus: a file of this model's responses, shipped; the stage `corpus` generates them where there is none.
+    experiments: stages that run on the model beyond those that run on all.
     """
 
     source: Annotated[list[AnySource], Field(min_length=1, examples=["{kind: hub, id: Qwen/Qwen2.5-7B-Instruct}"])]
@@ -180,6 +182,11 @@ class ModelEntry(Section):
             )
         if not self.sae and (wrong := OF_SAES & set(self.experiments)):
             raise ValueError(f"experiments has {sorted(wrong)[0]}, which reads latents of an SAE: remove it or add sae")
+        if "finetune" in self.experiments and self.sae and self.sae.layer > (self.steer_layer or 0):
+            raise ValueError(
+                f"experiments has finetune, whose adapters begin above steer_layer {self.steer_layer} and would change "
+                f"what the SAE of layer {self.sae.layer} reads: remove finetune, or steer at the layer of the SAE"
+            )
         needs_detectors = {"ablate", "activations", "controls"} & set(self.experiments)
         if needs_detectors and "detectors" not in self.experiments:
             raise ValueError(
@@ -235,6 +242,12 @@ def _with_base(model_id: str, written: dict, seen: list[str]) -> dict:
             f"`tuned_from: {(others or ['id'])[0]}`; other entries are {', '.join(others) or 'none'}."
         )
     shared = _with_base(base, written, [*seen, model_id])
+    for name in OF_BASE:
+        if name in fields and fields[name] != shared.get(name):
+            raise ConfigError(
+                f"{REGISTRY}: {model_id}: {name} is not that of {base}, whose latents and unit of boosts it shares: "
+                f"remove {name}, or remove tuned_from."
+            )
     return {name: value for name, value in shared.items() if name not in NOT_SHARED} | fields
 
 

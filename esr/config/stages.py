@@ -12,11 +12,14 @@ from pydantic import Field, TypeAdapter, field_validator
 
 from esr.config.params import STAGES, Generation
 from esr.config.registry import model_entry
-from esr.config.schema import Section, load_yaml, mapping, refuse_unknown, validate
+from esr.config.schema import ConfigError, Section, load_yaml, mapping, refuse_unknown, validate
 from esr.config.study import check_study
 from esr.paths import BY_HAND, PIPELINE, ROOT, SCRATCH
 
 PARAMS = ROOT / "params.yaml"
+# Where dvc.yaml tracks a section: these under `scales` alone, those at the top level alone, the others at both places
+SIZES = ("sae", "relevance", "concepts", "steer", "meta_prompts", "ablate")
+UNSIZED = ("train_sae", "judge", "activations", "cross_judge", "measure", "figures", "power", "claims", "fetch")
 
 
 class Study(Section):
@@ -77,8 +80,13 @@ def _assemble(stage: str, params: dict, model: str) -> Section:
     values |= (params.get(stage) or {}) | (sizes.get(stage) or {})
     if "temperature" in values and (temperature := model_entry(model).sampling.temperature) is not None:
         values["temperature"] = temperature
-    add = f"write it under {stage} or scales.{params['scale']}.{stage}"
+    add = f"write it under {' or '.join(places(stage, params['scale']))}"
     return validate(TypeAdapter(section), values, f"{PARAMS}: {stage}", add)
+
+
+def places(section: str, scale: str) -> list[str]:
+    """Where keys of a section may stand in params.yaml: where DVC notices that they change."""
+    return [section] * (section not in SIZES) + [f"scales.{scale}.{section}"] * (section not in UNSIZED)
 
 
 def _check_file(params: dict) -> None:
@@ -97,6 +105,9 @@ def _check_file(params: dict) -> None:
             refuse_unknown(key, sections, f"{where}: scales.{name}: unknown key")
             parts.append((f"scales.{name}.{key}", key, part))
     for name, section, part in parts:
+        scale = name.split(".")[1] if name != section else params["scale"]
+        if part and name not in (allowed := places(section, scale)):
+            raise ConfigError(f"{where}: {name} is where DVC does not notice its changes: move it to {allowed[0]}.")
         if part:  # an empty one is complete where the other place has its keys
             keys = [key for key in sections[section].model_fields if key not in ("model", "models", "seed")]
             mapping(part, f"{where}: {name}", keys)

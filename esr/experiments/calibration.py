@@ -34,6 +34,7 @@ class Bisection:
         self.prior = (bounds.prior_mean, bounds.prior_sd)
         self.grid = bounds.min + self.width * (np.arange(CELLS) + 0.5)
         self.belief = _normalized(norm.pdf(self.grid, *self.prior))
+        self.prior_sd = self.sd  # within the bounds, which cut the prior off
         self.queries: list[Query] = []
         self.widened = 0
 
@@ -77,7 +78,7 @@ class Bisection:
     def threshold(self, latent: int, label: str, max_sd_ratio: float, tolerance: float) -> Threshold:
         """The result; its reason says why it is unusable, or "converged"."""
         score = self.score_near(self.median)
-        if self.sd > max_sd_ratio * self.prior[1]:
+        if self.sd > max_sd_ratio * self.prior_sd:
             reason = "posterior too wide"
         elif abs(score - self.target) > tolerance:
             reason = "score far from the target"

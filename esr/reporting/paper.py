@@ -15,6 +15,8 @@ from pathlib import Path
 import typst
 
 from esr import paths
+from esr.config.schema import load_yaml
+from esr.config.study import EXPERIMENTS, STUDY
 from esr.storage.files import write_bytes
 
 TIMESTAMP = 1767225600  # 2026-01-01, seconds since 1970: equal text gives equal bytes on any day
@@ -69,6 +71,9 @@ def _explain(error: typst.TypstError) -> str:
 
 
 def main() -> int:
+    if idle := [stage for stage in EXPERIMENTS if not load_yaml(STUDY)["study"][stage]]:
+        print(f"The paper shows experiments that no chosen model runs ({', '.join(idle)}): paper.pdf stays as it is.")
+        return 0
     try:
         target = compile_paper()
     except PaperError as error:

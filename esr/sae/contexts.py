@@ -71,10 +71,15 @@ def strongest_contexts(sae, corpus: Corpus, per_latent: int = 24, documents_at_o
 
 
 def trained_folder(model_id: str) -> Path | None:
-    """Folder of an SAE that was trained here, with its contexts and training.json; None for another SAE."""
-    source = model_entry(model_id).sae
-    folder = ROOT / source.path if source and source.kind == "folder" else None
-    return folder if folder and (folder / "contexts.safetensors").exists() else None
+    """Folder of an SAE that was trained here, with its contexts and training.json; None for another SAE.
+
+    Its contexts are places in the corpus it was trained on: they serve an entry whose `corpus` is that one alone.
+    """
+    entry = model_entry(model_id)
+    folder = ROOT / entry.sae.path if entry.sae and entry.sae.kind == "folder" else None
+    if folder is None or entry.corpus is None or ROOT / entry.corpus != folder / "corpus.safetensors":
+        return None
+    return folder if (folder / "contexts.safetensors").exists() else None
 
 
 def write_contexts(contexts: Contexts, path: Path) -> None:

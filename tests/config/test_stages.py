@@ -7,9 +7,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from esr.config import registry, stages, study
+from esr.config.params import STAGES, Generation
 from esr.config.registry import check_latents, model_entry
 from esr.config.schema import ConfigError
 from esr.config.stages import notebook_parameters, stage_parameters
+from esr.paths import ROOT
 
 
 @pytest.fixture
@@ -146,6 +148,7 @@ STEERED = {"source": {"kind": "folder", "path": "m"}, "license": "MIT", "n_layer
 BOOST = {"min": 0.0, "max": 1.0, "prior_mean": 0.4, "prior_sd": 0.2}
 CONCEPTS = {"path": "c", "layer": 1}
 SAE = {"kind": "folder", "path": "s", "layer": 2, "d_sae": 64}
+READ = SAE | {"layer": STEERED["steer_layer"]}
 
 
 @pytest.fixture
@@ -193,16 +196,16 @@ def test_an_entry_that_does_not_fit_together_is_named(entries, fields, message):
 
 
 def test_a_fine_tuned_model_shares_what_its_entry_does_not_say(entries):
-    base = STEERED | {"sae": SAE, "boost": BOOST, "experiments": ["finetune"], "sampling": {"repetition_penalty": 1.1}}
+    base = STEERED | {"sae": READ, "boost": BOOST, "experiments": ["finetune"], "sampling": {"repetition_penalty": 1.1}}
     adapter = {"source": {"kind": "adapter", "path": "p"}, "license": "MIT", "tuned_from": "a"}
-    entries(a=base, b=adapter, c=adapter | {"tuned_from": "b", "steer_layer": 3})
+    entries(a=base, b=adapter, c=adapter | {"tuned_from": "b", "sampling": {"repetition_penalty": 1.3}})
     assert model_entry("b").sae == model_entry("a").sae and model_entry("b").experiments == []
-    assert (model_entry("c").steer_layer, model_entry("c").sampling.repetition_penalty) == (3, 1.1)
+    assert (model_entry("c").steer_layer, model_entry("c").sampling.repetition_penalty) == (1, 1.3)
     assert registry.base_of("c") == "a"
 
 
 def test_which_models_run_what_is_derived(entries):
-    base = STEERED | {"sae": SAE, "boost": BOOST, "experiments": ["finetune", "detectors"]}
+    base = STEERED | {"sae": READ, "boost": BOOST, "experiments": ["finetune", "detectors"]}
     concepts = STEERED | {"concepts": {"path": "c.yaml", "layer": 1}, "boost": BOOST}
     adapter = {"source": {"kind": "adapter", "path": "p"}, "license": "MIT", "tuned_from": "a"}
     entries(a=base, b=adapter, c=concepts)
@@ -213,3 +216,54 @@ def test_which_models_run_what_is_derived(entries):
     assert groups["models"]["b"] == {"base": "a", "latents": "data/latents/a", "directions": "s"}
     assert groups["models"]["c"]["directions"] == "data/concepts/c/directions.safetensors"
     assert groups["finetune"] == {}  # of a, which is not chosen
+
+
+def test_keys_stand_where_dvc_notices_that_they_change():
+    """Else a changed number would leave results that DVC calls up to date."""
+    pipeline = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+    params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    sections = params.keys() | params["scales"]["laptop"].keys()
+    for stage, (_, others) in STAGES.items():
+        if stage in pipeline:
+            body = pipeline[stage].get("do", pipeline[stage])
+            tracked = {name for name in body.get("params", []) if isinstance(name, str)}
+            read = [name for name in (stage, *others) if name in sections]
+            allowed = {place for name in read for place in stages.places(name, "${scale}")}
+            assert allowed == tracked - {"seed", "models", "scale"}, stage
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steer": {"n_seeds": 5}}, "steer is where DVC does not notice its changes: move it to scales.laptop.steer"),
+        ({"scales": {"smoke": {"measure": {"n_bootstrap": 9}}}}, "scales.smoke.measure is where .* move it to measure"),
+    ],
+)
+def test_keys_elsewhere_are_refused(tmp_path, monkeypatch, change, message):
+    params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    for name, value in change.get("scales", {}).items():
+        params["scales"][name] |= value
+    params |= {key: value for key, value in change.items() if key != "scales"}
+    monkeypatch.setattr(stages, "PARAMS", tmp_path / "params.yaml")
+    YAML().dump(params, tmp_path / "params.yaml")
+    with pytest.raises(ConfigError, match=message):
+        stages.stage_parameters("steer")
+
+
+def test_a_fine_tuned_model_is_steered_as_its_base(entries):
+    base = STEERED | {"sae": SAE, "boost": BOOST}
+    tuned = {"source": {"kind": "folder", "path": "p"}, "license": "MIT", "tuned_from": "a"}
+    for field in ({"sae": SAE | {"layer": 3}}, {"steer_layer": 2}, {"corpus": "c"}):
+        entries(a=base, b=tuned | field)
+        with pytest.raises(ConfigError, match=f"b: {next(iter(field))} is not that of a, .* or remove tuned_from"):
+            model_entry("b")
+    entries(a=base, b=tuned | {"sae": SAE})
+    assert model_entry("b").sae == model_entry("a").sae
+
+
+def test_adapters_do_not_change_what_the_sae_reads(entries):
+    entries(a=STEERED | {"sae": SAE | {"layer": 2}, "boost": BOOST, "experiments": ["finetune"]})
+    with pytest.raises(
+        ConfigError, match="adapters begin above steer_layer 1 and would change what the SAE of layer 2"
+    ):
+        model_entry("a")

@@ -53,3 +53,11 @@ def test_belief_stays_a_distribution_and_narrows():
 def test_scores_outside_the_scale_are_refused():
     with pytest.raises(ValueError, match="0 to 100"):
         Bisection(BOUNDS, 30.0).update(0.4, 130.0, 4)
+
+
+def test_a_prior_cut_off_by_its_bounds_does_not_count_as_narrowed():
+    """Without one query a latent has not converged, however wide the prior is beside the bounds."""
+    wide = Bisection(Boost(min=0.0, max=2.0, prior_mean=1.0, prior_sd=1.0), target=30.0)
+    assert wide.sd < 0.6 * wide.prior[1]
+    wide.update(1.0, 30.0, 1)
+    assert wide.threshold(7, "bread", max_sd_ratio=0.6, tolerance=20.0).reason == "posterior too wide"
