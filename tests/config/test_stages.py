@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from esr.config import registry, stages, study
-from esr.config.params import STAGES, Generation
+from esr.config.params import STAGES
 from esr.config.registry import check_latents, model_entry
 from esr.config.schema import ConfigError
 from esr.config.stages import notebook_parameters, stage_parameters

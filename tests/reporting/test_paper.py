@@ -180,3 +180,12 @@ def test_prose_holds_no_figure_typed_by_hand():
     prose = [line for line in text[text.index("= What is reproduced") :].splitlines() if "#" not in line]
     prose = [line for line in prose if not line.startswith(("    ", "  image("))]  # arguments
     assert [line for line in prose if re.search(r"\d\.\d|\d\s*(%|per cent)", line)] == []
+
+
+def test_the_paper_stays_where_no_chosen_model_runs_what_it_shows(tmp_path, monkeypatch, capsys):
+    study = json.dumps({"study": dict.fromkeys(paper.EXPERIMENTS, {"tiny": {}}) | {"ablate": {}}})
+    (tmp_path / "study.yaml").write_text(study)
+    monkeypatch.setattr(paper, "STUDY", tmp_path / "study.yaml")
+    monkeypatch.setattr(paper, "compile_paper", lambda: pytest.fail("typeset"))
+    assert paper.main() == 0
+    assert "no chosen model runs (ablate): paper.pdf stays as it is" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from esr.sae import contexts
 from esr.sae.contexts import Contexts, read_contexts, strongest_contexts, write_contexts
 from esr.sae.corpus import batches, read_corpus, read_texts, write_texts
 from esr.sae.encoding import encoded, median_norm
@@ -267,6 +268,20 @@ def test_contexts_are_the_strongest_tokens_one_per_document(shards):
         place = corpus.starts[found.document[latent]] + found.position[latent]
         rows = torch.searchsorted(corpus.where, place)
         torch.testing.assert_close(acts[rows, latent], found.activation[latent])
+
+
+def test_shipped_contexts_serve_the_corpus_they_are_places_in_alone(tmp_path, monkeypatch):
+    (tmp_path / "sae").mkdir()
+    (tmp_path / "sae/contexts.safetensors").touch()
+    monkeypatch.setattr(contexts, "ROOT", tmp_path)
+    source = SimpleNamespace(kind="folder", path="sae")
+    for corpus, folder in (
+        (None, None),
+        ("other/corpus.safetensors", None),
+        ("sae/corpus.safetensors", tmp_path / "sae"),
+    ):
+        monkeypatch.setattr(contexts, "model_entry", lambda _id, c=corpus: SimpleNamespace(sae=source, corpus=c))
+        assert contexts.trained_folder("tiny") == folder
 
 
 def test_contexts_survive_the_disk(tmp_path):
