@@ -45,7 +45,7 @@ def end_of_turn(tokenizer) -> int | None:
         rest = _apply(tokenizer, turns, tokenize=False).partition(RESPONSE)[2]
     except Exception:  # raised by a template of a single turn
         return None
-    control = _control_tokens(tokenizer)
+    control = control_tokens(tokenizer)
     found = (i for i in tokenizer(rest, add_special_tokens=False).input_ids if i in control and control[i] in rest)
     return next(found, None)
 
@@ -95,10 +95,13 @@ def _settings(tokenizer) -> Template:
     return getattr(tokenizer, "chat_settings", None) or Template()
 
 
-def _control_tokens(tokenizer) -> dict[int, str]:
-    """Added tokens by id; some are white space, which templates print as text."""
+def control_tokens(tokenizer) -> dict[int, str]:
+    """Text of each added token by id, named (`all_special_ids`) or not: Gemma 3 does not name those of its turns.
+
+    Without those that are white space, which are text; Gemma spells spaces with a mark.
+    """
     added = tokenizer.added_tokens_decoder.items()
-    return {token_id: token.content for token_id, token in added if not token.content.isspace()}
+    return {token_id: token.content for token_id, token in added if not token.content.replace("▁", " ").isspace()}
 
 
 def _check_text(tokenizer, turns: list[dict[str, str]], tokens: list[int]) -> None:
@@ -106,7 +109,7 @@ def _check_text(tokenizer, turns: list[dict[str, str]], tokens: list[int]) -> No
 
     transformers finds special tokens there, and others only where the template spells them in one piece.
     """
-    control = _control_tokens(tokenizer)
+    control = control_tokens(tokenizer)
     prompt = turns[-1]["content"]
     if not (suspect := {i for i in set(tokens) if i in control and control[i] in prompt}):
         return

@@ -18,6 +18,7 @@ TEXTS = {".json", ".jinja", ".txt", ".model", ".md"}
 LICENSES = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|USE_POLICY)", re.IGNORECASE)
 RECORD = "source.json"  # in each fetched folder: its source and the size of every file
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+SETTINGS = "tokenizer_config.json"
 LFS = b"version https://git-lfs"  # a pointer begins so; its file is elsewhere
 
 
@@ -40,7 +41,8 @@ def _belongs(name: PurePosixPath) -> bool:
 
 
 def check_layout(folder: Path, name: str, chat: bool) -> None:
-    """Raise FetchError unless `folder` holds a config, all its weights, a tokenizer and, for `chat`, a template.
+    """Raise FetchError unless `folder` holds a config, its weights once and whole, a tokenizer and, for `chat`, the
+    tokenizer's settings and a template.
 
     name: of the model, to begin the sentence with.
     """
@@ -59,8 +61,10 @@ def check_layout(folder: Path, name: str, chat: bool) -> None:
     _check_weights(folder, name)
     if not any((folder / tokenizer).is_file() for tokenizer in TOKENIZERS):
         _refuse(name, f"no tokenizer ({', '.join(TOKENIZERS)})")
+    if chat and not (folder / SETTINGS).is_file():
+        _refuse(name, f"no {SETTINGS}, without which chats would begin without BOS")
     if chat and not _has_chat_template(folder):
-        _refuse(name, "no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)")
+        _refuse(name, f"no chat template (chat_template.jinja, or chat_template in {SETTINGS})")
 
 
 def _refuse(name: str, missing: str, remedy: str = "give a model in the layout that save_pretrained writes"):
@@ -106,6 +110,11 @@ def _check_weights(folder: Path, name: str) -> None:
         weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             _refuse(name, f"no weight_map in {INDEX}")
+        if WHOLE in shards and set(weight_map.values()) != {WHOLE}:
+            raise FetchError(
+                f"{name} has both {WHOLE} and {INDEX} with shards, which transformers would ignore: keep the weights "
+                "that are the model's, and remove the others."
+            )
         if missing := sorted(set(weight_map.values()) - set(shards)):
             _refuse(name, f"no {missing[0]}, which {INDEX} names", "download that file, or fetch the model again")
         held = {shard: tensors_of(folder / shard, name) for shard in set(weight_map.values())}
@@ -132,5 +141,5 @@ def _check_weights(folder: Path, name: str) -> None:
 def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
-    settings = folder / "tokenizer_config.json"
+    settings = folder / SETTINGS
     return settings.is_file() and bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))

@@ -85,7 +85,8 @@ def trained_folder(model_id: str) -> Path | None:
 def write_contexts(contexts: Contexts, path: Path) -> None:
     """Write one safetensors file: arrays in small dtypes, scalars as metadata."""
     arrays = {
-        "activation": contexts.activation.half(),
+        # float16 ends at 65,504; an infinity beyond it would make NaN of what is computed from activations
+        "activation": contexts.activation.clamp(max=torch.finfo(torch.float16).max).half(),
         "document": contexts.document.int(),
         "position": contexts.position.short(),
         "density": contexts.density.float(),

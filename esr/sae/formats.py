@@ -211,6 +211,14 @@ def _release(source: ReleaseSae) -> tuple[str, str, str]:
     return release.repo_id, release.saes_map[source.id], release.conversion_func or "sae_lens"
 
 
+def listed_neuronpedia_id(source: ReleaseSae) -> str | None:
+    """Ids of model and SAE on Neuronpedia as `model/sae`, by SAELens' list; None where it gives none."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    release = get_pretrained_saes_directory().get(source.release)
+    return release.neuronpedia_id.get(source.id) if release else None
+
+
 def _near(name: str, known) -> str:
     near = get_close_matches(name, known, n=3, cutoff=0.5) or list(known)[:3]
     return f" (it has {', '.join(near)})"

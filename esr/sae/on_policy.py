@@ -14,7 +14,7 @@ from safetensors.torch import save
 from esr.engine.generation import Row, generate
 from esr.engine.interventions import Capture
 from esr.engine.workers import Report, Workers
-from esr.models.chat import chat_tokens
+from esr.models.chat import chat_tokens, control_tokens
 from esr.models.loading import resident_model, stop_tokens
 from esr.models.provenance import corpus_provenance
 from esr.sae.corpus import Corpus
@@ -43,12 +43,12 @@ def draw_requests(subjects_file: Path, forms_file: Path, n: int, seed: int) -> l
 
 def requests_and_responses(texts: Corpus, tokenizer, n: int) -> tuple[list[str], list[str]]:
     """User messages and responses of the first `n` documents, as text."""
-    special = set(tokenizer.all_special_ids)
+    control = control_tokens(tokenizer)
     requests, responses = [], []
     for i, begin in enumerate(texts.responses[:n].tolist()):
         document = texts.document(i)
         turn = document[texts.prefix : begin]
-        end = next((n for n, token in enumerate(turn) if token in special), len(turn))
+        end = next((n for n, token in enumerate(turn) if token in control), len(turn))
         requests.append(turn[:end])
         responses.append(document[begin:])
     return tokenizer.batch_decode(requests), tokenizer.batch_decode(responses, skip_special_tokens=True)

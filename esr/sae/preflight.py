@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
-from esr.config.registry import Sae
+from esr.config.registry import ReleaseSae, Sae
 from esr.config.schema import ConfigError
 from esr.models.preflight import Found, Subject
 from esr.paths import ROOT
 from esr.sae import facts
+from esr.sae.formats import listed_neuronpedia_id
 from esr.sae.labels import read_labels
 
 PUBLISHED_LAYER = re.compile(r"(?:^|layer_|blocks\.)(\d+)(?=[-/._]|$)")  # in ids of releases and of Neuronpedia
@@ -33,12 +34,13 @@ def check_sae(subject: Subject) -> Found:
 
 
 def check_labels(subject: Subject) -> Found:
-    """Labels are of this SAE: each of one of its latents, none twice."""
+    """Labels are of this SAE: of its page on Neuronpedia, or each of one of its latents, none twice."""
     labels, source = subject.entry.labels, subject.entry.sae
     assert source is not None
     needed = f"of latents 0 to {source.d_sae - 1}"
     if labels.kind == "neuronpedia":
         check_published("labels.sae", labels.sae, subject.files.model, source)
+        check_listed(f"{labels.model}/{labels.sae}", subject.files.model, source)
         return f"{labels.model}/{labels.sae}", needed
     given = read_labels(subject.files.model)
     return f"{len(given)} in {labels.path}" if labels.kind == "file" and isinstance(given, dict) else "made", needed
@@ -58,3 +60,14 @@ def check_published(field: str, published: str, model: str, source: Sae) -> None
             f"{where}, of about {width[1]}{width[2]} latents, but sae.d_sae is {source.d_sae}: name the one of this "
             "width, or correct sae.d_sae."
         )
+
+
+def check_listed(written: str, model: str, source: Sae) -> None:
+    """Raise ConfigError where SAELens' list gives a release's SAE other ids on Neuronpedia than `written`."""
+    if not isinstance(source, ReleaseSae) or not (listed := listed_neuronpedia_id(source)) or written == listed:
+        return
+    needed_model, _, needed_sae = listed.partition("/")
+    raise ConfigError(
+        f"data/models.yaml: labels of {model} are of {written} on Neuronpedia, where {source.id} of the release "
+        f"{source.release} is {listed}: write model: {needed_model} and sae: {needed_sae}, or choose other labels."
+    )

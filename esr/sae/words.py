@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
 
 from esr.judging.texts import WORD_CLASS
+from esr.models.chat import control_tokens
 from esr.sae.corpus import Corpus
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -66,7 +68,7 @@ class Words:
 
 def read_words(corpus: Corpus, tokenizer) -> Words:
     """Words of user messages and responses, without the chat template."""
-    special = set(tokenizer.all_special_ids)
+    control = control_tokens(tokenizer)
     vocabulary = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     tokens, starts, responses = corpus.tokens.tolist(), corpus.starts.tolist(), corpus.responses.tolist()
     pieces: list[str] = []
@@ -75,7 +77,7 @@ def read_words(corpus: Corpus, tokenizer) -> Words:
     requested: list[bool] = []
     at = np.full(len(tokens), -1)
     for d, (begin, end) in enumerate(zip(starts, [*starts[1:], len(tokens)], strict=True)):
-        texts = _without_template(tokens[begin:end], corpus.prefix, responses[d], special, vocabulary)
+        texts = _without_template(tokens[begin:end], corpus.prefix, responses[d], control, vocabulary)
         pieces += texts
         ends = np.cumsum([len(p) for p in texts])
         matches = list(WORD.finditer("".join(texts)))
@@ -97,10 +99,10 @@ def read_words(corpus: Corpus, tokenizer) -> Words:
     )
 
 
-def _without_template(tokens, prefix: int, response: int, special: set[int], vocabulary: list[str]) -> list[str]:
+def _without_template(tokens, prefix: int, response: int, control: Container[int], vocabulary: list[str]) -> list[str]:
     """Text of each token of a document; the template between user message and response becomes a line break."""
-    closing = next((i for i in range(prefix, response) if tokens[i] in special), response)
-    texts = ["" if t in special else vocabulary[t] for t in tokens]
+    closing = next((i for i in range(prefix, response) if tokens[i] in control), response)
+    texts = ["" if t in control else vocabulary[t] for t in tokens]
     texts[:prefix] = [""] * min(prefix, len(texts))
     for i in range(closing, min(response, len(texts))):
         texts[i] = "\n" if i == closing else ""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from sklearn.metrics import roc_auc_score
@@ -27,18 +28,27 @@ from esr.storage.files import read_rows, write_bytes
 from esr.storage.records import Latent
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():  # a text without tokens has the mean NaN
+        raise ValueError("it must hold words: write a text, or remove it")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+
+
 class Concept(Section):
     """A subject to steer towards: its name and short texts about it."""
 
     name: str = Field(min_length=1)
-    texts: list[str] = Field(min_length=2)
+    texts: list[Text] = Field(min_length=2)
 
 
 class ConceptFile(Section):
     """Concepts, and `others`: texts of the same kind about none of them. request: what all texts respond to."""
 
     request: str = Field(min_length=1)
-    others: list[str] = Field(min_length=2)
+    others: list[Text] = Field(min_length=2)
     concepts: list[Concept] = Field(min_length=1)
 
 

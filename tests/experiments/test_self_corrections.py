@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from esr.experiments import self_corrections
 from esr.experiments.self_corrections import (
@@ -43,7 +44,7 @@ class Characters:
     def __call__(self, text, add_special_tokens):
         return SimpleNamespace(input_ids=[ord(c) for c in text])
 
-    all_special_ids = [STOP]
+    added_tokens_decoder = {STOP: AddedToken("<stop>")}
 
     def decode(self, tokens):
         return decoded(tokens)

@@ -135,6 +135,7 @@ def layout() -> dict:
         "config.json": b"{}",
         "model.safetensors": save({"weight": torch.arange(8.0)}),
         "tokenizer.json": b"{}",
+        "tokenizer_config.json": b"{}",
         "chat_template.jinja": b"t",
     }
     beside = {"optimizer.pt": b"", "pytorch_model.bin": b"", "consolidated.safetensors": b"", "onnx/model.json": b""}

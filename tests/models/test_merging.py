@@ -20,11 +20,11 @@ def base(tmp_path, monkeypatch):
     """A fetched model of the registry, `tiny`."""
     folder = tmp_path / "fetch" / "tiny"
     tiny_llama().to(torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "chat_template.jinja"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes(layout()[name])
     for module in ("esr.models.loading", "esr.models.merging"):
         monkeypatch.setattr(f"{module}.model_folder", {"tiny": folder}.__getitem__)
-    copied = {name: layout()[name] for name in ("tokenizer.json", "chat_template.jinja")}
+    copied = {name: layout()[name] for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")}
     monkeypatch.setattr(merging, "load_tokenizer", lambda _id: Tokenizer(copied))
     return folder
 

@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from esr.paths import ROOT as REPOSITORY
 from esr.pipeline import cli
+from tests.sae.releases import tiny_sae, write_release
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "config"))
 from test_schema import BAD_ENTRIES, BAD_PARAMETERS  # noqa: E402
@@ -187,6 +188,14 @@ def neuronpedia(name: str) -> Callable[[Path], None]:
     return entry("labels", value={"kind": "neuronpedia", "model": "gemma-2-9b-it", "sae": name})
 
 
+def labels_of_another(root: Path) -> None:
+    """A published SAE of the model's width in the hub's cache, with Neuronpedia's labels of one on MLPs."""
+    release = {"release": "gemma-scope-2b-pt-res-canonical", "id": "layer_1/width_16k/canonical"}
+    write_release(root / "hub", release["release"], release["id"], tiny_sae(WIDTH, 16384))
+    put("data/models.yaml", MODEL, "sae", value={"kind": "release", "layer": 1, "d_sae": 16384} | release)(root)
+    entry("labels", value={"kind": "neuronpedia", "model": "gemma-2-2b", "sae": "1-gemmascope-mlp-16k"})(root)
+
+
 def concepts(changes: dict | None, layer: int = 1) -> Callable[[Path], None]:
     """Steering by concepts instead of an SAE; without their file where `changes` is None."""
     content = {"request": "Write a line.", "others": ["A chair.", "A table."], "concepts": [SEA]}
@@ -228,6 +237,14 @@ def shards(root: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     names = {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}
     index = {"metadata": {}, "weight_map": names | {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def whole_and_index(root: Path) -> None:
+    """The weights in one file, beside them in a shard with its index."""
+    folder = root / FOLDER
+    shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
@@ -440,6 +457,11 @@ MODELS = [
         ),
     ),
     Bad(
+        "weights twice",
+        whole_and_index,
+        ("data/fetch/tiny has both model.safetensors and model.safetensors.index.json", "ignore", "remove the others"),
+    ),
+    Bad(
         "no weights",
         remove(f"{FOLDER}/model.safetensors"),
         ("no safetensors weights", "model.safetensors", "save_pretrained"),
@@ -485,6 +507,11 @@ MODELS = [
         "no tokenizer",
         every(*(remove(f"{FOLDER}/{f}") for f in ("tokenizer.json", "tokenizer_config.json"))),
         ("no tokenizer", "tokenizer.json", "save_pretrained"),
+    ),
+    Bad(
+        "no settings of the tokenizer",
+        remove(f"{FOLDER}/tokenizer_config.json"),
+        ("data/fetch/tiny has no tokenizer_config.json", "without BOS", "save_pretrained"),
     ),
     Bad(
         "damaged tokenizer",
@@ -613,6 +640,15 @@ LABELS = [
     Bad(
         "labels of another layer", neuronpedia("20-gemmascope-res-16k"), ("layer 20", "sae.layer is 1", "name the one")
     ),
+    Bad(
+        "labels of another kind of SAE",
+        labels_of_another,
+        (
+            "data/models.yaml: labels of tiny are of gemma-2-2b/1-gemmascope-mlp-16k",
+            "layer_1/width_16k/canonical of the release gemma-scope-2b-pt-res-canonical",
+            "write model: gemma-2-2b and sae: 1-gemmascope-res-16k",
+        ),
+    ),
     Bad("labels of another number", neuronpedia("1-gemmascope-res-131k"), ("131k", "sae.d_sae is 64", "name the one")),
 ]
 CONCEPTS = [
@@ -626,6 +662,11 @@ CONCEPTS = [
         "concept of one text",
         concepts({"concepts": [{"name": "sea", "texts": ["Waves."]}]}),
         ("data/concepts.yaml: concepts.0.texts has 1 item", "give 2 or more"),
+    ),
+    Bad(
+        "blank text of a concept",
+        concepts({"concepts": [SEA | {"texts": ["The waves roll in.", " "]}]}),
+        ("data/concepts.yaml: concepts.0.texts.1 is ' '", "must hold words", "write a text, or remove it"),
     ),
     Bad("concept twice", concepts({"concepts": [SEA, SEA]}), ("concepts.yaml", "'sea'", "twice", "merge")),
     Bad("layer of concepts", concepts({}, layer=9), ("data/models.yaml: tiny: concepts.layer is 9", "choose 0 to 2")),

@@ -54,11 +54,16 @@ TOKENIZERS = {
         ["<pad>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], "<bos>", ["<eos>", "<end_of_turn>"], GEMMA,
         True,
     ),
+    "gemma 3": (
+        ["<pad>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], "<bos>", ["<eos>", "<end_of_turn>"], GEMMA,
+        True,
+    ),
     "qwen": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], None, ["<|im_end|>", "<|endoftext|>"], QWEN, False),
 }  # fmt: skip
+UNNAMED = {"gemma 3"}  # tokenizers whose tokens of turns are special, but not listed as additional_special_tokens
 LLAMA_3 = ("llama", {"rope_scaling": ROPE, "rope_theta": 5e5}, "llama")
 GEMMA_2 = ("gemma2", SOFT_CAPS | {"sliding_window": 16}, "gemma")
-GEMMA_3 = ("gemma3_text", {"sliding_window": 16, "query_pre_attn_scalar": 8, "rope_local_base_freq": 1e4}, "gemma")
+GEMMA_3 = ("gemma3_text", {"sliding_window": 16, "query_pre_attn_scalar": 8, "rope_local_base_freq": 1e4}, "gemma 3")
 FAMILIES = {  # model type, fields of its configuration, tokenizer
     "llama-33-70b": LLAMA_3,
     "llama-31-8b": LLAMA_3,
@@ -113,8 +118,11 @@ def write_tokenizer(kind: str, texts: list[str]):
         vocab_size=1100, special_tokens=special, initial_alphabet=alphabet, show_progress=False, max_token_length=12
     )
     tokenizer.train_from_iterator(texts, trainer)
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if not t["content"].startswith("<0x")]  # bytes: text
+    tokenizer = Tokenizer.from_str(json.dumps(content))
     names = {"pad_token": special[0], "bos_token": bos, "eos_token": stops[0]}
-    others = [token for token in TOKENIZERS[kind][0] if token not in names.values()]
+    others = [token for token in TOKENIZERS[kind][0] if token not in names.values() and kind not in UNNAMED]
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, additional_special_tokens=others, chat_template=template,
         **{name: token for name, token in names.items() if token},

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from esr.models.chat import control_tokens
 from esr.paths import PIPELINE, ROOT
-from tests.pipeline.families import FAMILIES
+from tests.pipeline.families import FAMILIES, TOKENIZERS, write_tokenizer
 
 ENTRIES = YAML(typ="safe", pure=True).load(ROOT / "data" / "models.yaml")
 
@@ -18,6 +19,14 @@ ENTRIES = YAML(typ="safe", pure=True).load(ROOT / "data" / "models.yaml")
 def test_every_model_of_the_hub_has_a_replica():
     published = {name for name, entry in ENTRIES.items() if "release" in entry.get("sae", {})}
     assert published == set(FAMILIES)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_control_tokens_of_a_replica_are_its_templates_and_those_of_turns_of_gemma_3_are_not_named(kind):
+    tokenizer = write_tokenizer(kind, ["Explain how to bake bread.\n"])
+    assert list(control_tokens(tokenizer).values()) == TOKENIZERS[kind][0]
+    named = TOKENIZERS[kind][0][:3] if kind == "gemma 3" else TOKENIZERS[kind][0]
+    assert set(tokenizer.all_special_tokens) == set(named)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -19,6 +19,7 @@ from esr.models.fetch import FetchError, fetch_model
 from esr.paths import ROOT, from_root
 from esr.pipeline import cli
 from esr.reporting.numbers import write_numbers
+from tests.sae.releases import offline_cache
 
 MAX_LENGTH = 700  # characters: paths of a temporary folder are long
 RESULTS: dict[str, bool] = {}  # by row: whether it was refused clearly
@@ -37,10 +38,11 @@ def right(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def study(right, tmp_path, monkeypatch) -> Path:
-    """A copy of it, in which this process works; loading weights is an error."""
+    """A copy of it with a cache of the hub's client, in which this process works; loading weights is an error."""
     root = tmp_path / "study"
     shutil.copytree(right, root)
     move(monkeypatch, root)
+    offline_cache(root / "hub", monkeypatch)
     esr.pipeline.plan.parameters.cache_clear()
 
     def load(*_args, **_options):

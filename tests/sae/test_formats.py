@@ -18,6 +18,7 @@ from esr.models.fetch import FetchError
 from esr.sae import formats, loading
 from esr.sae.facts import check_sae, hook_layer, sae_facts
 from esr.sae.formats import map_weights, sae_config, sae_weights_path
+from esr.sae.preflight import check_listed
 
 PUBLISHED = [  # release, id, layer; architecture, and whether b_dec is subtracted from the input
     ("goodfire-llama-3.3-70b-instruct", "layer_50", 50, "standard", False),
@@ -268,6 +269,7 @@ def test_an_entry_says_what_the_list_of_saelens_says(name):
     if width := re.search(r"width_(\d+k)", path):
         assert WIDTHS[width[1]] == entry.sae.d_sae
     if entry.labels.kind == "neuronpedia":
+        check_listed(f"{entry.labels.model}/{entry.labels.sae}", name, entry.sae)
         assert f"{entry.labels.model}/{entry.labels.sae}" == listed.neuronpedia_id[entry.sae.id]
     else:
         assert listed.neuronpedia_id[entry.sae.id] is None

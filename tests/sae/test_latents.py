@@ -5,14 +5,18 @@ import re
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 
+from esr.models.chat import chat_tokens
 from esr.sae.contexts import Contexts
 from esr.sae.corpus import Corpus
 from esr.sae.labels import contexts_of, label, quote, word_concreteness
 from esr.sae.latents import draw_latents, prompt_activations
+from esr.sae.on_policy import requests_and_responses
 from esr.sae.quality import document_residuals
 from esr.sae.words import read_words
 from esr.storage.records import Prompt
+from tests.models.chat_families import FAMILIES
 
 SUBJECTS = {
     "bread": "the baker kneads dough and bread rises in the oven with yeast so bread and breads cool",
@@ -29,7 +33,7 @@ OPENING = "Emily finally says that it is crucial to begin: "
 class Tokenizer:
     """Words, and the spaces before them, are tokens; ids below 5 are the chat template's."""
 
-    all_special_ids = [0, 1, 2]
+    added_tokens_decoder = {1: AddedToken("<bos>"), 2: AddedToken("<end>")}
 
     def __init__(self):
         self.texts = ["", "<bos>", "<end>", "user\n", "assistant\n"]
@@ -107,6 +111,23 @@ def test_words_leave_the_template_out_and_know_their_documents(words, corpus):
     last = int(corpus.starts[1]) - 1
     assert words.pieces[last] == "." and words.word_of[words.at[last]] == words.word_of[words.document_of == 0][-1]
     assert words.at[int(corpus.starts[1])] == -1
+
+
+def test_a_request_ends_at_a_turn_token_that_is_not_named_a_special_one():
+    tokenizer = FAMILIES["gemma"][0]()  # in the manner of Gemma 3
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert end not in tokenizer.all_special_ids
+    requests, responses = ["Explain bread.", "What is salt?"], ["Mix it", "Water and flour"]
+    chats = [list(chat_tokens(tokenizer, request))[1:] for request in requests]
+    texts = [[*tokenizer(response, add_special_tokens=False).input_ids, end] for response in responses]
+    starts, prefix = [0, len(chats[0]) + len(texts[0])], len(tokenizer("<start_of_turn>user\n").input_ids) - 1
+    tokens = torch.tensor([*chats[0], *texts[0], *chats[1], *texts[1]])
+    lengths = torch.tensor([len(chat) for chat in chats])
+    corpus = Corpus(tokens, torch.tensor(starts), lengths, prefix, torch.empty(0, 0), torch.empty(0))
+    assert requests_and_responses(corpus, tokenizer, 2) == (requests, responses)
+    found = read_words(corpus, tokenizer)
+    written = "Explain bread Mix it What is salt Water and flour"
+    assert " ".join(found.spelling[w] for w in found.word_of).lower() == written.lower()
 
 
 def test_singular_and_plural_are_one_word(words):

@@ -303,3 +303,12 @@ def test_contexts_survive_the_disk(tmp_path):
     )
     with pytest.raises(FileNotFoundError, match="the stage sae writes it"):
         read_contexts(tmp_path / "none.safetensors")
+
+
+def test_activations_beyond_float16_are_written_as_its_largest(tmp_path):
+    activation = torch.tensor([[1e6, 70_000.0, 65_504.0], [8032.0, 0.1, 0.0]])
+    places, path = torch.zeros(2, 3, dtype=torch.long), tmp_path / "contexts.safetensors"
+    write_contexts(Contexts(activation, places, places, torch.ones(2), 1.0, 2), path)
+    again = read_contexts(path).activation
+    assert again[0].tolist() == [65_504.0] * 3
+    assert torch.equal(again[1], activation[1].half().float())
