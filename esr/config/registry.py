@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
@@ -209,7 +211,12 @@ class ModelEntry(Section):
 
 def load_registry() -> dict[str, ModelEntry]:
     """Model id -> entry. Raises ConfigError."""
-    written = load_yaml(REGISTRY)
+    return dict(_entries(REGISTRY, REGISTRY.read_bytes() if REGISTRY.is_file() else b""))
+
+
+@lru_cache(maxsize=1)  # a stage asks dozens of times, and each reading takes 30 ms
+def _entries(path: Path, _content: bytes) -> dict[str, ModelEntry]:
+    written = load_yaml(path)
     entries = {}
     for model_id in written:
         if not isinstance(model_id, str) or "." in model_id or "/" in model_id:
