@@ -117,5 +117,5 @@ def test_a_mistake_in_params_is_one_sentence_before_any_model_loads(clone):
     edit(clone / "params.yaml", "temperature: 0.6", "temperature: warm")
     output = run(clone, "dvc", "repro", check=False)
     edit(clone / "params.yaml", "temperature: warm", "temperature: 0.6")
-    assert "error: params.yaml: steer: temperature is 'warm'" in output or "calibrate: temperature is 'warm'" in output
+    assert "error: params.yaml: generation: temperature is 'warm'; it must be a valid number" in output
     assert "Traceback" not in output
