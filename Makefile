@@ -67,7 +67,7 @@ $(VLLM): benchmarks/vllm-requirements.txt
 test: venv ## the tests one waits for: science, exact edits, every notebook on a tiny replica; two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore ,$(SLOW))
 
-test-slow: venv ## what takes longer: forked kernels, the pipeline at scale smoke; ends at the first failure
+test-slow: venv ## what takes longer: forked kernels, replicas of the published models, the README's recipes, the pipeline at scale smoke; ends at the first failure
 	$(BIN)/python -m pytest -x $(SLOW)
 
 test-all: test test-slow ## both
