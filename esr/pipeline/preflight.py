@@ -97,7 +97,7 @@ def check_concepts(subject: Subject) -> Found:
     return f"{len(found.concepts)} in {concepts.path}", f"texts, and a layer from 0 to {n_layers - 1}"
 
 
-def check_layout(subject: Subject) -> Found:
+def check_model_type(subject: Subject) -> Found:
     """The engine runs models of this architecture."""
     try:
         check_architecture(subject.files.config)
@@ -121,7 +121,7 @@ def check_memory(subject: Subject) -> Found:
     """Weights in the compute dtype, the cache of a batch and the SAE fit into memory."""
     from esr.models.devices import compute_dtype, device
 
-    need, room = memory_needed(subject), memory_there()
+    need, room = needed_memory(subject), available_memory()
     if need > room:
         raise ConfigError(
             f"{subject.files.model} needs {gigabytes(need)} of memory with batches of {subject.batch_size}; {device()} "
@@ -132,7 +132,7 @@ def check_memory(subject: Subject) -> Found:
     return f"{gigabytes(room)} on {device()}", f"{gigabytes(need)} in {dtype}, batches of {subject.batch_size}"
 
 
-def memory_needed(subject: Subject) -> int:
+def needed_memory(subject: Subject) -> int:
     """Bytes: in each process the weights and the keys and values of a batch; and the SAE in float32."""
     from esr.engine.workers import default_count
     from esr.models.devices import compute_dtype, device
@@ -146,7 +146,7 @@ def memory_needed(subject: Subject) -> int:
     return max(1, default_count()) * (weights + cache) + sae
 
 
-def memory_there() -> int:
+def available_memory() -> int:
     """Bytes of the GPU that are free; else of main memory, as far as this container may use it."""
     import psutil
     import torch
@@ -181,6 +181,6 @@ def checks_of(subject: Subject) -> dict[str, Callable[[Subject], Found]]:
     if not subject.entry.steerable:
         return {"files": check_files}
     of_vectors = {"SAE": check_sae, "labels": check_labels} if subject.entry.sae else {"concepts": check_concepts}
-    ground = {"boost": check_boost, "files": check_files, "architecture": check_layout}
+    ground = {"boost": check_boost, "files": check_files, "architecture": check_model_type}
     machine = {"positions": check_positions, "memory": check_memory, "disk": check_disk}
     return {**ground, **MODEL_CHECKS, **of_vectors, **machine}

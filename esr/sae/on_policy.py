@@ -26,10 +26,19 @@ BATCH = 192  # responses generated together
 TEMPERATURE, REPETITION_PENALTY = 0.8, 1.1
 
 
+def read_forms(file: Path) -> list[str]:
+    """Request forms, one a line, each with {} where its subject goes. Raises ValueError for another line."""
+    forms = [line.strip() for line in read_lines(file) if line.strip()]
+    for form in forms:
+        if form.count("{}") != 1:
+            raise ValueError(f"{file}: the form {form!r} needs {{}} once, where the subject goes.")
+    return forms
+
+
 def draw_requests(subjects_file: Path, forms_file: Path, n: int, seed: int) -> list[str]:
     """`n` distinct requests with subjects about equally frequent. Raises ValueError when the files allow fewer."""
     subjects = [s.strip() for line in read_lines(subjects_file) for s in line.split(",") if s.strip()]
-    forms = [line.strip() for line in read_lines(forms_file) if line.strip()]
+    forms = read_forms(forms_file)
     if n > len(subjects) * len(forms):
         raise ValueError(
             f"{n} requests are needed, but {subjects_file.name} x {forms_file.name} "
