@@ -15,6 +15,7 @@ from esr.paths import DATA
 
 REGISTRY = DATA / "models.yaml"
 Layer = Annotated[int, Field(ge=0)]
+TRAINED_HERE = "data/train_sae/"
 # Stages of the study that an entry chooses; fetch to judge run on every model
 Experiment = Literal[
     "finetune", "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"
@@ -32,12 +33,30 @@ class Sae(Section):
     d_sae: Positive
 
 
+class SaeTraining(Section):
+    """Sizes of the training of this SAE, in place of those under train_sae in params.yaml."""
+
+    n_documents: Positive | None = None
+    selection_tokens: Positive | None = None
+    tokens: Positive | None = None
+
+
 class FolderSae(Sae):
     """A SAELens SAE in a folder, here or trained by the stage train_sae; a relative path starts at the repository's
     root."""
 
     kind: Literal["folder"]
     path: str = Field(min_length=1)
+    training: SaeTraining = SaeTraining()
+
+    @model_validator(mode="after")
+    def _is_trained_here(self):
+        if self.training != SaeTraining() and not self.path.startswith(TRAINED_HERE):
+            raise ValueError(
+                f"training is of SAEs that the stage train_sae makes under {TRAINED_HERE}, and path is {self.path!r}: "
+                "remove training"
+            )
+        return self
 
 
 class ReleaseSae(Sae):

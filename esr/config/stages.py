@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, TypeAdapter, field_validator
 
 from esr.config.params import STAGES, Generation
-from esr.config.registry import model_entry
+from esr.config.registry import FolderSae, model_entry
 from esr.config.schema import ConfigError, Section, load_yaml, mapping, refuse_unknown, validate
 from esr.config.study import check_study
 from esr.paths import BY_HAND, PIPELINE, ROOT, SCRATCH
@@ -78,6 +78,8 @@ def _assemble(stage: str, params: dict, model: str) -> Section:
         theirs = (STAGES[name][0] if name in STAGES else Generation).model_fields  # for keys of other stages
         values |= {key: value for key, value in given.items() if key in section.model_fields or key not in theirs}
     values |= (params.get(stage) or {}) | (sizes.get(stage) or {})
+    if stage == "train_sae" and isinstance(sae := model_entry(model).sae, FolderSae):
+        values |= sae.training.model_dump(exclude_none=True)
     if "temperature" in values and (temperature := model_entry(model).sampling.temperature) is not None:
         values["temperature"] = temperature
     add = f"write it under {' or '.join(places(stage, params['scale']))}"
