@@ -68,6 +68,7 @@ class Latents(Shared):
 
 class Concepts(Shared):
     n_concepts: Positive
+    max_prompt_similarity: float = Field(ge=-1, le=1)
 
 
 class Calibrate(Shared, Generation):

@@ -15,7 +15,6 @@ from esr.paths import DATA
 
 REGISTRY = DATA / "models.yaml"
 Layer = Annotated[int, Field(ge=0)]
-TRAINED_HERE = "data/train_sae/"
 # Stages of the study that an entry chooses; fetch to judge run on every model
 Experiment = Literal[
     "finetune", "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"
@@ -33,30 +32,12 @@ class Sae(Section):
     d_sae: Positive
 
 
-class SaeTraining(Section):
-    """Sizes of the training of this SAE, in place of those under train_sae in params.yaml."""
-
-    n_documents: Positive | None = None
-    selection_tokens: Positive | None = None
-    tokens: Positive | None = None
-
-
 class FolderSae(Sae):
     """A SAELens SAE in a folder, here or trained by the stage train_sae; a relative path starts at the repository's
     root."""
 
     kind: Literal["folder"]
     path: str = Field(min_length=1)
-    training: SaeTraining = SaeTraining()
-
-    @model_validator(mode="after")
-    def _is_trained_here(self):
-        if self.training != SaeTraining() and not self.path.startswith(TRAINED_HERE):
-            raise ValueError(
-                f"training is of SAEs that the stage train_sae makes under {TRAINED_HERE}, and path is {self.path!r}: "
-                "remove training"
-            )
-        return self
 
 
 class ReleaseSae(Sae):
@@ -160,7 +141,8 @@ class ModelEntry(Section):
     source: one, or several of the same files, tried in order. tuned_from: the model whose SAE, layers, latents and
     scorer this one shares; every field but `NOT_SHARED` is then the base's, `OF_BASE` always, others unless given.
     corpus: a file of this model's responses, shipped; the stage `corpus` generates them where there is none.
-    experiments: stages that run on the model beyond those that run on all.
+    experiments: stages that run on the model beyond those that run on all. params: settings of this model in place of
+    those of params.yaml, laid out as there; esr.config.stages checks them.
     """
 
     source: Annotated[list[AnySource], Field(min_length=1, examples=["{kind: hub, id: Qwen/Qwen2.5-7B-Instruct}"])]
@@ -176,6 +158,7 @@ class ModelEntry(Section):
     sampling: Sampling = Sampling()
     template: Template = Template()
     experiments: list[Experiment] = []
+    params: dict[str, dict[str, Any]] = {}
 
     @field_validator("source", mode="before")
     @classmethod

@@ -11,15 +11,20 @@ from typing import Any
 from pydantic import Field, TypeAdapter, field_validator
 
 from esr.config.params import STAGES, Generation
-from esr.config.registry import FolderSae, model_entry
+from esr.config.registry import REGISTRY, model_entry
 from esr.config.schema import ConfigError, Section, load_yaml, mapping, refuse_unknown, validate
 from esr.config.study import check_study
 from esr.paths import BY_HAND, PIPELINE, ROOT, SCRATCH
 
 PARAMS = ROOT / "params.yaml"
 # Where dvc.yaml tracks a section: these under `scales` alone, those at the top level alone, the others at both places
-SIZES = ("sae", "relevance", "concepts", "steer", "meta_prompts", "ablate")
+SIZES = ("sae", "relevance", "steer", "meta_prompts", "ablate")
 UNSIZED = ("train_sae", "judge", "activations", "cross_judge", "measure", "figures", "power", "claims", "fetch")
+# Sections that an entry of the registry may change for its model: of the stages whose entry dvc.yaml tracks whole
+OF_MODELS = (
+    "generation", "corpus", "train_sae", "sae", "latents", "concepts", "calibrate", "steer", "finetune", "boost_sweep",
+    "meta_prompts", "detectors", "ablate", "activations", "controls",
+)  # fmt: skip
 
 
 class Study(Section):
@@ -48,7 +53,7 @@ def stage_parameters(stage: str, model: str | None = None) -> dict[str, Any]:
     params = load_yaml(PARAMS)
     _check_file(params)
     model = model or params["models"][0]
-    model_entry(model)
+    _check_entry(model, params["scales"])
     return _assemble(stage, params, model).model_dump()
 
 
@@ -70,20 +75,28 @@ def notebook_parameters(stage: str, names: dict[str, Any]) -> Section:
 
 def _assemble(stage: str, params: dict, model: str) -> Section:
     section, others = STAGES[stage]
-    sizes = params["scales"][params["scale"]]
+    scale, entry = params["scale"], model_entry(model)
     values = {"model": model, "models": params["models"], "seed": params["seed"]}
     values = {name: value for name, value in values.items() if name in section.model_fields}
     for name in others:
-        given = (params.get(name) or {}) | (sizes.get(name) or {})
+        given = _settings(name, scale, params, entry.params)
         theirs = (STAGES[name][0] if name in STAGES else Generation).model_fields  # for keys of other stages
         values |= {key: value for key, value in given.items() if key in section.model_fields or key not in theirs}
-    values |= (params.get(stage) or {}) | (sizes.get(stage) or {})
-    if stage == "train_sae" and isinstance(sae := model_entry(model).sae, FolderSae):
-        values |= sae.training.model_dump(exclude_none=True)
-    if "temperature" in values and (temperature := model_entry(model).sampling.temperature) is not None:
-        values["temperature"] = temperature
-    add = f"write it under {' or '.join(places(stage, params['scale']))}"
-    return validate(TypeAdapter(section), values, f"{PARAMS}: {stage}", add)
+    values |= _settings(stage, scale, params, entry.params)
+    if "temperature" in values and entry.sampling.temperature is not None:
+        values["temperature"] = entry.sampling.temperature
+    where = f"{PARAMS}: {stage}"
+    if any(_settings(name, scale, entry.params) for name in (stage, *others)):
+        where += f", with params of {model} in {REGISTRY}"
+    return validate(TypeAdapter(section), values, where, f"write it under {' or '.join(places(stage, scale))}")
+
+
+def _settings(section: str, scale: str, *files: dict) -> dict[str, Any]:
+    """Keys of a section at `scale`; a later file's count before an earlier one's."""
+    values: dict[str, Any] = {}
+    for file in files:
+        values |= (file.get(section) or {}) | ((file.get("scales") or {}).get(scale) or {}).get(section, {})
+    return values
 
 
 def places(section: str, scale: str) -> list[str]:
@@ -115,6 +128,7 @@ def _check_file(params: dict) -> None:
             mapping(part, f"{where}: {name}", keys)
     for model in params["models"]:
         model_entry(model, f" under models in {where}")
+        _check_entry(model, scales)
     check_study(params["models"])
     sizes = scales[params["scale"]]
     given = (params.get("generation") or {}) | (sizes.get("generation") or {})
@@ -123,3 +137,22 @@ def _check_file(params: dict) -> None:
     shared = [name for _, others in STAGES.values() for name in others if name in STAGES]  # blamed before their users
     for stage in [*shared, *STAGES]:
         _assemble(stage, params, params["models"][0])
+
+
+def _check_entry(model: str, scales: dict) -> None:
+    """Check the names under `params` of an entry; values are checked where they are assembled.
+
+    Raises ConfigError for a scale, section or key that does not exist or whose changes DVC would not notice.
+    """
+    written, where = model_entry(model).params, f"{REGISTRY}: {model}: params"
+    parts = [("", {name: part for name, part in written.items() if name != "scales"})]
+    for scale, sections in written.get("scales", {}).items():
+        refuse_unknown(scale, scales, f"{where}.scales: unknown scale")
+        parts.append((f".scales.{scale}", mapping(sections, f"{where}.scales.{scale}", OF_MODELS)))
+    for place, sections in parts:
+        for name, values in sections.items():
+            refuse_unknown(name, OF_MODELS, f"{where}{place}: unknown section")
+            section = STAGES[name][0] if name in STAGES else Generation
+            keys = [key for key in section.model_fields if key not in ("model", "seed")]
+            for key in mapping(values, f"{where}{place}.{name}", keys):
+                refuse_unknown(key, keys, f"{where}{place}.{name}: unknown key")

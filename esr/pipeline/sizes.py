@@ -27,6 +27,7 @@ class Sizes:
     n_latents: steered with, those that do not converge included.
     """
 
+    model: str
     n_latents: int
     n_evaluation: int  # prompts
     n_held_out: int
@@ -35,7 +36,7 @@ class Sizes:
     has_corpus: bool  # shipped
 
     def __getitem__(self, stage: str) -> SimpleNamespace:
-        return parameters(stage)
+        return parameters(stage, self.model)
 
     @property
     def max_new_tokens(self) -> int:
@@ -52,18 +53,18 @@ class Sizes:
 
 
 @cache
-def parameters(stage: str) -> SimpleNamespace:
+def parameters(stage: str, model: str | None = None) -> SimpleNamespace:
     """Raises ConfigError for a mistake in params.yaml."""
-    return SimpleNamespace(**stage_parameters(stage))
+    return SimpleNamespace(**stage_parameters(stage, model))
 
 
 def sizes_of(model: str) -> Sizes:
     """Raises ConfigError for a mistake in params.yaml."""
     base = model_entry(base_of(model))
     counts = {f"n_{split}": len(read_prompts(split)) for split in ("evaluation", "held_out", "finetune")}
-    n_latents = parameters("concepts").n_concepts if base.concepts else parameters("latents").n_latents
+    n_latents = parameters("concepts", model).n_concepts if base.concepts else parameters("latents", model).n_latents
     n_instructions = len(load_texts(PROMPTS / "meta_prompts.yaml", ["distractor"]))
-    return Sizes(n_latents, n_instructions=n_instructions, has_corpus=base.corpus is not None, **counts)
+    return Sizes(model, n_latents, n_instructions=n_instructions, has_corpus=base.corpus is not None, **counts)
 
 
 def _finetune(s: Sizes) -> Responses:

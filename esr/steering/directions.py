@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import AfterValidator, Field, TypeAdapter
@@ -88,6 +89,28 @@ def separation(concept: Float[Tensor, "texts d_model"], others: Float[Tensor, "o
     scores = [float(row @ difference_of_means(without(concept, i), others)) for i, row in enumerate(concept)]
     scores += [float(row @ difference_of_means(concept, without(others, i))) for i, row in enumerate(others)]
     return float(roc_auc_score([1] * len(concept) + [0] * len(others), scores))
+
+
+def choose_concepts(
+    prompt_similarity: Float[np.ndarray, " concepts"], n: int, seed: int, max_prompt_similarity: float
+) -> list[str]:
+    """Why each concept is steered with or not: up to `n` that no prompt is about are "kept", drawn by `seed`.
+
+    prompt_similarity: of each concept's name with the prompt most like it, cosine. Raises ValueError when none is kept.
+    """
+    reasons = [
+        "a prompt is about it" if s > max_prompt_similarity else "not drawn" for s in prompt_similarity.clip(-1, 1)
+    ]
+    order = np.random.default_rng(seed).permutation(len(reasons)).tolist()
+    for i in [i for i in order if reasons[i] == "not drawn"][:n]:
+        reasons[i] = "kept"
+    if "kept" not in reasons:
+        raise ValueError(
+            f"Every concept's name is like a prompt: their cosines are {prompt_similarity.min():.2f} or more, and "
+            f"concepts.max_prompt_similarity is {max_prompt_similarity:g}. Choose other concepts, or raise it where "
+            "prompts are in another language than English, which is all that the sentence embeddings know."
+        )
+    return reasons
 
 
 def save_directions(directions: Float[Tensor, "concepts d_model"], path: Path) -> None:

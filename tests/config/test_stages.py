@@ -232,6 +232,31 @@ def test_keys_stand_where_dvc_notices_that_they_change():
             assert allowed == tracked - {"seed", "models", "scale"}, stage
 
 
+def test_an_entry_changes_sections_whose_stages_dvc_reruns_for_it():
+    pipeline = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+    bodies = {name: stage.get("do", stage) for name, stage in pipeline.items()}
+    tracked = {
+        name for name, body in bodies.items()
+        for file in body.get("params", []) if isinstance(file, dict) and "${key}" in file.get("data/models.yaml", [])
+    }  # fmt: skip
+    assert set(stages.OF_MODELS) == tracked | {"generation"}
+
+
+def test_settings_of_an_entry_count_before_those_of_params(entries, params):
+    size, scales = {"steer": {"n_seeds": 7}}, {"smoke": {"steer": {"n_prompts": 9}, "generation": {"batch_size": 3}}}
+    base = STEERED | {"sae": READ, "boost": BOOST}
+    written = YAML(typ="safe", pure=True).load(ROOT / "data" / "models.yaml")
+    entries(**written, a=base | {"params": size | {"scales": scales}})
+    params("scale: laptop", "scale: smoke")
+    assert {k: stage_parameters("steer", "a")[k] for k in ("n_seeds", "n_prompts", "batch_size")} == {
+        "n_seeds": 7, "n_prompts": 9, "batch_size": 3,
+    }  # fmt: skip
+    assert stage_parameters("steer")["n_seeds"] == 1
+    params("scale: smoke", "scale: laptop")
+    laptop = stage_parameters("steer", "a")
+    assert (laptop["n_seeds"], laptop["n_prompts"]) == (7, stage_parameters("steer")["n_prompts"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -368,6 +368,26 @@ REGISTRY = [
         ("reads latents of an SAE", "remove it or add sae"),
     ),
     Bad(
+        "params of another stage",
+        entry("params", value={"judge": {"name": "mine"}}),
+        ("data/models.yaml: tiny: params: unknown section 'judge'", "allowed are generation, corpus"),
+    ),
+    Bad(
+        "params misspelt",
+        entry("params", value={"scales": {"laptop": {"steer": {"n_prompt": 4}}}}),
+        ("data/models.yaml: tiny: params.scales.laptop.steer: unknown key 'n_prompt'", "did you mean 'n_prompts'?"),
+    ),
+    Bad(
+        "params of an unknown scale",
+        entry("params", value={"scales": {"large": {"steer": {"n_prompts": 4}}}}),
+        ("data/models.yaml: tiny: params.scales: unknown scale 'large'", "allowed are smoke, laptop, paper"),
+    ),
+    Bad(
+        "params of a wrong type",
+        entry("params", value={"steer": {"n_seeds": "many"}}),
+        ("params.yaml: steer, with params of tiny in data/models.yaml: n_seeds is 'many'", "valid integer"),
+    ),
+    Bad(
         "adapter without base",
         entry("source", value={"kind": "adapter", "path": "x"}),
         ("tiny is an adapter without tuned_from", "add tuned_from"),

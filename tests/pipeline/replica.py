@@ -26,7 +26,7 @@ RESTART = (
 )
 SIZES = {
     "corpus": {"n_documents": 110, "n_norm_documents": 4},
-    "concepts": {"n_concepts": 2},
+    "concepts": {"n_concepts": 2, "max_prompt_similarity": 1.0},
     "sae": {"n_documents": 4, "n_shown": 2},
     "relevance": {"n_documents": 110, "n_pairs": 120},
     "latents": {"n_latents": 3},
