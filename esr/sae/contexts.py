@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from esr.config.registry import model_entry
@@ -83,30 +82,32 @@ def trained_folder(model_id: str) -> Path | None:
 
 
 def write_contexts(contexts: Contexts, path: Path) -> None:
-    """Write one safetensors file: arrays in small dtypes, scalars as metadata."""
+    """Write one safetensors file, arrays in small dtypes.
+
+    Scalars are tensors, too: safetensors writes its metadata in another order each time, and DVC goes by bytes.
+    """
     arrays = {
         # float16 ends at 65,504; an infinity beyond it would make NaN of what is computed from activations
         "activation": contexts.activation.clamp(max=torch.finfo(torch.float16).max).half(),
         "document": contexts.document.int(),
         "position": contexts.position.short(),
         "density": contexts.density.float(),
+        "median_norm": torch.tensor(contexts.median_norm, dtype=torch.float64),
+        "tokens": torch.tensor(contexts.tokens),
     }
-    facts = {"median_norm": f"{contexts.median_norm:.6g}", "tokens": str(contexts.tokens)}
-    write_bytes(path, save({k: v.contiguous() for k, v in arrays.items()}, metadata=facts))
+    write_bytes(path, save({k: v.contiguous() for k, v in arrays.items()}))
 
 
 def read_contexts(path: Path) -> Contexts:
     """Contexts that `write_contexts` wrote. Raises FileNotFoundError."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: the stage sae writes it.")
-    with safe_open(path, framework="pt") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        facts = file.metadata()
+    arrays = load_file(path)
     return Contexts(
         arrays["activation"].float(),
         arrays["document"].long(),
         arrays["position"].long(),
         arrays["density"],
-        float(facts["median_norm"]),
-        int(facts["tokens"]),
+        float(arrays["median_norm"]),
+        int(arrays["tokens"]),
     )
