@@ -1,5 +1,7 @@
 """Tiny random models (real architectures, real code paths, milliseconds), latents of theirs, and judgements by hand."""
 
+import math
+
 import pytest
 import torch
 from transformers import (
@@ -11,7 +13,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from esr.engine.interventions import LatentSubset
+from esr.engine.interventions import LatentSubset, ZeroAblate
+from esr.engine.sinks import Sinks
 from esr.paths import PIPELINE
 from esr.storage.records import Attempt, Judgement
 
@@ -114,6 +117,12 @@ def tiny_model(name, **changes):
             if weights.ndim == 1:  # initialized to constants
                 weights.add_(0.3 * torch.randn_like(weights))
     return model
+
+
+def ablation(layer, subset, sets, median_norm=math.inf):
+    """The sinks of a layer, the first token alone by default, and the ablation of each trial's set elsewhere."""
+    sinks = Sinks(layer, median_norm)
+    return [sinks, ZeroAblate(layer, subset, subset.rows(sets), sinks)]
 
 
 def latent_subset(n=4, bias=0.0, seed=5):

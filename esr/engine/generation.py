@@ -51,7 +51,8 @@ class Generator:
         self.lengths = torch.zeros(slots, dtype=torch.long, device=self.device)  # known tokens; the last is not yet run
         self.tokens = torch.zeros(slots, max_length, dtype=torch.long, device=self.device)
         self.uniforms = torch.zeros(slots, max(r.max_new_tokens for r in rows), device=self.device)
-        self.step = Step(self.trials, self.trials[:, None] >= 0, self.trials[:, None] >= 0)
+        idle = self.trials[:, None] >= 0
+        self.step = Step(self.trials, idle, idle, torch.zeros_like(self.trials)[:, None])
 
     def run(self, on_progress: Callable[[int, int], None] | None = None) -> list[Response]:
         """All responses. Calls `on_progress(new_tokens, finished_rows)` after every token step."""
@@ -190,7 +191,7 @@ class Generator:
     def _plan(self, slots, positions, prefill: bool) -> None:
         """Set the rows and positions of the next pass for cache and interventions."""
         self.plan.rows, self.plan.positions, self.plan.prefill = slots, positions, prefill
-        self.step.trials = self.trials[slots].clamp(min=0)
+        self.step.trials, self.step.positions = self.trials[slots].clamp(min=0), positions
 
     def _inputs(self, tokens: Int[Tensor, "rows queries"], positions, mask) -> dict[str, Any]:
         """Arguments of one forward pass; prompts need no logits and run without the output layer."""

@@ -7,6 +7,7 @@ module, for every row and token of prompt and response.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from esr.engine.finite import non_finite
 from esr.engine.interventions import LatentSubset
+from esr.engine.sinks import sink_mask
 
 
 class SteeringError(RuntimeError):
@@ -26,7 +28,7 @@ class Guard:
     """Watches one layer as its first intervention, which edits nothing.
 
     vectors: added to every token of each trial (to response tokens alone with `response_only`); None adds nothing.
-    chosen: the latents of `subset` that each trial ablates, after the addition.
+    chosen: the latents of `subset` that each trial ablates, after the addition, but on no sink of `median_norm`.
     """
 
     def __init__(
@@ -36,15 +38,17 @@ class Guard:
         response_only: bool = False,
         subset: LatentSubset | None = None,
         chosen: Bool[Tensor, "trials latents"] | None = None,
+        median_norm: float = math.inf,
     ):
         self.layer, self.vectors, self.response_only = layer, vectors, response_only
-        self.subset, self.chosen = subset, chosen
+        self.subset, self.chosen, self.median_norm = subset, chosen, median_norm
         self.raw: Tensor | None = None
         self.passes = 0
 
     def edit(self, hidden, step):
         self.raw = hidden.clone()  # a hook that edits in place must not change the copy
         self.trials, self.real, self.response = step.trials.clone(), step.real, step.response
+        self.positions = step.positions
         return hidden
 
     def prompt_key(self, trial):
@@ -66,7 +70,9 @@ class Guard:
             added = self.vectors[self.trials].to(expected.dtype)[:, None, :] * mask[:, :, None].to(expected.dtype)
             expected = expected + added
         if self.subset is not None and self.chosen is not None:
-            ablated = (self.subset.activations(expected) * self.chosen[self.trials][:, None]) @ self.subset.decoder
+            ordinary = ~sink_mask(self.raw, self.median_norm, self.positions)
+            chosen = self.chosen[self.trials][:, None] & ordinary[:, :, None]
+            ablated = (self.subset.activations(expected) * chosen) @ self.subset.decoder
             rounding = torch.finfo(expected.dtype).eps * (expected.abs() + ablated.abs())
             wrong = (received.float() - (expected.float() - ablated)).abs() > rounding
         else:

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from esr.engine.sinks import Sinks
+
 
 @dataclass
 class Step:
@@ -23,12 +25,14 @@ class Step:
 
     trials: index of each row's trial in the list the interventions were built for (0 where `real` is all False).
     real: True where a token is neither padding nor in an idle row.
+    positions: place of each token in its row's text, from 0.
     response: True on response tokens and on the last prompt token, which predicts the first of them.
     """
 
     trials: Int[Tensor, " rows"]
     real: Bool[Tensor, "rows seq"]
     response: Bool[Tensor, "rows seq"]
+    positions: Int[Tensor, "rows seq"]
 
 
 class Intervention(Protocol):
@@ -95,15 +99,17 @@ class ZeroAblate:
     """Zero-ablation: `h <- h - f_j(h) W_dec[j]` for all latents j of a trial's set at once (paper, section 3).
 
     The SAE's reconstruction error stays. Activations are computed after the layer's earlier edits: after steering.
-    chosen: the latents of `subset` that each trial ablates.
+    chosen: the latents of `subset` that each trial ablates. sinks: at the same layer, earlier; its tokens are left as
+    they are.
     """
 
     layer: int
     subset: LatentSubset
     chosen: Bool[Tensor, "trials latents"]
+    sinks: Sinks
 
     def edit(self, hidden, step):
-        mask = self.chosen[step.trials][:, None, :] & step.real[:, :, None]
+        mask = self.chosen[step.trials][:, None, :] & (step.real & ~self.sinks.mask)[:, :, None]
         ablated = (self.subset.activations(hidden) * mask) @ self.subset.decoder
         return (hidden.float() - ablated).to(hidden.dtype)
 

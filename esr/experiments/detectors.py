@@ -167,6 +167,19 @@ def match_random(
     return sets.tolist()
 
 
+def silent(activity: Activity, density: Float[np.ndarray, " d_sae"], n: int, excluded: Collection[int]) -> list[int]:
+    """Up to `n` latents that fire on no token of the texts, the rarest in the corpus first: a sham to ablate.
+
+    Raises ValueError when every latent fires.
+    """
+    free = activity.frequency == 0
+    free[list(excluded)] = False
+    order = np.lexsort((np.arange(len(density)), density))
+    if not free.any():
+        raise ValueError("Every latent fires on the steered responses, so there is no sham: lower n_steered.")
+    return [int(i) for i in order if free[i]][:n]
+
+
 def matching(activity: Activity, detectors: Sequence[int], sets: Sequence[Sequence[int]]) -> pd.DataFrame:
     """How well each set matches the detectors: mean frequency, summed mean activation, and factors of mismatch.
 
@@ -193,14 +206,18 @@ def matching(activity: Activity, detectors: Sequence[int], sets: Sequence[Sequen
 
 
 def ablation_sets(
-    detectors: Sequence[int], randoms: Sequence[Sequence[int]], halves: Sequence[tuple[Sequence[str], Sequence[int]]]
+    detectors: Sequence[int],
+    randoms: Sequence[Sequence[int]],
+    halves: Sequence[tuple[Sequence[str], Sequence[int]]],
+    sham: Sequence[int],
 ) -> list[AblationSet]:
     """Latents that each condition of the ablation experiment ablates.
 
-    halves: twice (prompts, detectors found on them); `held_out` ablates those found on the half without the prompt.
+    sham: latents that do not fire, so that the same machinery should change no response. halves: twice (prompts, detectors found on them); `held_out` ablates those found on the half without the prompt.
     """
     sets = [AblationSet(condition="detectors", latents=list(detectors))]
     sets += [AblationSet(condition=f"random_{k}", latents=list(latents)) for k, latents in enumerate(randoms, start=1)]
+    sets.append(AblationSet(condition="sham", latents=list(sham)))
     for (_, found), (prompts, _) in zip(halves, reversed(halves), strict=True):
         sets.append(AblationSet(condition="held_out", latents=list(found), prompts=list(prompts)))
     return sets

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from esr.engine.sinks import sink_mask
 from esr.models.devices import compute_dtype
 
 BATCH = 4096  # tokens
@@ -15,13 +16,13 @@ ACTIVATIONS = 2**26  # at once: 256 MB in float32
 
 
 def non_outlier(residuals: Float[Tensor, "n d_model"]) -> Bool[Tensor, " n"]:
-    """Mask of residuals whose norm is at most four times the median norm.
+    """Mask of residuals that are no attention sinks, by their own median norm.
 
     A `<|endoftext|>` inside a response has a residual as large as that of BOS (80 medians in SmolLM2-135M). One of them
     outweighs thousands of tokens in explained variance and is the strongest context of many latents.
     """
-    norms = torch.cat([batch.float().norm(dim=-1) for batch in residuals.split(BATCH)])
-    return norms <= 4 * norms.median()
+    median = median_norm(residuals)
+    return torch.cat([~sink_mask(batch, median) for batch in residuals.split(BATCH)])
 
 
 def encoded(sae, residuals: Tensor) -> Iterator[tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_sae"]]]:

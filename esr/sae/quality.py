@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from esr.engine.interventions import Capture, Captured, Intervention, Step, apply
@@ -94,12 +94,18 @@ def _cross_entropy(
 ) -> tuple[float, int]:
     """Summed loss and number of tokens after the prefix whose predecessor is edited too."""
     ids, mask = _padded(model, documents, prefix, first)
-    step = Step(trials=torch.arange(len(ids)), real=mask, response=mask)
+    step = _step(mask)
     with torch.inference_mode(), apply(model, interventions, step):
         logits = model(input_ids=ids).logits[:, :-1]
     counted = mask[:, 1:] & mask[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits[counted].float(), ids[:, 1:][counted], reduction="sum")
     return float(loss), int(counted.sum())
+
+
+def _step(mask: Bool[Tensor, "rows seq"]) -> Step:
+    """The pass over documents with this mask of tokens after the prefix."""
+    positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    return Step(trials=torch.arange(len(mask)), real=mask, response=mask, positions=positions)
 
 
 def _padded(model, documents, prefix: int, first: int):
@@ -134,7 +140,7 @@ def _residuals(model, layer: int, documents, prefix: int, first: int, batch_size
     progress = Progress("residuals", len(documents), "documents")
     for begin in range(0, len(documents), batch_size):
         ids, mask = _padded(model, documents[begin : begin + batch_size], prefix, first)
-        step = Step(trials=torch.arange(len(ids)), real=mask, response=mask)
+        step = _step(mask)
         capture = Capture(layer, leave=True)
         with torch.inference_mode(), suppress(Captured), apply(model, [capture], step):
             model.model(input_ids=ids)

@@ -37,14 +37,15 @@ def edits_of(trials: Sequence[Trial], device) -> list[Intervention]:
 def max_activations(
     model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **options
 ) -> Float[np.ndarray, "documents d_sae"]:
-    """Every latent's largest activation over the response's tokens; 0 for an empty response.
+    """Every latent's largest activation over the response's tokens but sinks; 0 where there are none.
 
-    Applies the whole SAE to one document at a time, in batches of tokens. options: as in `residuals`.
+    Applies the whole SAE to one document at a time, in batches of tokens. options: as in `residuals`, the median norm
+    of the SAE's layer among them.
     """
     maxima = np.zeros((len(documents), sae.W_dec.shape[0]), dtype=np.float32)
-    for i, hidden in residuals(model, documents, layer, edits, **options):
-        if len(hidden):
-            pieces = [sae.encode(piece.float()).amax(0) for piece in hidden.split(tokens_at_once(sae))]
+    for i, hidden, sinks in residuals(model, documents, layer, edits, **options):
+        if not sinks.all():
+            pieces = [sae.encode(piece.float()).amax(0) for piece in hidden[~sinks].split(tokens_at_once(sae))]
             maxima[i] = torch.stack(pieces).amax(0).cpu().numpy()
     return maxima
 
@@ -53,10 +54,11 @@ def max_activations(
 def latent_activity(
     model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **options
 ) -> Activity:
-    """How often and how strongly every latent fires on response tokens. options: as in `residuals`."""
+    """How often and how strongly every latent fires on response tokens but sinks. options: as in `max_activations`."""
     fired = summed = torch.zeros((), dtype=torch.float64)
     tokens = 0
-    for _, hidden in residuals(model, documents, layer, edits, **options):
+    for _, hidden, sinks in residuals(model, documents, layer, edits, **options):
+        hidden = hidden[~sinks]
         for piece in hidden.split(tokens_at_once(sae)):
             activations = sae.encode(piece.float())
             fired = fired + (activations > 0).sum(0).double()
@@ -76,9 +78,12 @@ def token_activations(
     edits: Sequence[Intervention] = (),
     **options,
 ) -> Iterator[tuple[int, Float[np.ndarray, "response_tokens latents"]]]:
-    """Index of each document and the subset's activations on its response tokens. options: as in `residuals`."""
-    for i, hidden in residuals(model, documents, layer, edits, **options):
-        yield i, subset.activations(hidden).cpu().numpy()
+    """Index of each document and the subset's activations on its response tokens, 0 on sinks.
+
+    options: as in `max_activations`.
+    """
+    for i, hidden, sinks in residuals(model, documents, layer, edits, **options):
+        yield i, (subset.activations(hidden) * ~sinks[:, None]).cpu().numpy()
 
 
 @dataclass(frozen=True)

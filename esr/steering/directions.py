@@ -66,7 +66,7 @@ def mean_residuals(model, tokenizer, layer: int, request: str, texts: Sequence[s
     """Mean residual at `layer` over each text's tokens as a response to `request`, without outlier tokens."""
     prompt = chat_tokens(tokenizer, request)
     documents = [Document(prompt, tuple(tokenizer(text, add_special_tokens=False).input_ids)) for text in texts]
-    found = dict(residuals(model, documents, layer, what="concepts"))
+    found = {i: hidden for i, hidden, _ in residuals(model, documents, layer, what="concepts")}
     together = torch.cat([found[i] for i in range(len(texts))])
     regular = non_outlier(together).split([len(found[i]) for i in range(len(texts))])
     return torch.stack([found[i][regular[i]].float().mean(0).cpu() for i in range(len(texts))])

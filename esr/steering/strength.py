@@ -1,4 +1,4 @@
-"""The unit of boosts: the median residual norm at the steered layer."""
+"""Median residual norms: at the steered layer the unit of boosts, at the SAE's layer what tells sinks from others."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from esr.paths import data_dir
 
 def residual_norm(model_id: str) -> float:
     """Median norm of the residual stream at the steered layer, measured by the stage `corpus` on the model's base."""
+    return _measured(model_id)["median_residual_norm"]
+
+
+def sae_norm(model_id: str) -> float | None:
+    """The same at the layer of the model's SAE; None without one."""
+    return _measured(model_id)["median_sae_norm"]
+
+
+def _measured(model_id: str) -> dict:
     summary = data_dir("corpus", base_of(model_id)) / "summary.json"
     if not summary.exists():
         raise FileNotFoundError(f"{summary} does not exist: run `dvc repro corpus` first.")
-    return json.loads(summary.read_text())["median_residual_norm"]
+    return json.loads(summary.read_text())
 
 
 def boost_bounds(model_id: str) -> Boost:

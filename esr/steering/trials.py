@@ -7,6 +7,7 @@ pairs.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,13 +20,14 @@ from esr.engine.finite import NonFiniteError
 from esr.engine.generation import Response, Row, generate
 from esr.engine.guard import Guard, watched
 from esr.engine.interventions import AddVector, Intervention, ZeroAblate
+from esr.engine.sinks import Sinks
 from esr.engine.workers import Report, Workers, split
 from esr.models.chat import chat_tokens
 from esr.models.loading import resident_model, stop_tokens
 from esr.sae.loading import load_latent_subset
 from esr.steering.directions import check_directions, load_directions
 from esr.steering.provenance import check_steering, engine_provenance
-from esr.steering.strength import residual_norm
+from esr.steering.strength import residual_norm, sae_norm
 from esr.storage.digests import digest, seeded, trial_seed
 from esr.storage.records import Prompt, Trial
 
@@ -74,18 +76,21 @@ class Settings:
 class Steering:
     """Constants that turn a model's boosts and latents into edits of its residual stream.
 
-    residual_norm: the unit of boosts. sae_layer: where latents are ablated; None without an SAE.
+    residual_norm: the unit of boosts. sae_layer: where latents are ablated; None without an SAE. sae_norm: the median
+    residual norm there, by which attention sinks are known.
     """
 
     model: str
     sae_layer: int | None
     residual_norm: float
+    sae_norm: float | None
     response_only: bool = False
 
     @classmethod
     def of(cls, model_id: str, response_only: bool = False) -> Steering:
         """From the registry and the measurements of the stage `corpus`."""
-        return cls(model_id, model_entry(model_id).sae_layer, residual_norm(model_id), response_only)
+        norms = residual_norm(model_id), sae_norm(model_id)
+        return cls(model_id, model_entry(model_id).sae_layer, *norms, response_only)
 
 
 @dataclass(frozen=True)
@@ -220,7 +225,7 @@ def _trial(chunk: Chunk, plan: Plan, response: Response, tokenizer) -> Trial:
         "response_only": settings.response_only,
     }
     return Trial(
-        id=digest(fields, chunk.steering.residual_norm, chunk.provenance),
+        id=digest(fields, chunk.steering.residual_norm, chunk.steering.sae_norm, chunk.provenance),
         tokens=response.tokens,
         text=tokenizer.decode(response.tokens, skip_special_tokens=True),
         finish_reason=response.finish_reason,
@@ -234,25 +239,28 @@ def user_message(plan: Plan | Trial) -> str:
 
 
 def build_edits(steering: Steering, plans: Sequence[Plan | Trial], device) -> tuple[list[Guard], list[Intervention]]:
-    """Guards and edits of these plans: at each edited layer the steering vectors, then the ablation."""
+    """Guards and edits of these plans: at each edited layer the steering vectors, then the ablation, off sinks."""
     ablated = [p.ablate for p in plans]
     layers = {_steered_layer(p) for p in plans if p.boost}
     if any(ablated):
         layers.add(required(steering.sae_layer, steering.model, "sae"))
     guards: list[Guard] = []
     edits: list[Intervention] = []
+    norm = steering.sae_norm or math.inf
     for layer in sorted(layers):
-        vectors = subset = chosen = None
+        vectors = subset = chosen = sinks = None
+        if layer == steering.sae_layer and any(ablated):
+            subset = load_latent_subset(steering.model, sorted({x for latents in ablated for x in latents}))
+            chosen, sinks = subset.rows(ablated), Sinks(layer, norm)
+            edits.append(sinks)
         boosts = torch.tensor([p.boost if p.layer == layer else 0.0 for p in plans])
         if boosts.any():
             directions = load_directions(steering.model, [p.latent for p in plans])
             vectors = (boosts[:, None] * steering.residual_norm * directions).to(device)
             edits.append(AddVector(layer, vectors, steering.response_only))
-        if layer == steering.sae_layer and any(ablated):
-            subset = load_latent_subset(steering.model, sorted({x for latents in ablated for x in latents}))
-            chosen = subset.rows(ablated)
-            edits.append(ZeroAblate(layer, subset, chosen))
-        guards.append(Guard(layer, vectors, steering.response_only, subset, chosen))
+        if subset is not None and chosen is not None and sinks is not None:
+            edits.append(ZeroAblate(layer, subset, chosen, sinks))
+        guards.append(Guard(layer, vectors, steering.response_only, subset, chosen, norm))
     return guards, edits
 
 

@@ -115,7 +115,7 @@ def chunk(llama, vectors, monkeypatch):
     monkeypatch.setattr("esr.models.loading.end_of_turn", lambda _tokenizer: None)
     plans = [trials.Plan("steered", i, "", f"p{i}", text, i, 1.0, layer=1) for i, text in enumerate(("abc", "de"))]
     settings = trials.Settings("tiny", temperature=0.0, batch_size=2, max_new_tokens=TOKENS)
-    steering = trials.Steering("tiny", sae_layer=1, residual_norm=1.0)
+    steering = trials.Steering("tiny", sae_layer=1, residual_norm=1.0, sae_norm=1.0)
     content = asdict(trials.Chunk(settings, steering, 1.0, {}, tuple(plans)))
     llama.generation_config.eos_token_id = 2
     [first, _] = responses(write_to_the_limit, content)

@@ -76,7 +76,7 @@ def test_logits_of_the_loop_equal_a_full_forward_pass(model):
 def test_collected_activations_equal_a_plain_hook(model):
     documents = [Document(row.prompt, row.prompt[::-1]) for row in rows()]
     for layer in range(3):
-        for i, hidden in residuals(model, documents, layer, batch_size=4):
+        for i, hidden, _ in residuals(model, documents, layer, batch_size=4):
             seen = []
             handle = model.model.layers[layer].register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out))
             with torch.no_grad():

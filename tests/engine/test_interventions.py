@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import latent_subset
+from conftest import ablation, latent_subset
 
 from esr.engine.generation import Row, generate
-from esr.engine.interventions import AddVector, Capture, LatentSubset, Step, ZeroAblate, apply
+from esr.engine.interventions import AddVector, Capture, LatentSubset, Step, apply
 
 GREEDY = {"batch_size": 3, "temperature": 0.0, "repetition_penalty": 1.0, "stop_tokens": []}
 ROWS = [Row((5, 6, 7, 8), 0, 3), Row((9, 10), 0, 3), Row((11, 12, 13), 0, 3)]
@@ -38,7 +38,8 @@ def test_response_only_steering_leaves_the_prompt_alone(model):
 def test_hooks_return_new_tensors():
     hidden = torch.randn(2, 3, 8)
     before = hidden.clone()
-    step = Step(torch.tensor([0, 1]), torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool))
+    real = torch.ones(2, 3, dtype=torch.bool)
+    step = Step(torch.tensor([0, 1]), real, real, torch.arange(3).expand(2, 3))
     edited = AddVector(0, torch.ones(2, 8)).edit(hidden, step)
     assert torch.equal(hidden, before) and edited is not hidden
 
@@ -59,7 +60,7 @@ def test_hooks_are_gone_after_an_exception(model):
 
 
 def test_a_layer_that_does_not_exist_is_refused_before_any_hook(model):
-    step = Step(torch.zeros(0), torch.zeros(0, 0), torch.zeros(0, 0))
+    step = Step(torch.zeros(0), *[torch.zeros(0, 0)] * 3)
     with pytest.raises(ValueError, match="layers 0 to 2"), apply(model, [AddVector(3, torch.ones(1, 32))], step):
         pass
     assert not any(layer._forward_hooks for layer in model.model.layers)
@@ -68,16 +69,18 @@ def test_a_layer_that_does_not_exist_is_refused_before_any_hook(model):
 def test_an_ablated_latent_reads_zero_and_nothing_else_changes(model):
     """Only the chosen latents of the chosen rows: what is lost is exactly their share of the residual stream."""
     sae = latent_subset(n=8, bias=300.0)  # all latents active, whatever the random model's residuals
-    chosen = sae.rows([(), (10, 12, 13, 15), (11, 14, 16, 17)])
-    plain, ablated = residuals(model, [1, 2], []), residuals(model, [1, 2], [ZeroAblate(1, sae, chosen)])
+    sets = [(), (10, 12, 13, 15), (11, 14, 16, 17)]
+    chosen = sae.rows(sets)
+    plain, ablated = residuals(model, [1, 2], []), residuals(model, [1, 2], ablation(1, sae, sets))
     assert torch.equal(ablated[0][0], plain[0][0]) and torch.equal(ablated[1][0], plain[1][0])
     for row in (1, 2):
-        before, after = sae.activations(plain[0][row]), sae.activations(ablated[0][row])
+        assert torch.equal(plain[0][row][0], ablated[0][row][0])  # the first token, a sink
+        before, after = sae.activations(plain[0][row][1:]), sae.activations(ablated[0][row][1:])
         assert (before[:, chosen[row]] > 0).all()
         assert (after[:, chosen[row]] == 0).all()
         torch.testing.assert_close(after[:, ~chosen[row]], before[:, ~chosen[row]], atol=1e-4, rtol=1e-4)
         lost = (before * chosen[row]) @ sae.decoder
-        torch.testing.assert_close(ablated[0][row], plain[0][row] - lost)
+        torch.testing.assert_close(ablated[0][row][1:], plain[0][row][1:] - lost)
         assert not torch.equal(ablated[1][row], plain[1][row])
 
 
@@ -89,22 +92,22 @@ def test_ablating_a_silent_latent_is_the_steered_run_within_rounding(model, dtyp
     silent = LatentSubset(sae.latents, sae.encoder, sae.bias, torch.full((4,), 1e6), sae.center, sae.decoder)
     model = model.to(dtype)
     steered = residuals(model, [1, 2], [steer])
-    ablated = residuals(model, [1, 2], [steer, ZeroAblate(1, silent, silent.rows(everything))])
+    ablated = residuals(model, [1, 2], [steer, *ablation(1, silent, everything)])
     rounding = torch.finfo(dtype).eps
     for layer in range(2):
         for row in range(3):
             assert (silent.activations(steered[0][row]) == 0).all()
             torch.testing.assert_close(ablated[layer][row], steered[layer][row], atol=rounding, rtol=rounding)
-    [fires] = residuals(model, [1], [steer, ZeroAblate(1, sae, sae.rows(everything))])
+    [fires] = residuals(model, [1], [steer, *ablation(1, sae, everything)])
     assert any(not torch.equal(fires[row], steered[0][row]) for row in range(3)), "they act where they fire"
 
 
 def test_ablation_reads_after_steering_and_undoes_a_steered_latent(model):
     sae = latent_subset()
     vectors = 500 * sae.decoder[[0, 0, 0]]
-    edits = [AddVector(1, vectors), ZeroAblate(1, sae, sae.rows([(10,), (11,), ()]))]
+    edits = [AddVector(1, vectors), *ablation(1, sae, [(10,), (11,), ()])]
     [edited] = residuals(model, [1], edits)
-    read = [sae.activations(edited[row])[:, 0] for row in range(3)]
+    read = [sae.activations(edited[row][1:])[:, 0] for row in range(3)]
     assert (read[0] == 0).all() and (read[1] > 10).all() and (read[2] > 10).all()
 
 
@@ -112,11 +115,11 @@ def test_the_steered_layer_and_the_ablated_layer_may_differ_and_rows_may_be_stee
     sae = latent_subset()
     first, second = torch.zeros(3, 32), torch.zeros(3, 32)
     first[0], second[1] = 2.0, -3.0
-    edits = [AddVector(0, first), AddVector(1, second), ZeroAblate(2, sae, sae.rows([(), (), (10, 11, 12, 13)]))]
+    edits = [AddVector(0, first), AddVector(1, second), *ablation(2, sae, [(), (), (10, 11, 12, 13)])]
     plain, edited = residuals(model, [0, 1, 2], []), residuals(model, [0, 1, 2], edits)
     assert torch.equal(edited[0][0], plain[0][0] + 2.0) and torch.equal(edited[0][1], plain[0][1])
     assert torch.equal(edited[1][1], plain[1][1] - 3.0) and torch.equal(edited[1][2], plain[1][2])
-    assert (sae.activations(edited[2][2]) == 0).all() and (sae.activations(plain[2][2]) > 0).any()
+    assert (sae.activations(edited[2][2][1:]) == 0).all() and (sae.activations(plain[2][2][1:]) > 0).any()
 
 
 def test_captured_latents_are_those_of_the_captured_residuals(model):

@@ -140,7 +140,8 @@ def test_too_few_latents_for_the_sets_are_refused(activity):
 
 
 def test_held_out_trials_lose_what_the_other_half_found():
-    sets = ablation_sets([1, 2], [[3, 4], [5, 6]], [(["a", "b"], [1, 7]), (["c"], [2, 8])])
+    sets = ablation_sets([1, 2], [[3, 4], [5, 6]], [(["a", "b"], [1, 7]), (["c"], [2, 8])], [9])
+    assert ablated(sets, "sham", "a") == (9,)
     assert ablated(sets, "detectors", "a") == ablated(sets, "detectors", "c") == (1, 2)
     assert ablated(sets, "random_2", "c") == (5, 6)
     assert ablated(sets, "held_out", "a") == ablated(sets, "held_out", "b") == (2, 8)

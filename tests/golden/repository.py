@@ -104,7 +104,10 @@ def build(root: Path) -> Path:
     write(root / "data/models.yaml", yaml.safe_dump(registry, sort_keys=False))
     for name in SOURCES:
         _write_model(root / "data/fetch" / name, "20KB" if name == "tiny" else "1GB")
-        write(root / "data/corpus" / name / "summary.json", json.dumps({"median_residual_norm": 8.0}))
+        write(
+            root / "data/corpus" / name / "summary.json",
+            json.dumps({"median_residual_norm": 8.0, "median_sae_norm": 8.0}),
+        )
     _write_adapter(root / ADAPTER)
     _write_sae(root / "data/train_sae/tiny")
     write(root / "data/train_sae/tiny/training.json", "{}")

@@ -4,6 +4,7 @@ They hold on every processor: no token is chosen so narrowly that rounding could
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from esr.engine.activations import Document, residuals
 from esr.engine.generation import Row, generate
 from esr.engine.interventions import AddVector, LatentSubset, ZeroAblate
 from esr.engine.sampling import penalize
+from esr.engine.sinks import Sinks
 from esr.engine.workers import one_thread
 from esr.models.chat import chat_tokens
 from esr.models.provenance import NUMERICS
@@ -133,9 +135,10 @@ def _vectors() -> torch.Tensor:
     return draw("vectors 2", (len(PROMPTS), 32), 6.0) * torch.tensor([1, 1, 0, 1, 1, 1])[:, None]
 
 
-def _ablation() -> ZeroAblate:
+def _ablation() -> list:
     subset = _subset()
-    return ZeroAblate(LAYER, subset, subset.rows([[0], [0], [1, 2], [], [0, 1, 2, 3], [3]]))
+    sinks = Sinks(LAYER, math.inf)
+    return [sinks, ZeroAblate(LAYER, subset, subset.rows([[0], [0], [1, 2], [], [0, 1, 2, 3], [3]]), sinks)]
 
 
 def _edits() -> dict[str, list]:
@@ -144,8 +147,8 @@ def _edits() -> dict[str, list]:
         "unsteered": UNSTEERED,
         "steered": [steered],
         "steered at the response": [response_only],
-        "ablated": [_ablation()],
-        "steered and ablated": [AddVector(0, _vectors()), steered, _ablation()],
+        "ablated": _ablation(),
+        "steered and ablated": [AddVector(0, _vectors()), steered, *_ablation()],
     }
 
 
@@ -158,7 +161,7 @@ def _tokens(model, edits, temperature: float = 0.0, repetition_penalty: float = 
 
 def _activations(model, edits) -> dict[str, Any]:
     documents = [Document(prompt, (20 + i, 40 + i, 60 + i)) for i, prompt in enumerate(PROMPTS)]
-    found = dict(residuals(model, documents, LAYER, edits, batch_size=4))
+    found = {i: hidden for i, hidden, _ in residuals(model, documents, LAYER, edits, batch_size=4)}
     return floats(torch.cat([found[i] for i in range(len(documents))]))
 
 
@@ -260,7 +263,7 @@ def _responses(**settings) -> list:
     options = {"temperature": 0.0, "batch_size": 3, "max_new_tokens": 7} | settings
     repetition_penalty = options.pop("repetition_penalty", 1.0)
     chosen = Settings("tiny", **options)
-    steering = Steering("tiny", LAYER, 100.0, chosen.response_only)
+    steering = Steering("tiny", LAYER, 100.0, 100.0, chosen.response_only)
     chunk = trials.asdict(trials.Chunk(chosen, steering, repetition_penalty, {}, PLANS))
     rows = json.loads(trials.generate_chunk(chunk, _ignore))
     return [[row["finish_reason"], row["text"], *row["tokens"]] for row in rows]

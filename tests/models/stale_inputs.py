@@ -275,6 +275,8 @@ def _files(built: Path) -> Iterator[Change]:
     yield row("a byte of the concepts' directions", partial(flip, directions), STEERED, "tiny-concepts")
     yield row("the residual norm",
               partial(set_json, "data/corpus/tiny/summary.json", "median_residual_norm", 8.5), STEERED)  # fmt: skip
+    yield row("the norm at the layer of the SAE",
+              partial(set_json, "data/corpus/tiny/summary.json", "median_sae_norm", 8.5), {RESPONSES})  # fmt: skip
 
 
 def _entries() -> Iterator[Change]:

@@ -1,5 +1,6 @@
 """One convention for SAEs of any source, and a few latents read without the rest."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from esr.config.registry import FolderSae, HubSae, ReleaseSae
 from esr.config.schema import ConfigError
 from esr.engine.interventions import Step, ZeroAblate
+from esr.engine.sinks import Sinks
 from esr.paths import ROOT
 from esr.sae import formats, loading
 from esr.sae.encoding import encoded, tokens_at_once
@@ -75,7 +77,9 @@ def test_an_sae_reads_and_ablates_alike_from_every_kind_of_source(kind, hub_cach
     ablated = HIDDEN - expected[..., LATENTS] @ written
     assert (ablated - HIDDEN).abs().max() > 0.5
     real = torch.ones(3, 5, dtype=torch.bool)
-    step = Step(torch.arange(3), real, real)
+    step = Step(torch.arange(3), real, real, torch.arange(1, 6).expand(3, 5))  # behind the first token, a sink
+    sinks = Sinks(1, math.inf)
+    sinks.edit(HIDDEN, step)
     for name, source in sources(kind, weights, hub_cache).items():
         use(source)
         subset, sae = loading.load_latent_subset("tiny", LATENTS), loading.load_sae("tiny")
@@ -84,7 +88,7 @@ def test_an_sae_reads_and_ablates_alike_from_every_kind_of_source(kind, hub_cach
         )
         torch.testing.assert_close(sae.encode(HIDDEN), expected)
         torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(64))
-        edit = ZeroAblate(1, subset, subset.rows([LATENTS] * 3))
+        edit = ZeroAblate(1, subset, subset.rows([LATENTS] * 3), sinks)
         torch.testing.assert_close(edit.edit(HIDDEN, step), ablated)
         torch.testing.assert_close(loading.load_directions("tiny", LATENTS), written)
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import latent_subset
+from conftest import ablation, latent_subset
 
 from esr.engine.activations import Document, residuals
 from esr.engine.generation import Row, generate
-from esr.engine.interventions import AddVector, Capture, LatentSubset, ZeroAblate
+from esr.engine.interventions import AddVector, Capture, LatentSubset
 from esr.steering import activations, trials
 from esr.steering.activations import edits_of, latent_activity, max_activations, token_activations
 from esr.storage.records import Trial
@@ -32,18 +32,18 @@ def written(model, edits, capture):
 def test_residuals_equal_those_captured_in_generation_each_under_its_vector(model, layer, response_only):
     edits = [AddVector(1, vectors(), response_only)]
     documents, captured = written(model, edits, Capture(layer))
-    read = dict(residuals(model, documents, layer, edits, batch_size=3))
+    read = {i: hidden for i, hidden, _ in residuals(model, documents, layer, edits, batch_size=3)}
     assert sorted(read) == [0, 1, 2, 3]
     for i, expected in enumerate(captured):
         assert read[i].shape == (len(documents[i].response), 32)
         assert (read[i][:-1] - expected).abs().max() <= 1e-4 * expected.abs().max()
-    plain = dict(residuals(model, documents, layer, batch_size=3))
+    plain = {i: hidden for i, hidden, _ in residuals(model, documents, layer, batch_size=3)}
     assert all((plain[i] - read[i]).abs().max() > 0.5 for i in read)
 
 
 def test_token_activations_equal_captured_latents_steered_and_ablated(model):
     sae = latent_subset(n=6, bias=2.0)
-    edits = [AddVector(1, vectors()), ZeroAblate(1, sae, sae.rows([(10, 12), (), (11,), ()]))]
+    edits = [AddVector(1, vectors()), *ablation(1, sae, [(10, 12), (), (11,), ()])]
     documents, captured = written(model, edits, Capture(1, keep=sae.activations))
     for i, read in token_activations(model, sae, documents, 1, edits, batch_size=2):
         np.testing.assert_allclose(read[:-1], captured[i], atol=1e-3, rtol=1e-3)
@@ -57,7 +57,7 @@ def test_documents_come_batch_by_batch(model, monkeypatch):
     documents = [Document((5, 6), tuple(range(3, 4 + i))) for i in range(6)]
     stream = residuals(model, documents, 1, batch_size=2)
     seen = []
-    for i, hidden in stream:
+    for i, hidden, _ in stream:
         seen.append((i, len(hidden), len(passes)))
     assert seen == [(0, 1, 1), (1, 2, 1), (2, 3, 2), (3, 4, 2), (4, 5, 3), (5, 6, 3)]
 
@@ -110,9 +110,14 @@ def trial(latent, boost, ablate=(), model="smollm2-135m"):
 
 def test_trials_have_the_edits_they_were_generated_under(monkeypatch):
     monkeypatch.setattr(trials, "residual_norm", lambda _model: 100.0)
-    steer, ablate = edits_of([trial(3, 0.5), trial(8, 0.0), trial(8, 0.25, ablate=(5,))], "cpu")
+    monkeypatch.setattr(trials, "sae_norm", lambda _model: 90.0)
+    sinks, steer, ablate = edits_of([trial(3, 0.5), trial(8, 0.0), trial(8, 0.25, ablate=(5,))], "cpu")
     torch.testing.assert_close(steer.vectors.norm(dim=-1), torch.tensor([50.0, 0.0, 25.0]))
-    assert (steer.layer, ablate.layer) == (17, 17) and ablate.chosen[:, 0].tolist() == [False, False, True]
+    assert (sinks.median_norm, steer.layer, ablate.layer) == (90.0, 17, 17) and ablate.chosen[:, 0].tolist() == [
+        False,
+        False,
+        True,
+    ]
     assert edits_of([trial(8, 0.0)], "cpu") == [] == edits_of([], "cpu")
     with pytest.raises(ValueError, match="several models"):
         edits_of([trial(3, 0.5), trial(3, 0.5, model="smollm2-135m-selfcorrect")], "cpu")

@@ -62,13 +62,15 @@ def test_every_plan_gets_its_layer_vector_and_ablation():
         replace(base[1], layer=12),
         replace(base[0], layer=17, boost=0.0),
     ]
-    steering = Steering("smollm2-135m", sae_layer=17, residual_norm=100.0)
+    steering = Steering("smollm2-135m", sae_layer=17, residual_norm=100.0, sae_norm=90.0)
     guards, edits = build_edits(steering, plans, "cpu")
-    assert [type(e).__name__ + str(e.layer) for e in edits] == ["AddVector12", "AddVector17", "ZeroAblate17"]
+    assert [type(e).__name__ + str(e.layer) for e in edits] == [
+        "AddVector12", "Sinks17", "AddVector17", "ZeroAblate17",
+    ]  # fmt: skip
     assert [g.layer for g in guards] == [12, 17]
-    norms = torch.stack([edits[0].vectors.norm(dim=-1), edits[1].vectors.norm(dim=-1)])
+    norms = torch.stack([edits[0].vectors.norm(dim=-1), edits[2].vectors.norm(dim=-1)])
     torch.testing.assert_close(norms, torch.tensor([[0.0, 25.0, 0.0], [50.0, 0.0, 0.0]]))
-    assert edits[2].subset.latents == (5, 9) and edits[2].chosen.tolist() == [
+    assert edits[3].subset.latents == (5, 9) and edits[3].chosen.tolist() == [
         [True, True],
         [False, False],
         [False, False],
@@ -79,7 +81,7 @@ def test_every_plan_gets_its_layer_vector_and_ablation():
 def test_a_chunk_is_the_same_after_a_detour_through_json():
     plans = plan_condition("steered", {3: 0.5}, {3: "sea"}, PROMPTS, **DRAW)
     plans = (replace(plans[0], ablate=(5, 9), prefill=(1, 2)), *plans[1:])
-    chunk = Chunk(Settings("tiny", 0.6, 8, 16), Steering("tiny", 17, 100.0, True), 1.1, {"code": "x"}, plans)
+    chunk = Chunk(Settings("tiny", 0.6, 8, 16), Steering("tiny", 17, 100.0, 90.0, True), 1.1, {"code": "x"}, plans)
     assert Chunk.read(json.loads(json.dumps(asdict(chunk)))) == chunk
 
 
@@ -107,6 +109,7 @@ def test_responses_are_the_same_bits_in_any_order_of_chunks_and_in_a_run_that_re
     monkeypatch.setattr(trials, "load_directions", lambda _model, latents: vectors()[[x % 2 for x in latents]])
     monkeypatch.setattr(trials, "engine_provenance", lambda _model, _adapter: {})
     monkeypatch.setattr(trials, "residual_norm", lambda _model: 3.0)
+    monkeypatch.setattr(trials, "sae_norm", lambda _model: 3.0)
     monkeypatch.setattr(
         trials,
         "model_entry",
@@ -142,7 +145,7 @@ def test_a_trial_that_overflows_is_named(model, monkeypatch):
     model.generation_config.eos_token_id = 2
     plans = plan_condition("steered", {3: 0.4, 8: 1e6}, {3: "", 8: ""}, PROMPTS, n_prompts=1, n_seeds=1, seed=1)
     plans = tuple(replace(p, layer=1) for p in plans)
-    chunk = Chunk(Settings("tiny", 0.6, 8, 4), Steering("tiny", 17, 1.0), 1.1, {}, plans)
+    chunk = Chunk(Settings("tiny", 0.6, 8, 4), Steering("tiny", 17, 1.0, 1.0), 1.1, {}, plans)
     named = f"Condition steered, latent 8, prompt {plans[1].prompt_id}: Row 1 .* after layer 1, in its prompt"
     with pytest.raises(NonFiniteError, match=named):
         trials.generate_chunk(asdict(chunk), lambda *_: None)
@@ -152,6 +155,7 @@ def test_chunks_are_as_full_as_they_may_be_and_hold_the_trials_of_a_pair_togethe
     """Eight conditions of four responses each, at most 10 a chunk: four chunks of eight, not sixteen of two."""
     monkeypatch.setattr(trials, "engine_provenance", lambda _model, _adapter: {})
     monkeypatch.setattr(trials, "residual_norm", lambda _model: 187.0)
+    monkeypatch.setattr(trials, "sae_norm", lambda _model: 187.0)
     seen = []
 
     class Planned(Exception):
