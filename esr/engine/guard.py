@@ -70,8 +70,8 @@ class Guard:
             added = self.vectors[self.trials].to(expected.dtype)[:, None, :] * mask[:, :, None].to(expected.dtype)
             expected = expected + added
         if self.subset is not None and self.chosen is not None:
-            ordinary = ~sink_mask(self.raw, self.median_norm, self.positions)
-            chosen = self.chosen[self.trials][:, None] & ordinary[:, :, None]
+            others = ~sink_mask(self.raw, self.median_norm, self.positions)
+            chosen = self.chosen[self.trials][:, None] & others[:, :, None]
             ablated = (self.subset.activations(expected) * chosen) @ self.subset.decoder
             rounding = torch.finfo(expected.dtype).eps * (expected.abs() + ablated.abs())
             wrong = (received.float() - (expected.float() - ablated)).abs() > rounding

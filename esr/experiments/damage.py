@@ -45,13 +45,13 @@ def cross_entropy_rise(
     median_norm: at `layer`, where latents are ablated. Rows are sets, columns `PARTS`.
     """
     clean = _cross_entropy(model, documents, [])
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
     for name, subset in sets.items():
         chosen = torch.ones(1, len(subset.latents), dtype=torch.bool, device=model.device)
         rows[name] = {}
         for part in PARTS:
             spared = Except(layer, median_norm, part)
-            edits = [spared, ZeroAblate(layer, subset, chosen, spared)]
+            edits: list[Intervention] = [spared, ZeroAblate(layer, subset, chosen, spared)]
             rows[name][part] = float(np.mean(_cross_entropy(model, documents, edits) - clean))
     return pd.DataFrame(rows).T
 

@@ -213,7 +213,8 @@ def ablation_sets(
 ) -> list[AblationSet]:
     """Latents that each condition of the ablation experiment ablates.
 
-    sham: latents that do not fire, so that the same machinery should change no response. halves: twice (prompts, detectors found on them); `held_out` ablates those found on the half without the prompt.
+    sham: latents that do not fire, so that the same machinery should change no response. halves: twice (prompts,
+    detectors found on them); `held_out` ablates those found on the half without the prompt.
     """
     sets = [AblationSet(condition="detectors", latents=list(detectors))]
     sets += [AblationSet(condition=f"random_{k}", latents=list(latents)) for k, latents in enumerate(randoms, start=1)]

@@ -72,8 +72,8 @@ def test_a_sham_ablation_leaves_responses_bit_identical(loud, dtype):
     prompts = [prompt_with(SINKS["several"]), (21, 22, LOUD, 24)]
     subset = latent_subset(n=4)
     [plain, other] = captured(loud, prompts, [])
-    ordinary = torch.cat([rows[~sink_mask(rows, norm, torch.arange(len(rows)))] for rows in (plain, other)])
-    subset.threshold.copy_(subset.activations(ordinary).amax(0) * 1.01 + 0.01)
+    regular = torch.cat([rows[~sink_mask(rows, norm, torch.arange(len(rows)))] for rows in (plain, other)])
+    subset.threshold.copy_(subset.activations(regular).amax(0) * 1.01 + 0.01)
     assert (subset.activations(plain[:6]) > 0).any(), "they fire on a sink"
     steer = AddVector(LAYER, torch.zeros(2, 32))
     sinks, ablate = ablation(LAYER, subset, [EVERYTHING, ()], norm)
@@ -93,12 +93,12 @@ def test_activations_of_sinks_are_not_counted(loud):
         encode, W_dec = staticmethod(subset.activations), subset.decoder
 
     options = {"median_norm": norm}
-    ordinary = subset.activations(hidden[~sinks])
+    others = subset.activations(hidden[~sinks])
     [(_, by_token)] = token_activations(loud, subset, [document], LAYER, **options)
-    assert (by_token[1] == 0).all() and (by_token[[0, 2, 3]] == ordinary.numpy()).all()
+    assert (by_token[1] == 0).all() and (by_token[[0, 2, 3]] == others.numpy()).all()
     torch.testing.assert_close(
-        torch.tensor(max_activations(loud, Whole, [document], LAYER, **options)[0]), ordinary.amax(0)
+        torch.tensor(max_activations(loud, Whole, [document], LAYER, **options)[0]), others.amax(0)
     )
     activity = latent_activity(loud, Whole, [document], LAYER, **options)
     assert activity.tokens == 3
-    torch.testing.assert_close(torch.tensor(activity.mean).float(), ordinary.mean(0))
+    torch.testing.assert_close(torch.tensor(activity.mean).float(), others.mean(0))
