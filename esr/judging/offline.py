@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from esr.config.registry import base_of
 from esr.judging.embedding import load_embedder
+from esr.judging.parts import both_sides, placebo_cuts, thirds
 from esr.judging.relevance import Scorer
 from esr.judging.restarts import BLOCKS, CONTENT_WORDS, LEXICON, MAX_WAIT_SHARE, SUFFICIENT, find_restarts
 from esr.paths import data_dir
 from esr.storage.digests import digest
-from esr.storage.records import Attempt, Judgement, Trial
+from esr.storage.records import Attempt, Cut, Judgement, Trial
 
 SAME_WORD = re.compile(r"\b(\w+)(?:\W+\1\b){4}", re.IGNORECASE)
 
@@ -41,16 +42,26 @@ class OfflineJudge:
     def judge(self, trials: Sequence[Trial]) -> list[Judgement]:
         """One judgement per trial, in order; a response of white space has the outcome "empty"."""
         spans = [split_attempts(trial.text) for trial in trials]
-        bodies = [(t.prompt, body, t.label) for t, attempts in zip(trials, spans, strict=True) for *_, body in attempts]
-        prompts, texts, labels = zip(*bodies, strict=True) if bodies else ((), (), ())
-        scores = iter(self.scorer.score(prompts, texts, labels))
-        return [self._record(trial, attempts, scores) for trial, attempts in zip(trials, spans, strict=True)]
-
-    def _record(self, trial: Trial, spans, scores) -> Judgement:
-        attempts = [
-            Attempt(start=start, end=end, restart=phrase, score=round(float(next(scores)), 4))
-            for start, end, phrase, _ in spans
+        cuts = [placebo_cuts(t.text) if len(attempts) == 1 else [] for t, attempts in zip(trials, spans, strict=True)]
+        bodies = [
+            (trial.prompt, text, trial.label)
+            for trial, attempts, places in zip(trials, spans, cuts, strict=True)
+            for text in (
+                *(body for *_, body in attempts),
+                *sum(both_sides(trial.text, places), ()),
+                *thirds(trial.text),
+            )
         ]
+        prompts, texts, labels = zip(*bodies, strict=True) if bodies else ((), (), ())
+        scores = (round(float(score), 4) for score in self.scorer.score(prompts, texts, labels))
+        return [self._record(*parts, scores) for parts in zip(trials, spans, cuts, strict=True)]
+
+    def _record(self, trial: Trial, spans, places: Sequence[int], scores: Iterator[float]) -> Judgement:
+        """`scores`: of the attempts, of both sides of each cut, and of the thirds, in this order."""
+        attempts = [
+            Attempt(start=start, end=end, restart=phrase, score=next(scores)) for start, end, phrase, _ in spans
+        ]
+        cuts = [Cut(at=place, before=next(scores), after=next(scores)) for place in places]
         shared = {name: getattr(trial, name) for name in ("model", "condition", "latent", "prompt_id", "seed")}
         return Judgement(
             trial_id=trial.id,
@@ -58,6 +69,8 @@ class OfflineJudge:
             outcome="scored" if attempts else "empty",
             attempts=attempts,
             degraded=is_degraded(trial.text),
+            cuts=cuts,
+            thirds=[next(scores) for _ in thirds(trial.text)],
             **shared,
         )
 

@@ -53,6 +53,11 @@ def content_stems(text: str) -> list[str]:
     return [stem(w) for w in words_of(text) if w not in WORD_CLASS and w not in FRAME and len(w) > 2]
 
 
+def sentence_ends(text: str) -> list[int]:
+    """Characters at which sentences and lines of `text` end."""
+    return [piece.end() for piece in PIECE.finditer(text) if piece[0].strip()]
+
+
 def split_pieces(text: str) -> list[str]:
     """Sentences of `text` in order; a short piece absorbs the next one, long sentences are cut."""
     pieces: list[str] = []

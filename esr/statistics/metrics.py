@@ -16,7 +16,8 @@ from esr.statistics.estimates import Estimate
 from esr.storage.records import Judgement, Latent, Threshold
 
 KEY = ["model", "condition", "latent", "prompt_id", "seed"]
-COLUMNS = [*KEY, "outcome", "attempts", "first_score", "last_score", "degraded", "unverified"]
+PARTS = ["first_restart", "last_restart", "first_third", "last_third"]
+COLUMNS = [*KEY, "outcome", "attempts", "first_score", "last_score", "degraded", "unverified", *PARTS]
 UNSCORED = ("empty", "run_error", "parse_failure", "truncated")  # outcomes without attempts
 
 
@@ -30,6 +31,7 @@ def read_trials(path: Path) -> pd.DataFrame:
 def table(judgements: Iterable[Judgement]) -> pd.DataFrame:
     """One row per judgement, columns `COLUMNS`; scores 0-100, NaN where the judge gave none.
 
+    first_restart, last_restart: where they begin, 0 the beginning and 1 the end of the response; NaN without one.
     Raises ValueError when a trial appears twice, e.g. from two judges.
     """
     rows = [
@@ -39,10 +41,12 @@ def table(judgements: Iterable[Judgement]) -> pd.DataFrame:
             "first_score": judgement.attempts[0].score if judgement.attempts else None,
             "last_score": judgement.attempts[-1].score if judgement.attempts else None,
         }
+        | _parts(judgement)
         for judgement in judgements
     ]
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    kinds = {"attempts": int, "first_score": float, "last_score": float, "degraded": bool, "unverified": int}
+    scores = dict.fromkeys(["first_score", "last_score", *PARTS], float)
+    kinds = {"attempts": int, "degraded": bool, "unverified": int} | scores
     frame = frame.astype(kinds)
     repeated = frame[frame.duplicated(KEY)]
     if len(repeated):
@@ -51,6 +55,17 @@ def table(judgements: Iterable[Judgement]) -> pd.DataFrame:
             "keep one judge's rows of each."
         )
     return frame
+
+
+def _parts(judgement: Judgement) -> dict[str, float | None]:
+    """Values of `PARTS`; None without a restart or thirds."""
+    restarts, thirds = judgement.attempts[1:], judgement.thirds
+    return {
+        "first_restart": restarts[0].start / judgement.attempts[-1].end if restarts else None,
+        "last_restart": restarts[-1].start / judgement.attempts[-1].end if restarts else None,
+        "first_third": thirds[0] if thirds else None,
+        "last_third": thirds[-1] if thirds else None,
+    }
 
 
 def scored(frame: pd.DataFrame) -> pd.Series:

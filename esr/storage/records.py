@@ -96,11 +96,20 @@ class Attempt(Record):
     score: float | None  # 0-100; None when the judge gave none
 
 
+class Cut(Record):
+    """Scores of the parts of a response before and after the character `at`, where nothing restarts."""
+
+    at: int
+    before: float
+    after: float
+
+
 class Judgement(Record):
     """A judge's verdict on a trial; every trial has one, without attempts unless the outcome is "scored".
 
     outcome: "scored"; "empty", a response without text; "run_error", no reply; "parse_failure", no verdict in the
-    reply; "truncated", a reply cut off.
+    reply; "truncated", a reply cut off. cuts: placebo restarts of a response without one. thirds: scores of the parts
+    of the whole response. Both are the offline judge's alone.
     """
 
     trial_id: str
@@ -114,6 +123,8 @@ class Judgement(Record):
     attempts: list[Attempt]
     degraded: bool
     unverified: int = 0  # claimed attempts that the response does not show, merged into the one before
+    cuts: list[Cut] = []
+    thirds: list[float] = []
 
 
 class AnnotatedResponse(Record):

@@ -38,7 +38,7 @@ def test_each_attempt_is_scored_by_its_text():
     assert judgement.outcome == "scored" and (first.score, last.score) == (0.0, 100.0)
     assert (first.start, first.restart, last.restart) == (0, "", RESTART)
     assert first.end == last.start == len(FIRST) + 1 and last.end == len(FIRST) + len(RESTART) + len(SECOND) + 2
-    assert [text.strip() for _, text, _ in scorer.inputs] == [FIRST, SECOND]
+    assert [text.strip() for _, text, _ in scorer.inputs][:2] == [FIRST, SECOND]
     assert {(p, d) for p, _, d in scorer.inputs} == {("Explain how to bake bread.", "horses, mane")}
 
 
@@ -105,3 +105,13 @@ def test_the_judges_name_changes_with_what_counts_as_a_restart(monkeypatch):
     before = OfflineJudge(WordCount()).name
     monkeypatch.setattr("esr.judging.offline.MAX_WAIT_SHARE", 0.5)
     assert OfflineJudge(WordCount()).name != before
+
+
+def test_a_response_that_never_restarts_is_cut_between_sentences_for_placebos_and_in_thirds():
+    text = " ".join([FIRST, SECOND, FIRST, FIRST, SECOND])
+    plain, restarting = OfflineJudge(WordCount()).judge([trial(text), trial(f"{FIRST} {RESTART} {SECOND}", 1)])
+    assert [text[cut.at :].strip()[:6] for cut in plain.cuts] == ["Mix fl", "Gather", "Gather", "Mix fl"]
+    assert [(cut.before, cut.after) for cut in plain.cuts] == [(0, 100), (100, 100), (100, 100), (100, 100)]
+    assert len(plain.thirds) == 3 and restarting.cuts == [] and len(restarting.thirds) == 3
+    short = OfflineJudge(WordCount()).judge([trial("Bake it."), trial("a b", 1), trial(" ", 2)])
+    assert [(j.cuts, len(j.thirds)) for j in short] == [([], 2), ([], 2), ([], 0)]
