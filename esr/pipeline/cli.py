@@ -1,6 +1,6 @@
-"""The command `esr`: choose the models of the study, check them, and see what a run takes.
+"""The command `esr`: choose the models of the study, check them, see what a run takes, and label responses.
 
-esr select MODEL ...    esr check [MODEL ...]    esr plan [MODEL ...]
+esr select MODEL ...    esr check [MODEL ...]    esr plan [MODEL ...]    esr label draw|annotate
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ruamel.yaml.comments import CommentedSeq
 from esr.config import stages, study
 from esr.config.registry import model_entry
 from esr.config.schema import ConfigError, load_yaml, validate
-from esr.paths import PIPELINE, from_root
+from esr.paths import PIPELINE, data_dir, from_root
 from esr.storage.files import write_text
 
 
@@ -103,6 +103,26 @@ def plan(models: list[str], tokens_per_second: float | None, over: float, change
     print(plans.basis(tokens_per_second))
 
 
+def label(given: argparse.Namespace) -> None:
+    """Draw responses to annotate, or ask for annotations of those drawn."""
+    from esr.judging import labelling
+    from esr.storage.files import read_rows, write_rows
+    from esr.storage.records import SampledResponse, Trial
+
+    before = read_rows(labelling.SAMPLE, SampledResponse) if labelling.SAMPLE.exists() else []
+    if given.step == "annotate":
+        if not before:
+            raise ConfigError(f"{labelling.SAMPLE} does not exist: draw responses first, with `esr label draw`.")
+        added = labelling.annotate(before, given.annotator, labelling.ANNOTATIONS)
+        print(from_root(f"{added} annotations added to {labelling.ANNOTATIONS}"))
+        return
+    trials = read_rows(data_dir("steer", *known([given.model])) / "responses.jsonl", Trial)
+    drawn = labelling.draw(trials, given.per_condition, given.seed, given.model)
+    new = [row for row in drawn if row.id not in {row.id for row in before}]
+    write_rows(labelling.SAMPLE, [*before, *new])
+    print(from_root(f"{len(new)} responses added to {labelling.SAMPLE}"))
+
+
 def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows as aligned columns; the first is the heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -118,6 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
             select(given.models)
         elif given.command == "check":
             raise SystemExit(check(given.models))
+        elif given.command == "label":
+            label(given)
         else:
             plan(given.models, given.tokens_per_second, given.over, given.changed)
     except (ConfigError, FileNotFoundError, ValueError) as error:
@@ -144,7 +166,21 @@ def parser() -> argparse.ArgumentParser:
                 "--over", type=float, default=0, metavar="MINUTES", help="print only what takes longer"
             )
             command.add_argument("--changed", action="store_true", help="only stages that `dvc repro` would run")
+    _add_label(commands)
     return parser
+
+
+def _add_label(commands) -> None:
+    text = "draw responses at random and annotate them without seeing their condition (data/judge/RUBRIC.md)"
+    steps = commands.add_parser("label", help=text, description=text).add_subparsers(dest="step", required=True)
+    draw = steps.add_parser("draw", help="add a random sample of a model's responses to data/judge/sample.jsonl")
+    draw.add_argument("--model", required=True, help="id in data/models.yaml, with responses of the stage steer")
+    draw.add_argument("--per-condition", type=int, default=60, help="responses of each condition")
+    draw.add_argument("--seed", type=int, default=0, help="of the draw")
+    annotate = steps.add_parser("annotate", help="ask for annotations; Enter at the first score ends the session")
+    annotate.add_argument("--annotator", required=True, help="name that the annotations are kept under")
+    for step in (draw, annotate):
+        step.add_argument("--traceback", action="store_true", help="show where an error was raised")
 
 
 if __name__ == "__main__":

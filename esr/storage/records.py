@@ -148,6 +148,39 @@ class AnnotatedResponse(Record):
     n_annotations: Literal[2, 3]
 
 
+class SampledResponse(Record):
+    """A response of data/judge/sample.jsonl, drawn at random among those of its model and condition.
+
+    origin: the run it is from. probability: with which it was drawn. label: of the concept it was steered with, or "".
+    """
+
+    id: str
+    origin: str
+    model: str
+    condition: str
+    boost: float
+    latent: int
+    label: str
+    prompt_id: str
+    prompt: str
+    text: str
+    probability: float = Field(gt=0, le=1)
+
+
+class Annotation(Record):
+    """One annotator's reading of a sampled response, under data/judge/RUBRIC.md.
+
+    starts: characters at which attempts after the first begin. scores: 0-100, one per attempt. recovered: the response
+    is off topic first and on topic at its end, with or without a restart.
+    """
+
+    id: str
+    annotator: str
+    starts: list[int]
+    scores: list[float]
+    recovered: bool
+
+
 class Detector(Record):
     """An off-topic detector: a latent that fires on responses to another prompt, and its rank (paper section 5)."""
 
