@@ -23,14 +23,14 @@ def sample():
 
 
 class Script:
-    """Answers in order; remembers what was shown."""
+    """Replies in order; remembers what was shown."""
 
-    def __init__(self, *answers):
-        self.answers, self.seen = list(answers), []
+    def __init__(self, *replies):
+        self.replies, self.seen = list(replies), []
 
     def reply(self, question):
         self.seen.append(question)
-        return self.answers.pop(0)
+        return self.replies.pop(0)
 
     def show(self, text):
         self.seen.append(text)
@@ -67,7 +67,7 @@ def test_annotations_are_kept_one_by_one_and_a_session_goes_on_where_it_ended(sa
     assert annotate(sample, "other", file, script.reply, script.show) == 3
 
 
-def test_mistakes_are_asked_again(sample, tmp_path):
+def test_mistakes_have_to_be_corrected(sample, tmp_path):
     script = Script("Hold on", "Wait, that", "", "high", "101", "5", "80", "maybe", "y", "", "")
     annotate(sample, "one", tmp_path / "a.jsonl", script.reply, script.show)
     shown = "\n".join(script.seen)
