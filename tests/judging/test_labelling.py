@@ -67,7 +67,7 @@ def test_annotations_are_kept_one_by_one_and_a_session_goes_on_where_it_ended(sa
     assert annotate(sample, "other", file, script.reply, script.show) == 3
 
 
-def test_mistakes_have_to_be_corrected(sample, tmp_path):
+def test_mistakes_are_named_and_may_be_typed_again(sample, tmp_path):
     script = Script("Hold on", "Wait, that", "", "high", "101", "5", "80", "maybe", "y", "", "")
     annotate(sample, "one", tmp_path / "a.jsonl", script.reply, script.show)
     shown = "\n".join(script.seen)
