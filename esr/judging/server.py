@@ -1,0 +1,111 @@
+"""A language model on this machine as a judge: llama.cpp's OpenAI-compatible server, with a GGUF file of the registry.
+
+    python -m esr.judging.server qwen25-coder-15b --port 8123
+
+serves until it is interrupted; `serving` does so for a block of code. The system prompt is evaluated once and kept, so a verdict costs little more
+than reading the response.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from esr.config.params import LlmJudge
+from esr.config.registry import model_entry
+from esr.judging.providers import JudgeError
+from esr.models.fetch import gguf_file
+from esr.paths import CACHE
+
+CONTEXT = 8192  # tokens of rubric, prompt, response and reply, for each request at a time
+START_S = 120.0  # until a server answers
+HOST = "127.0.0.1"  # of this machine alone
+
+
+@contextmanager
+def serving(model_id: str, parallel: int = 1) -> Iterator[LlmJudge]:
+    """A judge's entry for a server of `model_id` that runs within the block.
+
+    parallel: requests at a time. Raises JudgeError when it cannot start, or when the model has no GGUF file.
+    """
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    log = CACHE / "judgements" / f"server-{model_id}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "esr.judging.server", model_id, "--port", str(port), "--parallel", str(parallel)]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            _wait(process, port, log)
+            yield entry(model_id, port, parallel)
+        finally:
+            process.terminate()
+
+
+def entry(model_id: str, port: int, parallel: int = 1) -> LlmJudge:
+    """The judge as it is listed under judge.judges of params.yaml."""
+    return LlmJudge(
+        name=model_id, model=f"openai-api/local/{model_id}", base_url=f"http://{HOST}:{port}/v1", timeout_s=600,
+        max_connections=parallel, max_tokens=512,
+    )  # fmt: skip
+
+
+def _wait(process: subprocess.Popen, port: int, log: Path) -> None:
+    """Until the server answers. Raises JudgeError when it ends or takes longer than `START_S`."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
+            raise JudgeError(f"The server ended with status {process.returncode} ({last[0]}): see {log}.")
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=1) as reply:
+                if reply.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.1)
+    raise JudgeError(f"The server did not answer within {START_S:.0f} s: see {log}.")
+
+
+def serve(file: Path, port: int, parallel: int) -> None:
+    """Serve a GGUF file until the process is terminated. Raises JudgeError without xllamacpp."""
+    try:
+        import xllamacpp
+    except ImportError:
+        raise JudgeError(
+            "A judge on this machine needs the packages of the extra `judges`: pip install -e '.[judges]'."
+        ) from None
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path, parameters.hostname, parameters.port = str(file), HOST, port
+    parameters.n_ctx, parameters.n_parallel = CONTEXT * parallel, parallel
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(parameters)
+    print(f"{file.name}: {server.listening_address}", flush=True)
+    while True:
+        time.sleep(3600)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m esr.judging.server", description="Serve a model as a judge.")
+    parser.add_argument("model", help="id in data/models.yaml, from a GGUF file")
+    parser.add_argument("--port", type=int, default=8123)
+    parser.add_argument("--parallel", type=int, default=1, help="requests at a time")
+    given = parser.parse_args(arguments)
+    try:
+        serve(gguf_file(model_entry(given.model)), given.port, given.parallel)
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()
