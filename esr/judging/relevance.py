@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -19,11 +20,22 @@ from jaxtyping import Bool, Float
 
 from esr.judging.embedding import Embedder
 from esr.judging.mixtures import Pair
-from esr.judging.texts import CLASS_NAMES, WORD_CLASS, content_stems, split_pieces, word_classes, words_of
+from esr.judging.texts import (
+    CLASS_NAMES,
+    WORD_CLASS,
+    content_stems,
+    plain,
+    split_pieces,
+    without_echo,
+    word_classes,
+    words_of,
+)
 from esr.judging.trees import fit_trees, predict_trees
 from esr.storage.digests import digest
 from esr.storage.files import write_text
 
+TEXTS = "lower case, no Markdown, no echo of the prompt"  # as `prepare` makes them: part of what a scorer is fitted on
+MIN_KNOWN = 0.25  # of the words: below, a text is no language that the scorer knows
 STRAY = 0.05  # a response nearer to this share of all subjects than to its subject is off topic
 # Features of one (prompt, text, distractor). Score is monotonic in them: 1 increasing, -1 decreasing, 0 unconstrained.
 FEATURES = {
@@ -83,6 +95,17 @@ def _longest_run(words: Sequence[str]) -> int:
     return max(len(list(run)) for _, run in groupby(words))
 
 
+def prepare(text: str, prompt: str) -> str:
+    """What of `text` is scored: without what it copies from its prompt, in a form that layout does not change."""
+    return plain(without_echo(text, prompt))
+
+
+def is_language(text: str, known: Set[str]) -> bool:
+    """Whether at least `MIN_KNOWN` of the words are common ones."""
+    words = words_of(text)
+    return bool(words) and sum(w in known or w.split("'")[0] in known for w in words) >= MIN_KNOWN * len(words)
+
+
 class Scorer:
     """The fitted scorer; `parameters` are plain numbers (see `fit`), stored as JSON."""
 
@@ -103,7 +126,8 @@ class Scorer:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist: run the stage that fits the relevance scorer.")
         parameters = json.loads(path.read_text(encoding="utf-8"))
-        if parameters.get("features") != list(FEATURES) or parameters.get("classes") != CLASS_NAMES:
+        expected = {"features": list(FEATURES), "classes": CLASS_NAMES, "texts": TEXTS}
+        if any(parameters.get(name) != value for name, value in expected.items()):
             raise ValueError(f"{path} was fitted on other features than this version computes: fit the scorer again.")
         return cls(embedder, parameters)
 
@@ -113,11 +137,12 @@ class Scorer:
     def score(
         self, prompts: Sequence[str], texts: Sequence[str], distractors: Sequence[str]
     ) -> Float[np.ndarray, " texts"]:
-        """Relevance of each text to its prompt, 0-100; 0 for a text without words. distractors: labels or ""."""
+        """Relevance of each text to its prompt, 0-100; 0 where `is_language` finds none. distractors: labels or ""."""
         scores = np.zeros(len(texts))
-        rows = [i for i, text in enumerate(texts) if words_of(text)]
+        bodies = [prepare(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+        rows = [i for i, body in enumerate(bodies) if is_language(body, self.embedder.words)]
         if rows:
-            values = self._features([(prompts[i], texts[i], distractors[i]) for i in rows])
+            values = self._features([(prompts[i], bodies[i], distractors[i]) for i in rows])
             scores[rows] = 100 * np.clip(predict_trees(self.trees, values), 0, 1)
         return scores
 
@@ -179,7 +204,8 @@ def fit(pairs: Sequence[Pair], embedder: Embedder, seed: int = 0) -> Scorer:
 
     Monotonic constraints (`FEATURES`) keep scores sensible on other texts. Raises ValueError for too few pairs.
     """
-    usable = [p for p in pairs if words_of(p.text)]
+    prepared = [replace(p, text=prepare(p.text, p.prompt)) for p in pairs]
+    usable = [p for p in prepared if words_of(p.text)]
     whole = [p for p in usable if p.kind in ("matched", "mismatched")]
     if len(usable) < 100 or len({p.kind for p in whole}) < 2:
         raise ValueError(f"{len(usable)} pairs are too few: give at least 100, matched and mismatched ones among them.")
@@ -189,6 +215,7 @@ def fit(pairs: Sequence[Pair], embedder: Embedder, seed: int = 0) -> Scorer:
     parameters = {
         "features": list(FEATURES),
         "classes": CLASS_NAMES,
+        "texts": TEXTS,
         "pairs": len(usable),
         "near": _fit_near(whole, embeddings),
         "class_pairs": _class_pairs([p.text for p in usable if p.kind == "matched"]),

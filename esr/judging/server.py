@@ -2,8 +2,8 @@
 
     python -m esr.judging.server qwen25-coder-15b --port 8123
 
-serves until it is interrupted; `serving` does so for a block of code. The system prompt is evaluated once and kept, so a verdict costs little more
-than reading the response.
+serves until it is interrupted; `serving` does so for a block of code. The system prompt is evaluated once and kept, so
+a verdict costs little more than reading the response.
 """
 
 from __future__ import annotations

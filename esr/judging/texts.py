@@ -30,6 +30,10 @@ CLASS_INDEX = {name: i for i, name in enumerate(CLASS_NAMES)}
 TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d[\d.,]*|\n+|[^\w\s]|_+")
 PIECE = re.compile(r"[^.!?\n]*(?:[.!?]+(?=\s|$)|\n|$|[.!?])+", re.S)
 SHORT_WORDS, LONG_WORDS = 4, 60  # words per piece: sentences are joined or cut to lengths that carry meaning
+WORD = re.compile(r"\w+(?:['’]\w+)*")
+MARKDOWN = re.compile(r"[*_`#~|]+")
+BULLET = re.compile(r"^\s*(?:>\s*)*(?:[-+•*]\s+|\d+[.)]\s+)?")
+ECHO = 5  # words in a row that only a copy of the prompt shares with it
 FRAMES = """
     explain how write short story about list interesting facts describe tell please give someone something walk
     through step steps instruction instructions simple first time best way people person things thing make do
@@ -56,6 +60,37 @@ def content_stems(text: str) -> list[str]:
 def sentence_ends(text: str) -> list[int]:
     """Characters at which sentences and lines of `text` end."""
     return [piece.end() for piece in PIECE.finditer(text) if piece[0].strip()]
+
+
+def plain(text: str) -> str:
+    """`text` in lower case without Markdown's marks, bullets and repeated blanks: what is scored does not hang on form.
+
+    Line breaks stay, as they end sentences in lists.
+    """
+    lines = (MARKDOWN.sub("", BULLET.sub("", line)) for line in text.lower().splitlines())
+    return "\n".join(kept for line in lines if (kept := " ".join(line.split())))
+
+
+def without_echo(text: str, prompt: str) -> str:
+    """`text` without the runs of `ECHO` words or more (or the whole of a shorter prompt) that it copies from `prompt`.
+
+    Case and punctuation do not matter. Linear in the words of `text`.
+    """
+    wanted = [w.lower() for w in WORD.findall(prompt)]
+    size = min(ECHO, len(wanted))
+    runs = {tuple(wanted[i : i + size]) for i in range(len(wanted) - size + 1)} if size > 1 else set()
+    found = list(WORD.finditer(text))
+    words = [m[0].lower() for m in found]
+    copied = [False] * len(found)
+    for i in range(len(found) - size + 1):
+        if tuple(words[i : i + size]) in runs:
+            copied[i : i + size] = [True] * size
+    kept, end = [], 0
+    for match, is_copied in zip(found, copied, strict=True):
+        if is_copied:
+            kept.append(text[end : match.start()])
+            end = match.end()
+    return "".join([*kept, text[end:]])
 
 
 def split_pieces(text: str) -> list[str]:

@@ -5,7 +5,7 @@ import pytest
 
 from esr.judging.mixtures import KINDS, hold_out, subject_of, training_pairs
 from esr.judging.relevance import FEATURES, Scorer, evaluate, features, fit, on_topic, score_pairs
-from esr.judging.texts import CLASS_NAMES, content_stems, split_pieces, words_of
+from esr.judging.texts import CLASS_NAMES, content_stems, split_pieces, without_echo, words_of
 
 FORMS = ["Explain {} to a child.", "Write a poem about {}."]
 SUBJECTS = {
@@ -194,3 +194,41 @@ def test_pieces_keep_every_word_in_order_and_lengths_in_bounds():
 def test_inflections_share_a_stem():
     assert len(set(content_stems("bake bakes baked baking"))) == 1
     assert content_stems("Explain how to do it, please") == []
+
+
+def test_form_changes_no_score(scorer):
+    prompt, text = (
+        FORMS[0].format("bread"),
+        "The flour needs a dough when it is old.\nMany of them are kept in the oven.",
+    )
+    formed = [
+        text, f"  {text}\n\n ", text.upper(), "1. **The flour** needs a `dough` when it is old.\n> - Many of them are kept in "
+        "the *oven*.\n", "## The flour needs a   dough when it is old.\n\n\nMany of them are kept in the oven.",
+    ]  # fmt: skip
+    scores = scorer.score([prompt] * len(formed), formed, ["horses"] * len(formed))
+    assert scores[0] > 50 and (scores == scores[0]).all()
+
+
+def test_repeating_the_prompt_earns_nothing(scorer):
+    prompt = "Please explain to a child how bread is made at home."
+    off = "The saddle needs a gallop when it is old. Many of them are kept in the saddle."
+    texts = [off, f"{prompt} {off}", f"You asked: {prompt.upper()} {off} {prompt[7:]}", prompt, f"{prompt} {prompt}"]
+    scores = scorer.score([prompt] * len(texts), texts, [""] * len(texts))
+    assert scores[1] == scores[0] < 30 and scores[2] <= scores[0] + 10
+    assert scores[3] == scores[4] == 0
+
+
+def test_what_is_no_language_scores_nothing(scorer):
+    texts = ["", " \n ", "( ( # 9 @@ --", "qzx vbn wrt plk fgh dsa", "12 34 56"]
+    assert (scorer.score([FORMS[0].format("bread")] * len(texts), texts, [""] * len(texts)) == 0).all()
+
+
+def test_only_a_copy_of_the_prompt_is_taken_out():
+    prompt = "Explain how to bake a loaf of bread."
+    assert without_echo("You asked to explain how to BAKE a loaf of bread! Mix it.", prompt).split() == [
+        "You", "asked", "to", "!", "Mix", "it.",
+    ]  # fmt: skip
+    for text in ("To bake a loaf, mix flour and water.", "How to bake bread", "", "a loaf of rye and a loaf of bread"):
+        assert without_echo(text, prompt) == text
+    assert without_echo("Why? Because of rain.", "Why?") == "Why? Because of rain."
+    assert without_echo("Name it! Ink.", "Name it!").strip() == "! Ink."
