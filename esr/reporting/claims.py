@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
 from esr import paths
 from esr.config.registry import base_of
@@ -23,10 +23,10 @@ from esr.reporting.claim import Claim, Subject, Unit
 from esr.reporting.claim_rules import claims
 from esr.statistics import verdicts
 from esr.statistics.estimates import NOTHING, Estimate
-from esr.statistics.verdicts import Verdict
+from esr.statistics.verdicts import Outcome, Verdict
 from esr.storage.records import Record
 
-NOT_MEASURED: Final = "not measured"
+NOT_MEASURED: Final[Outcome] = "not measured"
 
 
 class Row(Record):
@@ -40,7 +40,7 @@ class Row(Record):
     unit: Unit
     model: str
     subject: Subject
-    verdict: Literal["reproduced", "contradicted", "undecided at this n", "not measured"]
+    verdict: Outcome
     rule: str
     withdrawn: bool
 

@@ -11,7 +11,10 @@ from typing import Literal
 
 from esr.statistics.estimates import Estimate
 
-Outcome = Literal["reproduced", "contradicted", "undecided at this n"]
+Outcome = Literal[
+    "reproduced", "contradicted", "undecided at this n", "cannot be decided at this size",
+    "not interpretable", "not measured", "manipulation check passed", "manipulation check failed",
+]  # fmt: skip
 UNDECIDED: Outcome = "undecided at this n"
 
 

@@ -202,8 +202,9 @@ def test_form_changes_no_score(scorer):
         "The flour needs a dough when it is old.\nMany of them are kept in the oven.",
     )
     formed = [
-        text, f"  {text}\n\n ", text.upper(), "1. **The flour** needs a `dough` when it is old.\n> - Many of them are kept in "
-        "the *oven*.\n", "## The flour needs a   dough when it is old.\n\n\nMany of them are kept in the oven.",
+        text, f"  {text}\n\n ", text.upper(),
+        "1. **The flour** needs a `dough` when it is old.\n> - Many of them are kept in the *oven*.\n",
+        "## The flour needs a   dough when it is old.\n\n\nMany of them are kept in the oven.",
     ]  # fmt: skip
     scores = scorer.score([prompt] * len(formed), formed, ["horses"] * len(formed))
     assert scores[0] > 50 and (scores == scores[0]).all()
