@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from esr.paths import DATA
 from esr.storage.digests import seeded
@@ -22,9 +23,10 @@ SAMPLE = DATA / "judge" / "sample.jsonl"
 ANNOTATIONS = DATA / "judge" / "annotations.jsonl"
 LOWEST, HIGHEST = 0.0, 100.0
 Input = Callable[[str], str]
+Part = Literal["develop", "report"]
 
 
-def draw(trials: Sequence[Trial], per_condition: int, seed: int, origin: str) -> list[SampledResponse]:
+def draw(trials: Sequence[Trial], per_condition: int, seed: int, origin: str, part: Part) -> list[SampledResponse]:
     """A simple random sample of `per_condition` responses of each model and condition, in random order.
 
     Each row has the probability with which it was drawn: rates of the condition follow by weighting with its inverse.
@@ -36,7 +38,7 @@ def draw(trials: Sequence[Trial], per_condition: int, seed: int, origin: str) ->
             groups.setdefault((trial.model, trial.condition), []).append(trial)
     drawn = [
         SampledResponse(
-            id=f"{origin}-{trial.id[:12]}", origin=origin, model=trial.model, condition=trial.condition,
+            id=f"{origin}-{trial.id[:12]}", part=part, origin=origin, model=trial.model, condition=trial.condition,
             boost=trial.boost, latent=trial.latent, label=trial.label, prompt_id=trial.prompt_id, prompt=trial.prompt,
             text=trial.text, probability=min(1.0, per_condition / len(group)),
         )

@@ -117,7 +117,7 @@ def label(given: argparse.Namespace) -> None:
         print(from_root(f"{added} annotations added to {labelling.ANNOTATIONS}"))
         return
     trials = read_rows(data_dir("steer", *known([given.model])) / "responses.jsonl", Trial)
-    drawn = labelling.draw(trials, given.per_condition, given.seed, given.model)
+    drawn = labelling.draw(trials, given.per_condition, given.seed, given.model, given.part)
     new = [row for row in drawn if row.id not in {row.id for row in before}]
     write_rows(labelling.SAMPLE, [*before, *new])
     print(from_root(f"{len(new)} responses added to {labelling.SAMPLE}"))
@@ -177,6 +177,9 @@ def _add_label(commands) -> None:
     draw.add_argument("--model", required=True, help="id in data/models.yaml, with responses of the stage steer")
     draw.add_argument("--per-condition", type=int, default=60, help="responses of each condition")
     draw.add_argument("--seed", type=int, default=0, help="of the draw")
+    draw.add_argument(
+        "--part", choices=["develop", "report"], default="develop", help="to make a judge, or to measure one"
+    )
     annotate = steps.add_parser("annotate", help="ask for annotations; Enter at the first score ends the session")
     annotate.add_argument("--annotator", required=True, help="name that the annotations are kept under")
     for step in (draw, annotate):

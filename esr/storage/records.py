@@ -151,10 +151,11 @@ class AnnotatedResponse(Record):
 class SampledResponse(Record):
     """A response of data/judge/sample.jsonl, drawn at random among those of its model and condition.
 
-    origin: the run it is from. probability: with which it was drawn. label: of the concept it was steered with, or "".
+    part: `develop` to make a judge, `report` only to measure it, once. origin: the run it is from. probability: with which it was drawn. label: of the concept it was steered with, or "".
     """
 
     id: str
+    part: Literal["develop", "report"]
     origin: str
     model: str
     condition: str

@@ -19,7 +19,7 @@ def trial(number, condition="steered", text=TEXT):
 
 @pytest.fixture
 def sample():
-    return draw([trial(i) for i in range(3)], 3, 0, "run")
+    return draw([trial(i) for i in range(3)], 3, 0, "run", "develop")
 
 
 class Script:
@@ -38,11 +38,14 @@ class Script:
 
 def test_a_sample_is_random_within_each_condition_with_its_probability():
     trials = [trial(i) for i in range(40)] + [trial(i, "unsteered") for i in range(10)] + [trial(99, text="  ")]
-    drawn = draw(trials, 20, 0, "run")
+    drawn = draw(trials, 20, 0, "run", "develop")
     assert [sum(r.condition == c for r in drawn) for c in ("steered", "unsteered")] == [20, 10]
     assert {(r.condition, r.probability) for r in drawn} == {("steered", 0.5), ("unsteered", 1.0)}
-    assert draw(trials, 20, 0, "run") == drawn != draw(trials, 20, 1, "run")
-    counts = [sum(r.latent == 7 and r.condition == "steered" for r in draw(trials, 20, s, "run")) for s in range(200)]
+    assert draw(trials, 20, 0, "run", "develop") == drawn != draw(trials, 20, 1, "run", "develop")
+    counts = [
+        sum(r.latent == 7 and r.condition == "steered" for r in draw(trials, 20, s, "run", "develop"))
+        for s in range(200)
+    ]
     assert 70 < sum(counts) < 130
 
 
