@@ -157,26 +157,6 @@ class SampledResponse(Record):
 
     id: str
     part: Literal["develop", "report"]
-    model: str
-    condition: Literal["unsteered", "steered"]
-    boost: float
-    prompt: str
-    label: str
-    text: str
-    starts: list[int]
-    scores: list[float]
-    near_miss: bool
-    n_annotations: Literal[2, 3]
-
-
-class SampledResponse(Record):
-    """A response of data/judge/sample.jsonl, drawn at random among those of its model and condition.
-
-    part: `develop` to make a judge, `report` only to measure it, once. origin: the run it is from. probability: with which it was drawn. label: of the concept it was steered with, or "".
-    """
-
-    id: str
-    part: Literal["develop", "report"]
     origin: str
     model: str
     condition: str
