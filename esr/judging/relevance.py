@@ -36,6 +36,7 @@ from esr.storage.files import write_text
 
 TEXTS = "lower case, no Markdown, no echo of the prompt"  # as `prepare` makes them: part of what a scorer is fitted on
 MIN_KNOWN = 0.25  # of the words: below, a text is no language that the scorer knows
+MIN_LABELLED, LABELLED_LEAF = 100, 15  # scored texts to calibrate on, and in each leaf
 STRAY = 0.05  # a response nearer to this share of all subjects than to its subject is off topic
 # Features of one (prompt, text, distractor). Score is monotonic in them: 1 increasing, -1 decreasing, 0 unconstrained.
 FEATURES = {
@@ -113,6 +114,7 @@ class Scorer:
         self.embedder, self.parameters = embedder, parameters
         self.likelihood = np.array(parameters["class_pairs"])
         self.trees = {name: np.array(values) for name, values in parameters["trees"].items()}
+        self.calibration = {name: np.array(values) for name, values in parameters.get("calibration", {}).items()}
         self.known: dict[str, np.ndarray] = {}  # embeddings of prompts and labels, which recur
 
     @property
@@ -137,13 +139,19 @@ class Scorer:
     def score(
         self, prompts: Sequence[str], texts: Sequence[str], distractors: Sequence[str]
     ) -> Float[np.ndarray, " texts"]:
-        """Relevance of each text to its prompt, 0-100; 0 where `is_language` finds none. distractors: labels or ""."""
+        """Relevance of each text to its prompt, 0-100; 0 where `is_language` finds none. distractors: labels or "".
+
+        On the annotators' scale once `calibrate` has seen their scores; before, the share of the text that is on topic.
+        """
         scores = np.zeros(len(texts))
         bodies = [prepare(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
         rows = [i for i, body in enumerate(bodies) if is_language(body, self.embedder.words)]
         if rows:
             values = self._features([(prompts[i], bodies[i], distractors[i]) for i in rows])
-            scores[rows] = 100 * np.clip(predict_trees(self.trees, values), 0, 1)
+            shares = predict_trees(self.trees, values)
+            if self.calibration:
+                shares = predict_trees(self.calibration, np.column_stack([values, shares]))
+            scores[rows] = 100 * np.clip(shares, 0, 1)
         return scores
 
     def _features(self, triples: Sequence[tuple[str, str, str]]) -> Float[np.ndarray, "texts features"]:
@@ -227,6 +235,22 @@ def fit(pairs: Sequence[Pair], embedder: Embedder, seed: int = 0) -> Scorer:
         np.array(values), np.array([p.share for p in usable]), list(FEATURES.values()), seed
     )
     return Scorer(embedder, parameters)
+
+
+def calibrate(scorer: Scorer, labelled: Sequence[tuple[str, str, str, float]], seed: int = 0) -> Scorer:
+    """The scorer on the annotators' scale: trees over its features and its share, fitted on scored texts.
+
+    labelled: (prompt, text, distractor, score 0-100). Raises ValueError for fewer than `MIN_LABELLED` texts.
+    """
+    prepared = [(prompt, prepare(text, prompt), label, score) for prompt, text, label, score in labelled]
+    usable = [row for row in prepared if is_language(row[1], scorer.embedder.words)]
+    if len(usable) < MIN_LABELLED:
+        raise ValueError(f"{len(usable)} scored texts are too few to calibrate on: label at least {MIN_LABELLED}.")
+    values = scorer._features([row[:3] for row in usable])
+    columns = np.column_stack([values, predict_trees(scorer.trees, values)])
+    scores = np.array([row[3] for row in usable]) / 100
+    trees = fit_trees(columns, scores, [*FEATURES.values(), 1], seed, min_leaf=LABELLED_LEAF)
+    return Scorer(scorer.embedder, scorer.parameters | {"calibration": trees})
 
 
 def _fit_near(pairs: Sequence[Pair], embeddings) -> list[float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from esr.judging.mixtures import KINDS, hold_out, subject_of, training_pairs
-from esr.judging.relevance import FEATURES, Scorer, evaluate, features, fit, on_topic, score_pairs
+from esr.judging.relevance import FEATURES, Scorer, calibrate, evaluate, features, fit, on_topic, score_pairs
 from esr.judging.texts import CLASS_NAMES, content_stems, split_pieces, without_echo, words_of
 
 FORMS = ["Explain {} to a child.", "Write a poem about {}."]
@@ -233,3 +233,25 @@ def test_only_a_copy_of_the_prompt_is_taken_out():
         assert without_echo(text, prompt) == text
     assert without_echo("Why? Because of rain.", "Why?") == "Why? Because of rain."
     assert without_echo("Name it! Ink.", "Name it!").strip() == "! Ink."
+
+
+def test_calibrated_scores_are_on_the_scale_of_the_annotators(scorer):
+    """Annotators who give a quarter of the scorer's score: the order stays, the scale is theirs."""
+    pairs = [p for p in training_pairs(*documents(), FORMS, 540, seed=3) if words_of(p.text)]
+    raw = score_pairs(scorer, pairs)
+    labelled = [(p.prompt, p.text, p.distractor, score / 4) for p, score in zip(pairs, raw, strict=True)]
+    theirs = calibrate(scorer, labelled[::2])
+    found = score_pairs(theirs, pairs[1::2])
+    assert np.abs(found - raw[1::2] / 4).mean() < 2 < np.abs(raw[1::2] - raw[1::2] / 4).mean()
+    assert np.corrcoef(found, raw[1::2])[0, 1] > 0.95 and theirs.fingerprint != scorer.fingerprint
+    with pytest.raises(ValueError, match="3 scored texts are too few"):
+        calibrate(scorer, labelled[:3])
+
+
+def test_a_calibrated_scorer_is_saved_whole(scorer, tmp_path):
+    pairs = [p for p in training_pairs(*documents(), FORMS, 240, seed=3) if words_of(p.text)]
+    theirs = calibrate(scorer, [(p.prompt, p.text, p.distractor, 50 * p.share) for p in pairs])
+    theirs.save(tmp_path / "scorer.json")
+    assert (
+        score_pairs(Scorer.load(tmp_path / "scorer.json", scorer.embedder), pairs) == score_pairs(theirs, pairs)
+    ).all()

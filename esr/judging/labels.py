@@ -1,0 +1,72 @@
+"""The labelled responses of data/judge: two annotators' readings of random samples, and what they agree on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from esr.judging.annotations import NEAR
+from esr.judging.labelling import ANNOTATIONS, SAMPLE, Part
+from esr.storage.files import read_rows
+from esr.storage.records import Annotation, SampledResponse
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A sampled response and its annotations, one per annotator, in the order of their names."""
+
+    response: SampledResponse
+    annotations: tuple[Annotation, ...]
+
+    @property
+    def shared_starts(self) -> list[int]:
+        """Starts of attempts that every annotator found, by the first annotator's characters."""
+        first, *others = self.annotations
+        return [s for s in first.starts if all(_near(s, other.starts) for other in others)]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all annotators found the same attempts."""
+        shared = len(self.shared_starts)
+        return all(len(annotation.starts) == shared for annotation in self.annotations)
+
+    def attempts(self) -> list[tuple[str, float]]:
+        """Text and mean score of each attempt; of the first alone where the annotators found others after it; none
+        where they did not agree on its end. The restart's own words are part of the text."""
+        starts = [0, *self.annotations[0].starts, len(self.response.text)]
+        texts = [self.response.text[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+        if self.agrees:
+            scores = np.mean([annotation.scores for annotation in self.annotations], axis=0)
+            return list(zip(texts, scores.tolist(), strict=True))
+        firsts = [annotation.starts[:1] for annotation in self.annotations]
+        if all(firsts) and all(_near(firsts[0][0], other) for other in firsts):
+            return [(texts[0], float(np.mean([annotation.scores[0] for annotation in self.annotations])))]
+        return []
+
+
+def _near(start: int, others: Sequence[int]) -> bool:
+    return any(abs(start - other) <= NEAR for other in others)
+
+
+def read_labelled(part: Part) -> list[Labelled]:
+    """The labelled responses of a part, in the order of the sample.
+
+    Raises FileNotFoundError, or ValueError for an annotation of a response that is not in the sample or has another
+    number of scores than attempts.
+    """
+    sample = {row.id: row for row in read_rows(SAMPLE, SampledResponse)}
+    found: dict[str, dict[str, Annotation]] = defaultdict(dict)
+    for row in read_rows(ANNOTATIONS, Annotation):
+        if row.id not in sample:
+            raise ValueError(f"{ANNOTATIONS}: {row.id} is not in {SAMPLE.name}: remove the annotation.")
+        if len(row.scores) != len(row.starts) + 1:
+            raise ValueError(f"{ANNOTATIONS}: {row.id}, {row.annotator}: {len(row.scores)} scores of another number of "
+                             f"attempts, {len(row.starts) + 1}: correct the annotation.")  # fmt: skip
+        found[row.id][row.annotator] = row
+    return [
+        Labelled(row, tuple(by for _, by in sorted(found[row.id].items())))
+        for row in sample.values() if row.part == part and len(found[row.id]) > 1
+    ]  # fmt: skip
