@@ -253,6 +253,21 @@ def calibrate(scorer: Scorer, labelled: Sequence[tuple[str, str, str, float]], s
     return Scorer(scorer.embedder, scorer.parameters | {"calibration": trees})
 
 
+def cross_validate(
+    scorer: Scorer, labelled: Sequence[tuple[str, str, str, float]], seed: int = 0, folds: int = 5
+) -> Float[np.ndarray, " texts"]:
+    """Calibrated scores of the labelled texts, each by a calibration that saw no text on its prompt."""
+    from sklearn.model_selection import GroupKFold
+
+    scores = np.zeros(len(labelled))
+    groups = [prompt for prompt, *_ in labelled]
+    for seen, unseen in GroupKFold(folds).split(labelled, groups=groups):
+        theirs = calibrate(scorer, [labelled[i] for i in seen], seed)
+        prompts, texts, labels, _ = zip(*[labelled[i] for i in unseen], strict=True)
+        scores[unseen] = theirs.score(prompts, texts, labels)
+    return scores
+
+
 def _fit_near(pairs: Sequence[Pair], embeddings) -> list[float]:
     """Slope and intercept of the log-odds that a piece is on topic, given its cosine to the prompt."""
     from sklearn.linear_model import LogisticRegression
