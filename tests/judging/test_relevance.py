@@ -5,7 +5,7 @@ import pytest
 
 from esr.judging.mixtures import KINDS, hold_out, subject_of, training_pairs
 from esr.judging.relevance import FEATURES, Scorer, evaluate, features, fit, on_topic, score_pairs
-from esr.judging.texts import CLASS_NAMES, content_stems, split_pieces, words_of
+from esr.judging.texts import CLASS_NAMES, content_stems, split_pieces, unspaced_share, words_of
 
 FORMS = ["Explain {} to a child.", "Write a poem about {}."]
 SUBJECTS = {
@@ -194,3 +194,9 @@ def test_pieces_keep_every_word_in_order_and_lengths_in_bounds():
 def test_inflections_share_a_stem():
     assert len(set(content_stems("bake bakes baked baking"))) == 1
     assert content_stems("Explain how to do it, please") == []
+
+
+def test_text_without_spaces_between_words_is_known_by_its_script():
+    assert unspaced_share("パンの焼き方を説明してください。") == unspaced_share("如何烤面包?") == 1
+    assert unspaced_share("Explain what 猫 means in Japanese.") < 0.1
+    assert unspaced_share("Expliquez où naît l'été.") == unspaced_share("12 + 3 = ?") == 0
