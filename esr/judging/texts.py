@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import numpy as np
 from jaxtyping import Int
@@ -41,11 +42,18 @@ FRAMES = """
     report news between matter important example practical advice common mistakes compare similar typical day
     involves answers questions
 """  # words of a request's form, not of its subject
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # as Unicode names letters
 FRAME = frozenset(FRAMES.split())
 
 
 def words_of(text: str) -> list[str]:
     return [w.lower() for w in re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", text)]
+
+
+def unspaced_share(text: str) -> float:
+    """Share of the letters of `text` in scripts without spaces between words, which `words_of` cannot split."""
+    letters = [unicodedata.name(letter, "") for letter in text if letter.isalpha()]
+    return sum(name.startswith(UNSPACED) for name in letters) / max(1, len(letters))
 
 
 def stem(word: str) -> str:

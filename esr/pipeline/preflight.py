@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esr.config.registry import model_entry
-from esr.config.schema import ConfigError, load_texts
+from esr.config.schema import ConfigError, load_texts, shown
 from esr.config.stages import stage_parameters
 from esr.engine.architecture import UnsupportedArchitecture, check_architecture, max_positions
+from esr.judging.texts import unspaced_share
 from esr.models.failures import FetchError
 from esr.models.files import ModelFiles
 from esr.models.preflight import MODEL_CHECKS, Found, Subject, check_files
@@ -22,6 +23,7 @@ from esr.sae.preflight import check_labels, check_sae
 from esr.storage.prompts import read_prompts
 
 MAX_RESIDUAL_NORMS = 10  # a larger boost replaces the residual stream
+MAX_UNSPACED = 0.3  # share of a prompt's letters: a name or a word to translate may be in another script
 GROUND = ("files", "architecture", "vocabulary", "chat template")  # where one fails, later ones make no sense
 
 
@@ -117,6 +119,17 @@ def check_positions(subject: Subject) -> Found:
     return f"{room:,}", f"{prompt} of the longest prompt + {new} new"
 
 
+def check_prompts(subject: Subject) -> Found:
+    """The offline judge, which counts words between spaces, can read the prompts."""
+    for prompt in subject.prompts:
+        if unspaced_share(prompt) > MAX_UNSPACED:
+            raise ConfigError(
+                f"data/prompts has {shown(prompt)}, in a script without spaces between words, in which the offline "
+                "judge cannot tell words apart: write prompts in a language that separates them."
+            )
+    return f"{len(subject.prompts)} prompts", "words between spaces; restarts are known in English"
+
+
 def check_memory(subject: Subject) -> Found:
     """Weights in the compute dtype, the cache of a batch and the SAE fit into memory."""
     from esr.models.devices import compute_dtype, device
@@ -182,5 +195,5 @@ def checks_of(subject: Subject) -> dict[str, Callable[[Subject], Found]]:
         return {"files": check_files}
     of_vectors = {"SAE": check_sae, "labels": check_labels} if subject.entry.sae else {"concepts": check_concepts}
     ground = {"boost": check_boost, "files": check_files, "architecture": check_model_type}
-    machine = {"positions": check_positions, "memory": check_memory, "disk": check_disk}
+    machine = {"prompts": check_prompts, "positions": check_positions, "memory": check_memory, "disk": check_disk}
     return {**ground, **MODEL_CHECKS, **of_vectors, **machine}

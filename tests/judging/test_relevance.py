@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 
 from esr.judging.mixtures import KINDS, hold_out, subject_of, training_pairs
-from esr.judging.relevance import FEATURES, Scorer, calibrate, evaluate, features, fit, on_topic, score_pairs
-from esr.judging.texts import CLASS_NAMES, content_stems, split_pieces, without_echo, words_of
+from esr.judging.texts import (
+    CLASS_NAMES,
+    content_stems,
+    split_pieces,
+    unspaced_share,
+    without_echo,
+    words_of,
+)
 
 FORMS = ["Explain {} to a child.", "Write a poem about {}."]
 SUBJECTS = {
@@ -255,3 +261,9 @@ def test_a_calibrated_scorer_is_saved_whole(scorer, tmp_path):
     assert (
         score_pairs(Scorer.load(tmp_path / "scorer.json", scorer.embedder), pairs) == score_pairs(theirs, pairs)
     ).all()
+
+
+def test_text_without_spaces_between_words_is_known_by_its_script():
+    assert unspaced_share("パンの焼き方を説明してください。") == unspaced_share("如何烤面包?") == 1
+    assert unspaced_share("Explain what 猫 means in Japanese.") < 0.1
+    assert unspaced_share("Expliquez où naît l'été.") == unspaced_share("12 + 3 = ?") == 0

@@ -419,6 +419,11 @@ PROMPTS = [
         "empty file of prompts", text("data/prompts/held_out.txt", "\n"), ("held_out.txt", "no prompt", "one per line")
     ),
     Bad(
+        "prompts in a script without spaces",
+        text("data/prompts/held_out.txt", "パンの焼き方を説明してください。\n"),
+        ("data/prompts has 'パンの", "script without spaces", "write prompts in a language that separates"),
+    ),
+    Bad(
         "prompt twice",
         text("data/prompts/held_out.txt", "Why?\nWhy?\n"),
         ("held_out.txt, line 2", "twice", "Remove it, or line 1"),

@@ -268,7 +268,7 @@ def make_restarts(root: Path, model: str) -> None:
 
 def watch_files() -> set[str]:
     """The set that every file opened for reading from now on is added to."""
-    import safetensors
+    import safetensors.torch
 
     opened: set[str] = set()
 
@@ -281,7 +281,7 @@ def watch_files() -> set[str]:
         return safe_open(filename, *rest, **options)
 
     sys.addaudithook(note)
-    safetensors.safe_open = watched
+    safetensors.safe_open = safetensors.torch.safe_open = watched  # load_file opens by the latter
     return opened
 
 

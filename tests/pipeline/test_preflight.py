@@ -96,7 +96,7 @@ def test_nothing_is_wrong_with_the_study_before_it_is_spoilt(study, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["check"])
     assert ended.value.code == 0
-    assert len(re.findall(r"  ok$", capsys.readouterr().out, re.MULTILINE)) == 13
+    assert len(re.findall(r"  ok$", capsys.readouterr().out, re.MULTILINE)) == 14
 
 
 def test_names_of_rows_differ_and_there_are_enough():
