@@ -25,14 +25,24 @@ def predict_trees(
     return trees["baseline"] + trees["value"][tree, node].sum(1)
 
 
-def fit_trees(values: np.ndarray, shares: np.ndarray, monotonic: list[int], seed: int) -> dict:
-    """Arrays of gradient-boosted trees, for `predict_trees`. monotonic: -1, 0 or 1 per feature."""
+def fit_trees(
+    values: np.ndarray,
+    shares: np.ndarray,
+    monotonic: list[int],
+    seed: int,
+    weights: np.ndarray | None = None,
+    **settings: float,
+) -> dict:
+    """Arrays of gradient-boosted trees, for `predict_trees`. monotonic: -1, 0 or 1 per feature.
+
+    settings: of HistGradientBoostingRegressor, in place of those here.
+    """
     from sklearn.ensemble import HistGradientBoostingRegressor
 
+    defaults = {"max_iter": TREES, "learning_rate": 0.08, "min_samples_leaf": 30, "l2_regularization": 5.0}
     model = HistGradientBoostingRegressor(
-        max_iter=TREES, max_depth=DEPTH, learning_rate=0.08, min_samples_leaf=30, l2_regularization=5.0,
-        monotonic_cst=monotonic, early_stopping=False, random_state=seed,
-    ).fit(values, shares)  # fmt: skip
+        **defaults | settings, max_depth=DEPTH, monotonic_cst=monotonic, early_stopping=False, random_state=seed
+    ).fit(values, shares, sample_weight=weights)
     nodes = [predictors[0].nodes for predictors in model._predictors]
     width = max(map(len, nodes))
     trees: dict = {"depth": DEPTH, "baseline": round(float(model._baseline_prediction[0, 0]), 6)}
