@@ -15,34 +15,40 @@ from esr.judging.sentences import SPEAKER, WORD, Sentence
 
 # Words and phrases by what they do; a phrase of several words is found as a whole.
 CUES = {
-    "interjection": "wait, oops, whoops, ups, hmm, hm, uh, uhh, um, er, erm, ugh, ah, oh, argh, yikes, whoa, dang, darn, gosh,"
-    " hold on, hang on, stop, halt, no, nope, ok, okay, right, alright, lol, haha, welp, well, jeez, one moment, hey",
-    "apology": "sorry, apologies, apologize, apologise, apology, pardon, forgive, excuse me, my bad, regret, regrettably,"
-    " oversight, embarrassing, embarrassed, ashamed, mea culpa, my fault, my mistake",
-    "wrong": "wrong, incorrect, incorrectly, false, mistaken, mistake, mistakes, error, errors, typo, slip, inaccurate, nonsense,"
-    " untrue, mixed up, mix up, confused, misread, misstated, misspoke, misunderstood, not right, isn't right, not true,"
-    " not correct, messed up, muddled, garbage, gibberish, no sense, rubbish, erroneous, backwards",
-    "stray": "off topic, off track, off course, off the rails, irrelevant, unrelated, nothing to do, no bearing, digress, digressed,"
-    " digression, tangent, rambling, rambled, drifted, drifting, wandered, wandering, sidetracked, carried away, astray,"
-    " strayed, detour, rabbit hole, distracted, not belong, doesn't belong, went off, no place, beside the point, lost the thread",
-    "text": "answer, paragraph, paragraphs, sentence, sentences, above, previous, preceding, list, table, code, snippet, line,"
-    " lines, text, passage, reply, response, explanation, figure, statement, opening, so far, earlier, block, recipe, version,"
-    " draft, poem, example, step, steps, i wrote, i said, i typed, i gave, just said, just wrote, wrote, written, typed",
-    "redo": "start over, starting over, start again, starting again, begin again, afresh, anew, from scratch, from the top,"
-    " from the start, from the beginning, from zero, try again, try that again, once more, one more time, once again, redo,"
-    " restart, restarting, rewrite, rewriting, rewind, rewinding, reset, resetting, take two, do over, second try,"
-    " second attempt, new attempt, fresh start, new start, another go, retry, recommence, again, square one, clean slate",
-    "back": "back to, return to, returning to, returning, getting back, back on, anyway, anyhow, anyways, anyhoo, where was i,"
-    " where were we, on to, on with, refocus, steer",
-    "disregard": "ignore, disregard, forget, scratch, strike, scrap, delete, cross out, never mind, nevermind, take back,"
-    " take it back, take that back, withdraw, withdrawn, retract, retracted, discard, unread, pretend, erase, wipe, skip, rescind,"
-    " set aside, undo, aside, drop",
-    "asked": "you asked, you wanted, you want, your question, your prompt, your request, the question, the request, the prompt,"
-    " the task, asked for, asked about, was asked, the topic, the subject, you meant, you needed, the actual, the real, enquiry,"
-    " supposed to, the brief, instruction, instructions",
-    "correct": "correction, i meant, i mean, make that, should be, should have, rather than, instead of, in fact, actually,"
-    " correct, corrected, properly, correctly, proper, right one, not",
-    "announce": "here is, here's, here are, here goes, let me, let's, allow me, i'll, i will, i shall, now, this time, proceed",
+    "interjection": "wait, oops, whoops, ups, hmm, hm, uh, uhh, um, er, erm, ugh, ah, oh, argh, yikes, whoa, dang,"
+    " darn, gosh, hold on, hang on, stop, halt, no, nope, ok, okay, right, alright, lol, haha, welp, well, jeez, one"
+    " moment, hey",
+    "apology": "sorry, apologies, apologize, apologise, apology, pardon, forgive, excuse me, my bad, regret,"
+    " regrettably, oversight, embarrassing, embarrassed, ashamed, mea culpa, my fault, my mistake",
+    "wrong": "wrong, incorrect, incorrectly, false, mistaken, mistake, mistakes, error, errors, typo, slip,"
+    " inaccurate, nonsense, untrue, mixed up, mix up, confused, misread, misstated, misspoke, misunderstood,"
+    " not right, isn't right, not true, not correct, messed up, muddled, garbage, gibberish, no sense,"
+    " rubbish, erroneous, backwards",
+    "stray": "off topic, off track, off course, off the rails, irrelevant, unrelated, nothing to do, no bearing,"
+    " digress, digressed, digression, tangent, rambling, rambled, drifted, drifting, wandered, wandering,"
+    " sidetracked, carried away, astray, strayed, detour, rabbit hole, distracted, not belong, doesn't belong,"
+    " went off, no place, beside the point, lost the thread",
+    "text": "answer, paragraph, paragraphs, sentence, sentences, above, previous, preceding, list, table, code,"
+    " snippet, line, lines, text, passage, reply, response, explanation, figure, statement, opening, so far,"
+    " earlier, block, recipe, version, draft, poem, example, step, steps, i wrote, i said, i typed, i gave,"
+    " just said, just wrote, wrote, written, typed",
+    "redo": "start over, starting over, start again, starting again, begin again, afresh, anew, from scratch, from"
+    " the top, from the start, from the beginning, from zero, try again, try that again, once more, one more"
+    " time, once again, redo, restart, restarting, rewrite, rewriting, rewind, rewinding, reset, resetting,"
+    " take two, do over, second try, second attempt, new attempt, fresh start, new start, another go, retry,"
+    " recommence, again, square one, clean slate",
+    "back": "back to, return to, returning to, returning, getting back, back on, anyway, anyhow, anyways, anyhoo,"
+    " where was i, where were we, on to, on with, refocus, steer",
+    "disregard": "ignore, disregard, forget, scratch, strike, scrap, delete, cross out, never mind, nevermind,"
+    " take back, take it back, take that back, withdraw, withdrawn, retract, retracted, discard, unread, pretend,"
+    " erase, wipe, skip, rescind, set aside, undo, aside, drop",
+    "asked": "you asked, you wanted, you want, your question, your prompt, your request, the question, the request,"
+    " the prompt, the task, asked for, asked about, was asked, the topic, the subject, you meant, you needed,"
+    " the actual, the real, enquiry, supposed to, the brief, instruction, instructions",
+    "correct": "correction, i meant, i mean, make that, should be, should have, rather than, instead of, in fact,"
+    " actually, correct, corrected, properly, correctly, proper, right one, not",
+    "announce": "here is, here's, here are, here goes, let me, let's, allow me, i'll, i will, i shall, now, this time,"
+    " proceed",
     "self": "i, i'm, i've, i'd, i'll, my, me, myself, mine",
     "reader": "you, your, you're, you've, yours, reader, readers",
     "we": "we, us, our, let's",
@@ -50,15 +56,18 @@ CUES = {
     "past": "was, were, had, did, went, gave, wrote, said, got, started, began, been",
     "when": "if, when, until, before, after, once, unless, may, might, will, always, every, never",
 }  # fmt: skip
-GENRES = {  # words of a prompt, and of what opens a text, for kinds of text in which somebody else speaks
-    "letter": "letter email e mail mail note card message memo statement speech toast eulogy announcement apology reply notice"
-    " text sms dm statement press release complaint newsletter invitation postcard dear sincerely regards",
+GENRES = {  # words of a prompt for kinds of text in which somebody else speaks
+    "letter": "letter email e mail mail note card message memo statement speech toast eulogy announcement apology reply"
+    " notice text sms dm statement press release complaint newsletter invitation postcard dear sincerely"
+    " regards",
     "story": "story tale fiction narrator novel narrative fable tell told voice anecdote chapter legend bedtime",
-    "verse": "poem song lyrics haiku verse chorus rhyme ballad limerick ode rap sonnet stanza acrostic hymn lullaby blues",
-    "script": "dialogue conversation script scene play sketch interview transcript chat improv call skit podcast screenplay"
-    " comedy role discussion exchange argument",
-    "inner": "monologue diary journal log thoughts stream consciousness inner voice blog entry vlog confession pretend imagine",
-}
+    "verse": "poem song lyrics haiku verse chorus rhyme ballad limerick ode rap sonnet stanza acrostic hymn lullaby"
+    " blues",
+    "script": "dialogue conversation script scene play sketch interview transcript chat improv call skit podcast"
+    " screenplay comedy role discussion exchange argument",
+    "inner": "monologue diary journal log thoughts stream consciousness inner voice blog entry vlog confession pretend"
+    " imagine",
+}  # fmt: skip
 CUE_PHRASES = {name: tuple(f" {p.strip()} " for p in phrases.split(",")) for name, phrases in CUES.items()}
 GENRE_WORDS = {name: frozenset(words.split()) for name, words in GENRES.items()}
 SHORT = 7  # characters; shorter sentences recur in any text
@@ -123,6 +132,6 @@ class TextForm:
 
 
 FORM = (
-    "turn_share", "verse_share", "letter", "quoted_share", "wait_share", "bracket_share", "repeated", "quoted", "opens_line",
-    "in_turn", "in_block", "after_block", "in_block_quote",
+    "turn_share", "verse_share", "letter", "quoted_share", "wait_share", "bracket_share", "repeated", "quoted",
+    "opens_line", "in_turn", "in_block", "after_block", "in_block_quote",
 )  # fmt: skip

@@ -23,7 +23,7 @@ JUMPS = 150  # pairs of responses without a word between
 SLACK = 2  # characters between the annotated start of a restart and the first word of its sentence
 UNKNOWN = 3  # sentences after an annotated start that may belong to it
 # Weights of examples by origin: made by rule, plain text, which is frequent, and annotated responses, which are few
-SPLICED, PLAIN, ANNOTATED = 0.6, 1.5, 2.0
+SPLICED, PLAIN, ANNOTATED = 0.6, 3.0, 2.0
 CONTINUED = 0.5  # of sentences that continue a restart
 
 

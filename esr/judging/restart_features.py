@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from esr.judging.cues import CUES, FORM, GENRES, TextForm, cues, prompt_genres, words_in
 from esr.judging.sentences import split_sentences
@@ -18,12 +18,12 @@ from esr.judging.texts import content_stems, split_pieces
 WINDOW = 800  # characters before and after a sentence that are compared with the prompt
 PIECES = 4  # of them, next to the sentence
 CANDIDATE = 0.01  # probability by words above which a sentence is embedded: at most a third of plain ones
-PROMISING = 0.04  # probability by embedding above which its surroundings are read: about one plain sentence in twenty
+PROMISING = 0.04  # probability by embedding above which its surroundings are read: of about 1 in 20 plain sentences
 LIKELY, MAX_RUN = 0.4, 6  # sentences that count as one restart with the one before
 SCALE = 4  # of embeddings, whose components are small, beside 0-1 inputs of linear models
 Embeddings = Mapping[str, np.ndarray]
-FIRST_PERSON = frozenset("i i'm i've i'd i'll my me we our".split())
-OTHERS = frozenset("he she his her him said asked".split())
+FIRST_PERSON = frozenset(["i", "i'm", "i've", "i'd", "i'll", "my", "me", "we", "our"])
+OTHERS = frozenset(["he", "she", "his", "her", "him", "said", "asked"])
 SURFACE = ("words", "new_prompt_stems", "prompt_stems", "known_stems")
 CONTEXT = (
     "meaning", "wording", "meaning_2_before", "meaning_before", "meaning_after", "meaning_2_after", "wording_before",
@@ -34,7 +34,8 @@ TOPIC = (
     "before_stems", "after_stems", "resumed_stems", "first_person_before", "first_person_after", "others_share",
 )  # fmt: skip
 FEATURES = [
-    *CONTEXT, *CUES, *SURFACE, *TOPIC, *(f"prompt_{genre}" for genre in GENRES), "prompt_of_errors", "prompt_frame", *FORM,
+    *CONTEXT, *CUES, *SURFACE, *TOPIC, *(f"prompt_{genre}" for genre in GENRES), "prompt_of_errors",
+    "prompt_frame", *FORM,
 ]  # fmt: skip
 
 
@@ -60,10 +61,11 @@ class ParsedResponse:
         self._top: np.ndarray | None = None
 
     def _surface(self) -> list[list[float]]:
-        rows, seen = [], set()
+        rows: list[list[float]] = []
+        seen: set[str] = set()
         for words, stems in zip(self.words, self.stems, strict=True):
-            asked = stems & self.prompt_stems
-            rows.append([min(8, len(words)), *(min(3, len(s)) for s in (asked - seen, asked, stems & seen))])
+            named = stems & self.prompt_stems
+            rows.append([min(8, len(words)), *(min(3, len(s)) for s in (named - seen, named, stems & seen))])
             seen |= stems
         return rows
 
@@ -118,7 +120,9 @@ def score_meaning(parsed: ParsedResponse, model: Mapping, embeddings: Embeddings
     """Set the probability, by words and embedding, of the candidates; 0 of other sentences. model: weights, bias."""
     parsed.meaning = np.zeros(len(parsed.sentences))
     if len(rows := parsed.candidates()):
-        parsed.meaning[rows] = sigmoid(meaning_inputs(parsed, rows, embeddings) @ np.array(model["weights"]) + model["bias"])
+        parsed.meaning[rows] = sigmoid(
+            meaning_inputs(parsed, rows, embeddings) @ np.array(model["weights"]) + model["bias"]
+        )
 
 
 def score_frame(parsed: ParsedResponse, model: Mapping, embeddings: Embeddings) -> None:
@@ -127,7 +131,7 @@ def score_frame(parsed: ParsedResponse, model: Mapping, embeddings: Embeddings) 
     parsed.frame = float(sigmoid(inputs @ np.array(model["weights"]) + model["bias"]))
 
 
-def meaning_inputs(parsed: ParsedResponse, rows: Sequence[int], embeddings: Embeddings) -> np.ndarray:
+def meaning_inputs(parsed: ParsedResponse, rows: Int[np.ndarray, " rows"], embeddings: Embeddings) -> np.ndarray:
     """Inputs of the linear model of meaning: embedding, signs and the logarithm of the wording's probability."""
     vectors = np.stack([embeddings[parsed.sentences[i].text] for i in rows])
     return np.hstack([SCALE * vectors, capped(parsed.signs[rows]), np.log(parsed.wording[rows] + 1e-4)[:, None]])

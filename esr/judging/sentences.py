@@ -13,9 +13,30 @@ from typing import NamedTuple
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 TOKEN = re.compile(r"\n+|[.!?…]+|[;:]|[—–]|--+|[()\[\]]|,|\w+(?:['’]\w+)*|[^\S\n]+|.", re.DOTALL)
 ITEM = re.compile(r"(?:\d{1,3}|[A-Za-z])[.):]")  # the mark of an item in a list, after which it begins
-SPEAKER = re.compile(r"[*_>\-# ]*(?:\[[^\]\n]{1,12}\] ?)?[A-Z][\w.'’]*(?: [A-Z\d][\w.'’]*){0,2}[*_]*(?: \([^)\n]{1,30}\))?:")
+SPEAKER = re.compile(
+    r"[*_>\-# ]*(?:\[[^\]\n]{1,12}\] ?)?[A-Z][\w.'’]*(?: [A-Z\d][\w.'’]*){0,2}[*_]*(?: \([^)\n]{1,30}\))?:"
+)
 # Words that break off a sentence, with a capital where the full stop is lost, after a comma otherwise
-BREAKS = frozenset("wait sorry oops whoops actually hold hang scratch apologies pardon correction no hmm ugh er oh".split())
+BREAKS = frozenset(
+    [
+        "wait",
+        "sorry",
+        "oops",
+        "whoops",
+        "actually",
+        "hold",
+        "hang",
+        "scratch",
+        "apologies",
+        "pardon",
+        "correction",
+        "no",
+        "hmm",
+        "ugh",
+        "er",
+        "oh",
+    ]
+)
 CLOSING = "\"'”’»)]*_"
 MIN_WORDS = 3  # of a clause that an interjection breaks off
 LIMIT = 60  # words of a sentence that are read
@@ -39,15 +60,15 @@ def split_sentences(text: str) -> list[Sentence]:
     sentences: list[Sentence] = []
     tokens = [(m.start(), m.group()) for m in TOKEN.finditer(text)]
     begin = words = 0
-    opens, begun, quoted = True, False, False
+    opens, started, quoted = True, False, False
     inside = quotation_spans(text)
 
     def close(end: int) -> None:
-        nonlocal begun
-        if begun:
+        nonlocal started
+        if started:
             kept = text[begin:end].rstrip()
             sentences.append(Sentence(begin, begin + len(kept), _plain(kept), opens, quoted))
-        begun = False
+        started = False
 
     for i, (place, token) in enumerate(tokens):
         following = tokens[i + 1][1] if i + 1 < len(tokens) else "\n"
@@ -56,16 +77,16 @@ def split_sentences(text: str) -> list[Sentence]:
             opens = True
         elif token[0].isalnum() or token[0] == "_" and token.strip("_"):
             before = tokens[i - 2][1] if i > 1 and tokens[i - 1][1].isspace() else ""
-            if begun and _breaks_off(token, before, words):
+            if started and _breaks_off(token, before, words):
                 close(place)
                 opens = False
-            if not begun:
+            if not started:
                 if opens and ITEM.fullmatch(token + following):
                     continue
-                begin, begun, words = place, True, 0
+                begin, started, words = place, True, 0
                 quoted = inside(place)
             words += 1
-        elif not begun:
+        elif not started:
             continue
         elif _ends(token, following) or _pauses(token, following) and (words <= MIN_WORDS or _resumes(tokens, i)):
             end = place + len(token)
@@ -122,7 +143,7 @@ def quotation_spans(text: str):
             if c != "’" or not text[i + 1 : i + 2].isalnum():
                 edges += [opened[1], i]
                 opened = None
-        elif not opened and c in "\"“«‘":
+        elif not opened and c in '"“«‘':
             opened = ({"“": "”", "«": "»", "‘": "’"}.get(c, c), i)
         elif not opened and c == "'" and not text[i - 1 : i].isalnum() and text[i + 1 : i + 2].isalpha():
             opened = ("'", i)

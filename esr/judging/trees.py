@@ -59,5 +59,17 @@ def fit_trees(
     return trees
 
 
+def mean_trees(forests: list[dict]) -> dict:
+    """Arrays whose prediction is the mean of those of several results of `fit_trees`."""
+    width = max(len(forest["value"][0]) for forest in forests)
+    merged: dict = {"depth": DEPTH, "baseline": round(float(np.mean([f["baseline"] for f in forests])), 6)}
+    for name in ("feature", "value", "threshold", "left", "right", "missing_left"):
+        scale = 1 / len(forests) if name == "value" else 1
+        trees = [tree for forest in forests for tree in forest[name]]
+        merged[name] = [[x * scale if scale < 1 else x for x in tree] + [0] * (width - len(tree)) for tree in trees]
+    merged["value"] = [[round(x, 6) for x in tree] for tree in merged["value"]]
+    return merged
+
+
 def _plain(number) -> float | int:
     return int(number) if isinstance(number, np.integer) else round(float(number), 6)
