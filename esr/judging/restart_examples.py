@@ -18,8 +18,8 @@ from esr.judging.sentences import split_sentences
 from esr.storage.records import AnnotatedResponse, RestartExample
 
 LONGER = 2  # longer versions of each example with a restart; one of each without
-PLACES = 2  # places where each near miss stands
-JUMPS = 150  # pairs of responses without a word between
+PLACES = 3  # places where each near miss stands
+JUMPS = 250  # pairs of responses without a word between
 SLACK = 2  # characters between the annotated start of a restart and the first word of its sentence
 UNKNOWN = 3  # sentences after an annotated start that may belong to it
 # Weights of examples by origin: made by rule, plain text, which is frequent, and annotated responses, which are few
@@ -83,13 +83,13 @@ def labelled_responses(examples: Sequence[RestartExample], seed: int) -> list[La
         spans = [(example.start, example.end)] if example.kind == "restart" else []
         if example.kind in ("phrase", "near_miss"):
             places = 1 if example.kind == "phrase" else PLACES
-            found += [_between(example.text, example.kind, family, plain, rng) for _ in range(places)]
+            found += [_between(example.text, example.kind, family, examples, rng) for _ in range(places)]
             continue
         weight = PLAIN if example.kind == "plain" else 1.0
         found.append(label(example.prompt, example.text, spans, family=family, kind=example.kind, weight=weight))
         longer = {"restart": LONGER, "none": 1, "plain": 0}[example.kind]
         found += [_within(example, spans, family, plain, rng) for _ in range(longer)]
-    return found + [_between("", "near_miss", f"jump-{i}", plain, rng) for i in range(JUMPS if plain else 0)]
+    return found + [_between("", "near_miss", f"jump-{i}", examples, rng) for i in range(JUMPS)]
 
 
 def _within(example: RestartExample, spans, family: str, plain: Sequence[RestartExample], rng) -> LabelledResponse:
@@ -102,17 +102,24 @@ def _within(example: RestartExample, spans, family: str, plain: Sequence[Restart
     return label(example.prompt, text, shifted, family=family, kind=f"longer {example.kind}", weight=SPLICED)
 
 
-def _between(sentence: str, kind: str, family: str, plain: Sequence[RestartExample], rng) -> LabelledResponse:
-    """A sentence between the first sentences of one response and another response to the prompt."""
-    response, other = rng.choice(plain), rng.choice(plain)
-    ends = [s.end for s in split_sentences(other.text)]
-    before = other.text[: ends[min(len(ends) - 1, rng.randint(2, 8))]] if ends else other.text
-    before += "" if before[-1:] in ".!?:" else "."
-    start = len(before := before + rng.choice([" ", " ", "\n\n"]))
-    after = rng.choice([" ", "\n\n"]) if sentence else ""
-    text = f"{before}{sentence}{after}{response.text}"
-    spans = [(start, start + len(sentence))] if kind == "phrase" else []
-    return label(response.prompt, text, spans, family=family, kind=kind, weight=SPLICED)
+def _between(sentence: str, kind: str, family: str, examples: Sequence[RestartExample], rng) -> LabelledResponse:
+    """A sentence in place of the restart of an example, or between two responses; a changed subject alone is none."""
+    prompt, before, after = _frame(examples, rng)
+    before += "" if before[-1:].isspace() else rng.choice([" ", " ", "\n\n"])
+    after = (rng.choice([" ", "\n\n"]) if sentence else "") + after.lstrip()
+    spans = [(len(before), len(before) + len(sentence))] if kind == "phrase" else []
+    return label(prompt, f"{before}{sentence}{after}", spans, family=family, kind=kind, weight=SPLICED)
+
+
+def _frame(examples: Sequence[RestartExample], rng) -> tuple[str, str, str]:
+    """A prompt, text on something else, and text on the prompt."""
+    example = rng.choice([e for e in examples if e.kind in ("restart", "plain")])
+    if example.kind == "restart":
+        return example.prompt, example.text[: example.start], example.text[example.end :]
+    other = rng.choice([e for e in examples if e.kind == "plain"]).text
+    ends = [s.end for s in split_sentences(other)]
+    before = other[: ends[min(len(ends) - 1, rng.randint(2, 8))]] if ends else other
+    return example.prompt, before + ("" if before[-1:] in ".!?:" else "."), example.text
 
 
 def _excerpt(text: str, n_sentences: int, rng) -> str:

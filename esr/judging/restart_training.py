@@ -183,6 +183,8 @@ def main() -> None:
     rows = labelled_responses(read_rows(DATA / "judge" / "restart_examples.jsonl", RestartExample), SEED)
     annotated = read_rows(DATA / "judge" / "annotated.jsonl", AnnotatedResponse)
     rows += [label_annotated(row) for row in annotated if row.part == "develop"]
+    fit(rows, embedder).save()
+    say(f"wrote {DETECTOR}")
     counts: dict[str, Counter[str]] = {}
     for train, test in split(rows, FOLDS // 2, SEED + 1):
         detector = fit(train, embedder)
@@ -190,8 +192,6 @@ def main() -> None:
             counts.setdefault(kind, Counter()).update(evaluate(detector, [r for r in test if r.kind == kind]))
     for kind, found in counts.items():
         say(f"{kind}, cross-validated: {summary(found)}")
-    fit(rows, embedder).save()
-    say(f"wrote {DETECTOR}")
 
 
 if __name__ == "__main__":
