@@ -142,13 +142,22 @@ def group(parsed: ParsedResponse, scores: Float[np.ndarray, " sentences"], thres
 
 
 def _runs(parsed: ParsedResponse, scores: Float[np.ndarray, " sentences"]) -> list[list[int]]:
-    """Indices of sentences of restart language, with fewer than `CONTENT_WORDS` words between neighbours in a run."""
+    """Indices of sentences of restart language; `_adjoin` tells which of them share a run."""
     runs: list[list[int]] = []
     for i in range(len(scores)):
-        near = bool(runs) and parsed.words_between(runs[-1][-1] + 1, i) < CONTENT_WORDS
-        if scores[i] > PART or (near and parsed.meaning[i] > LIKELY):
-            if near:
-                runs[-1].append(i)
-            else:
-                runs.append([i])
+        near = bool(runs) and _adjoin(parsed, runs[-1][-1], i)
+        if near and (scores[i] > PART or parsed.meaning[i] > LIKELY):
+            runs[-1].append(i)
+        elif scores[i] > PART:
+            runs.append([i])
     return runs
+
+
+def _adjoin(parsed: ParsedResponse, first: int, second: int) -> bool:
+    """Whether there is no content between two sentences of restart language.
+
+    A single sentence in the first person between them is none ("I was describing horses for some reason.").
+    """
+    if parsed.words_between(first + 1, second) < CONTENT_WORDS:
+        return True
+    return second == first + 2 and parsed.first_person[second] > parsed.first_person[first + 1]
