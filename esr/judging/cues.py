@@ -10,6 +10,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from esr.judging.sentences import SPEAKER, WORD, Sentence
 
@@ -83,8 +84,12 @@ def words_in(text: str) -> list[str]:
 
 def cues(words: Sequence[str]) -> list[float]:
     """Number of signs of each of `CUES` in a sentence, at most 2."""
-    spaced = f" {' '.join(words)} "
-    return [float(min(2, sum(spaced.count(phrase) for phrase in phrases))) for phrases in CUE_PHRASES.values()]
+    return list(_cues(f" {' '.join(words)} "))
+
+
+@lru_cache(maxsize=10_000)
+def _cues(spaced: str) -> tuple[float, ...]:
+    return tuple(float(min(2, sum(spaced.count(phrase) for phrase in phrases))) for phrases in CUE_PHRASES.values())
 
 
 def prompt_genres(prompt: str) -> list[float]:
