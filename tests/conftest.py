@@ -15,8 +15,34 @@ from transformers import (
 
 from esr.engine.interventions import LatentSubset, ZeroAblate
 from esr.engine.sinks import Sinks
+from esr.judging.restarts import Restart
 from esr.paths import PIPELINE
 from esr.storage.records import Attempt, Judgement
+
+RESTARTS = (
+    "Wait, that's not right. Let me start over.",
+    "Oops, I made a mistake. Let me try again.",
+    "Oops, I made a mistake.",
+    "Wait, let me start over.",
+)
+
+
+class ListedRestarts:
+    """Stands in for the restart detector: finds `RESTARTS` verbatim between other text."""
+
+    fingerprint = "listed"
+
+    def find(self, prompts, texts):
+        return [[r for r in self._in(text) if text[: r.start].strip() and text[r.end :].strip()] for text in texts]
+
+    def _in(self, text):
+        found, place = [], 0
+        while matches := [(text.index(phrase, place), -len(phrase)) for phrase in RESTARTS if phrase in text[place:]]:
+            start, length = min(matches)
+            place = start - length
+            found.append(Restart(start, text[start:place]))
+        return found
+
 
 SIZES = {
     "vocab_size": 97,

@@ -84,5 +84,5 @@ def test_files_use_the_fields_words():
     files = [*(ROOT / "paper" / "numbers").glob("*.json"), *(ROOT / "data" / "train_sae").rglob("training.json")]
     for file in files:
         assert foreign(keys_of(json.loads(file.read_text()))) == {}, file.name
-    for file in ROOT.glob("data/judge/*.jsonl"):
-        assert foreign(keys_of([json.loads(line) for line in file.read_text().splitlines()])) == {}, file.name
+    for rows in ROOT.glob("data/judge/*.jsonl"):
+        assert foreign(keys_of([json.loads(line) for line in rows.read_text().splitlines()])) == {}, rows.name

@@ -18,7 +18,7 @@ from numpy import ndarray
 
 from esr.experiments.run import paired
 from esr.judging.offline import OfflineJudge
-from esr.judging.restarts import find_restarts
+from esr.judging.restarts import Restart
 from esr.models.alignment import Alignment, align
 from esr.paths import data_dir
 from esr.statistics import intervals, metrics
@@ -73,28 +73,34 @@ def sentence_cut(alignment: Alignment, min_tokens: int, max_tokens: int) -> int 
     return None
 
 
-def usable_opening(trial: Trial, tokenizer, rule: OpeningRule) -> tuple[int, ...]:
+def usable_opening(trial: Trial, tokenizer, rule: OpeningRule, restarts: Sequence[Restart]) -> tuple[int, ...]:
     """Tokens of the trial's opening; empty where there is none, or where it contains the start of a restart."""
     alignment = align(trial.tokens, tokenizer)
     count = sentence_cut(alignment, rule.min_tokens, rule.max_tokens)
     if count is None:
         return ()
-    restarts = find_restarts(trial.text)
     return () if restarts and restarts[0].start < alignment.starts[count] else tuple(trial.tokens[:count])
 
 
 def find_openings(
-    steered: Sequence[Trial], unsteered: Sequence[Trial], tokenizer, scorer, rule: OpeningRule, *, n: int, seed: int
+    steered: Sequence[Trial],
+    unsteered: Sequence[Trial],
+    tokenizer,
+    judge: OfflineJudge,
+    rule: OpeningRule,
+    *,
+    n: int,
+    seed: int,
 ) -> list[Openings]:
     """Openings of at most `n` steered trials, drawn by seed; smaller draws are prefixes of larger ones.
 
-    scorer: esr.judging.relevance.Scorer. Each trial's foreign opening is drawn among the other prompts' unsteered
+    Each trial's foreign opening is drawn among the other prompts' unsteered
     responses. Trials without all three openings are excluded from every condition.
     """
-    on_topic = {_key(t): (t, usable_opening(t, tokenizer, rule)) for t in unsteered}
-    off_topic = [(t, opening) for t in steered if (opening := usable_opening(t, tokenizer, rule))]
+    on_topic = {_key(t): (t, opening) for t, opening in _usable(unsteered, tokenizer, judge, rule)}
+    off_topic = [(t, opening) for t, opening in _usable(steered, tokenizer, judge, rule) if opening]
     texts = [tokenizer.decode(opening, skip_special_tokens=True) for _, opening in off_topic]
-    scores = scorer.score([t.prompt for t, _ in off_topic], texts, [t.label for t, _ in off_topic])
+    scores = judge.scorer.score([t.prompt for t, _ in off_topic], texts, [t.label for t, _ in off_topic])
     found = []
     for (trial, opening), score in zip(off_topic, scores, strict=True):
         matching = on_topic.get(_key(trial), (None, ()))[1]
@@ -103,6 +109,11 @@ def find_openings(
             foreign = seeded(seed, "foreign", _key(trial)).choice(others)
             found.append(Openings(trial, opening, matching, foreign))
     return sorted(found, key=lambda openings: digest(seed, _key(openings.trial)))[:n]
+
+
+def _usable(trials: Sequence[Trial], tokenizer, judge: OfflineJudge, rule: OpeningRule):
+    restarts = judge.detector.find([t.prompt for t in trials], [t.text for t in trials])
+    return [(t, usable_opening(t, tokenizer, rule, found)) for t, found in zip(trials, restarts, strict=True)]
 
 
 def _key(trial: Trial) -> tuple[int, str, int]:

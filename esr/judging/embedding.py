@@ -21,6 +21,22 @@ def load_embedder() -> Embedder:
     return Embedder(folder)
 
 
+class RememberingEmbedder:
+    """An embedder that computes no text twice while it remembers it: restarts and relevance share sentences."""
+
+    def __init__(self, embedder: Embedder, capacity: int = 20_000):
+        self.embedder, self.capacity, self.words = embedder, capacity, embedder.words
+        self.known: dict[str, np.ndarray] = {}
+
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dimension"]:
+        """One unit vector per text."""
+        if missing := sorted(set(texts) - self.known.keys()):
+            if len(self.known) + len(missing) > self.capacity:
+                self.known = {text: self.known[text] for text in set(texts) & self.known.keys()}
+            self.known |= zip(missing, self.embedder.encode(missing), strict=True)
+        return np.stack([self.known[text] for text in texts]) if texts else self.embedder.encode([])
+
+
 class Embedder:
     """all-MiniLM-L6-v2, or another encoder with mean pooling: unit sentence embeddings."""
 

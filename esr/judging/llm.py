@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from esr.config.params import LlmJudge
+from esr.judging.embedding import RememberingEmbedder, load_embedder
 from esr.judging.offline import is_degraded
 from esr.judging.providers import (
     JudgeError,
@@ -26,7 +27,8 @@ from esr.judging.providers import (
     run_quietly,
     server_url,
 )
-from esr.judging.replies import RUBRIC, ParsedReply, Verdict, question, read_reply, rubric_digest
+from esr.judging.replies import RUBRIC, ParsedReply, Verdict, claims_restart, question, read_reply, rubric_digest
+from esr.judging.restarts import Detector, Restart
 from esr.paths import CACHE
 from esr.progress import Progress, say
 from esr.storage.digests import digest
@@ -54,10 +56,13 @@ class ModelJudge:
     The name does not depend on limits of speed and cost.
     """
 
-    def __init__(self, entry: LlmJudge):
-        """Raises JudgeError when `base_url` may hold a secret."""
+    def __init__(self, entry: LlmJudge, detector: Detector | None = None):
+        """detector: of restarts, by default the shipped one, which is loaded when a reply claims a restart.
+
+        Raises JudgeError when `base_url` may hold a secret.
+        """
         check_url(entry)
-        self.entry = entry
+        self.entry, self.detector = entry, detector
         settings = {
             "temperature": entry.temperature,
             "max_tokens": entry.max_tokens,
@@ -81,7 +86,23 @@ class ModelJudge:
             with FileLock(self.folder / "judge.lock"):  # two runs at a time would pay twice
                 self._request(self._missing(wanted), len(wanted))
         replies = {key: self._read(key) for key in wanted}
-        return [self._record(trial, replies.get(key)) for key, trial in zip(keys, trials, strict=True)]
+        claimed = {
+            key: trial for key, trial in wanted.items() if (reply := replies[key]) and claims_restart(reply.text)
+        }
+        restarts = self._restarts(claimed)
+        return [
+            self._record(trial, replies.get(key), restarts.get(key, []))
+            for key, trial in zip(keys, trials, strict=True)
+        ]
+
+    def _restarts(self, trials: dict[str, Trial]) -> dict[str, list[Restart]]:
+        """Restarts of the responses in which a reply claims some."""
+        if trials and self.detector is None:
+            self.detector = Detector.load(RememberingEmbedder(load_embedder()))
+        if not trials or self.detector is None:
+            return {}
+        found = self.detector.find([t.prompt for t in trials.values()], [t.text for t in trials.values()])
+        return dict(zip(trials, found, strict=True))
 
     def _key(self, trial: Trial) -> str:
         return digest(self.name, question(trial))
@@ -132,11 +153,11 @@ class ModelJudge:
             return None
         return (input_tokens * per_input + output_tokens * per_output) / 1e6
 
-    def _record(self, trial: Trial, reply: Reply | None) -> Judgement:
+    def _record(self, trial: Trial, reply: Reply | None, restarts: Sequence[Restart]) -> Judgement:
         if reply is None:
             parsed = ParsedReply("run_error" if trial.text.strip() else "empty", [], 0)
         else:
-            parsed = read_reply(reply.text, reply.stop_reason, trial.text)
+            parsed = read_reply(reply.text, reply.stop_reason, trial.text, restarts)
         shared = {name: getattr(trial, name) for name in ("model", "condition", "latent", "prompt_id", "seed")}
         return Judgement(
             trial_id=trial.id, judge=self.name, degraded=is_degraded(trial.text), **parsed._asdict(), **shared

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from esr.config.registry import base_of
-from esr.judging.embedding import load_embedder
+from esr.judging.embedding import RememberingEmbedder, load_embedder
 from esr.judging.parts import both_sides, placebo_cuts, thirds
 from esr.judging.relevance import Scorer
-from esr.judging.restarts import BLOCKS, CONTENT_WORDS, LEXICON, MAX_WAIT_SHARE, SUFFICIENT, find_restarts
+from esr.judging.restarts import Detector, Restart
 from esr.paths import data_dir
 from esr.storage.digests import digest
 from esr.storage.records import Attempt, Cut, Judgement, Trial
@@ -27,21 +27,22 @@ def load_judge(model_id: str) -> OfflineJudge:
 
     Raises FileNotFoundError naming the missing file and the stage that writes it.
     """
-    return OfflineJudge(Scorer.load(data_dir("relevance", base_of(model_id)) / "scorer.json", load_embedder()))
+    embedder = RememberingEmbedder(load_embedder())  # restarts and relevance need many of the same sentences
+    scorer = Scorer.load(data_dir("relevance", base_of(model_id)) / "scorer.json", embedder)
+    return OfflineJudge(scorer, Detector.load(embedder))
 
 
 class OfflineJudge:
-    """Splits responses at restarts and scores each attempt. `name` identifies lexicon and scorer."""
+    """Splits responses at restarts and scores each attempt. `name` identifies detector and scorer."""
 
-    def __init__(self, scorer: Scorer):
-        self.scorer = scorer
-        together = {kind: sorted(others) for kind, others in SUFFICIENT.items()}
-        lexicon = digest(BLOCKS, LEXICON, together, MAX_WAIT_SHARE, CONTENT_WORDS)
-        self.name = f"offline-{digest(lexicon, scorer.fingerprint)}"
+    def __init__(self, scorer: Scorer, detector: Detector):
+        self.scorer, self.detector = scorer, detector
+        self.name = f"offline-{digest(detector.fingerprint, scorer.fingerprint)}"
 
     def judge(self, trials: Sequence[Trial]) -> list[Judgement]:
         """One judgement per trial, in order; a response of white space has the outcome "empty"."""
-        spans = [split_attempts(trial.text) for trial in trials]
+        restarts = self.detector.find([trial.prompt for trial in trials], [trial.text for trial in trials])
+        spans = [split_attempts(trial.text, found) for trial, found in zip(trials, restarts, strict=True)]
         cuts = [placebo_cuts(t.text) if len(attempts) == 1 else [] for t, attempts in zip(trials, spans, strict=True)]
         bodies = [
             (trial.prompt, text, trial.label)
@@ -75,14 +76,13 @@ class OfflineJudge:
         )
 
 
-def split_attempts(text: str) -> list[tuple[int, int, str, str]]:
+def split_attempts(text: str, restarts: Sequence[Restart]) -> list[tuple[int, int, str, str]]:
     """(start, end, restart phrase, body) of each attempt; empty for white space.
 
     Spans cover `text`. A body leaves out the restart phrase, which says nothing about the prompt.
     """
     if not text.strip():
         return []
-    restarts = find_restarts(text)
     starts = [0, *(restart.start for restart in restarts)]
     phrases = ["", *(restart.phrase for restart in restarts)]
     ends = [*starts[1:], len(text)]

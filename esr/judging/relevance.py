@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from esr.judging.embedding import Embedder
+from esr.judging.embedding import Embedder, RememberingEmbedder
 from esr.judging.mixtures import Pair
 from esr.judging.texts import (
     CLASS_NAMES,
@@ -110,7 +110,7 @@ def is_language(text: str, known: Set[str]) -> bool:
 class Scorer:
     """The fitted scorer; `parameters` are plain numbers (see `fit`), stored as JSON."""
 
-    def __init__(self, embedder: Embedder, parameters: dict):
+    def __init__(self, embedder: Embedder | RememberingEmbedder, parameters: dict):
         self.embedder, self.parameters = embedder, parameters
         self.likelihood = np.array(parameters["class_pairs"])
         self.trees = {name: np.array(values) for name, values in parameters["trees"].items()}
@@ -123,7 +123,7 @@ class Scorer:
         return digest(self.parameters)
 
     @classmethod
-    def load(cls, path: Path, embedder: Embedder) -> Scorer:
+    def load(cls, path: Path, embedder: Embedder | RememberingEmbedder) -> Scorer:
         """The scorer in `path`. Raises FileNotFoundError, or ValueError when it was fitted on other features."""
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist: run the stage that fits the relevance scorer.")
@@ -163,7 +163,7 @@ class Scorer:
         return 1 / (1 + np.exp(-(slope * cosines + intercept)))
 
 
-def _embed(embedder: Embedder, triples, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _embed(embedder: Embedder | RememberingEmbedder, triples, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Unit vector of each prompt, label and piece, computed once; prompts and labels are added to `known`."""
     lasting = {text for prompt, _, label in triples for text in (prompt, label) if text} - known.keys()
     passing = {piece for _, text, _ in triples for piece in split_pieces(text)} - known.keys() - lasting
@@ -249,7 +249,7 @@ def calibrate(scorer: Scorer, labelled: Sequence[tuple[str, str, str, float]], s
     values = scorer._features([row[:3] for row in usable])
     columns = np.column_stack([values, predict_trees(scorer.trees, values)])
     scores = np.array([row[3] for row in usable]) / 100
-    trees = fit_trees(columns, scores, [*FEATURES.values(), 1], seed, min_leaf=LABELLED_LEAF)
+    trees = fit_trees(columns, scores, [*FEATURES.values(), 1], seed, min_samples_leaf=LABELLED_LEAF)
     return Scorer(scorer.embedder, scorer.parameters | {"calibration": trees})
 
 

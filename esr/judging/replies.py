@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from esr.judging.restarts import Restart, find_restarts
+from esr.judging.restarts import Restart
 from esr.storage.digests import digest
 from esr.storage.records import Attempt, Trial
 
@@ -84,12 +84,15 @@ def rubric_digest() -> str:
     return digest(RUBRIC, question(example), list(Verdict.model_fields), list(Graded.model_fields))
 
 
-def read_reply(reply: str, stop_reason: str, response: str) -> ParsedReply:
-    """Outcome and attempts of `response` according to a judge's `reply`. Never raises: a bad reply is an outcome."""
+def read_reply(reply: str, stop_reason: str, response: str, restarts: Sequence[Restart]) -> ParsedReply:
+    """Outcome and attempts of `response` according to a judge's `reply`. Never raises: a bad reply is an outcome.
+
+    restarts: of the response, in order (`esr.judging.restarts`).
+    """
     verdict = parse(reply)
     if verdict is None:
         return ParsedReply("truncated" if stop_reason in CUT_OFF else "parse_failure", [], 0)
-    attempts, unverified = verify(verdict.attempts, response)
+    attempts, unverified = verify(verdict.attempts, response, restarts)
     return ParsedReply("scored", attempts, unverified)
 
 
@@ -107,14 +110,19 @@ def parse(reply: str) -> Verdict | None:
         return None
 
 
-def verify(graded: Sequence[Graded], response: str) -> tuple[list[Attempt], int]:
+def claims_restart(reply: str) -> bool:
+    """Whether a reply is a verdict with more than one attempt."""
+    verdict = parse(reply)
+    return verdict is not None and len(verdict.attempts) > 1
+
+
+def verify(graded: Sequence[Graded], response: str, restarts: Sequence[Restart]) -> tuple[list[Attempt], int]:
     """Attempts verified in the response, and the number of unverified ones.
 
     The opening of an attempt after the first must quote the response (white space aside) from within a restart after
-    the previous attempt (`esr.judging.restarts`), or from at most `SLACK` characters before it. The attempt then starts
+    the previous attempt, or from at most `SLACK` characters before it. The attempt then starts
     at the restart. Otherwise its text belongs to the previous attempt, which keeps its score.
     """
-    restarts = find_restarts(response)
     begins, scores, unverified = [Restart(0, "")], [graded[0].score], 0
     for claim in graded[1:]:
         later = [restart for restart in restarts if restart.start > begins[-1].start]

@@ -26,14 +26,24 @@ def predict_trees(
     return trees["baseline"] + trees["value"][tree, node].sum(1)
 
 
-def fit_trees(values: np.ndarray, shares: np.ndarray, monotonic: list[int], seed: int, min_leaf: int = 30) -> dict:
-    """Arrays of gradient-boosted trees, for `predict_trees`. monotonic: -1, 0 or 1 per feature. min_leaf: rows."""
+def fit_trees(
+    values: np.ndarray,
+    shares: np.ndarray,
+    monotonic: list[int],
+    seed: int,
+    weights: np.ndarray | None = None,
+    **settings: float,
+) -> dict:
+    """Arrays of gradient-boosted trees, for `predict_trees`. monotonic: -1, 0 or 1 per feature.
+
+    settings: of HistGradientBoostingRegressor, in place of those here.
+    """
     from sklearn.ensemble import HistGradientBoostingRegressor
 
+    defaults = {"max_iter": TREES, "learning_rate": 0.08, "min_samples_leaf": 30, "l2_regularization": 5.0}
     model = HistGradientBoostingRegressor(
-        max_iter=TREES, max_depth=DEPTH, learning_rate=0.08, min_samples_leaf=min_leaf, l2_regularization=5.0,
-        monotonic_cst=monotonic, early_stopping=False, random_state=seed,
-    ).fit(values, shares)  # fmt: skip
+        **defaults | settings, max_depth=DEPTH, monotonic_cst=monotonic, early_stopping=False, random_state=seed
+    ).fit(values, shares, sample_weight=weights)
     nodes = [predictors[0].nodes for predictors in model._predictors]
     width = max(map(len, nodes))
     trees: dict = {"depth": DEPTH, "baseline": round(float(model._baseline_prediction[0, 0]), 6)}
@@ -48,6 +58,18 @@ def fit_trees(values: np.ndarray, shares: np.ndarray, monotonic: list[int], seed
         ]
     trees["missing_left"] = [[int(x) for x in tree["missing_go_to_left"]] + [0] * (width - len(tree)) for tree in nodes]
     return trees
+
+
+def mean_trees(forests: list[dict]) -> dict:
+    """Arrays whose prediction is the mean of those of several results of `fit_trees`."""
+    width = max(len(forest["value"][0]) for forest in forests)
+    merged: dict = {"depth": DEPTH, "baseline": round(float(np.mean([f["baseline"] for f in forests])), 6)}
+    for name in ("feature", "value", "threshold", "left", "right", "missing_left"):
+        scale = 1 / len(forests) if name == "value" else 1
+        trees = [tree for forest in forests for tree in forest[name]]
+        merged[name] = [[x * scale if scale < 1 else x for x in tree] + [0] * (width - len(tree)) for tree in trees]
+    merged["value"] = [[round(x, 6) for x in tree] for tree in merged["value"]]
+    return merged
 
 
 def _plain(number) -> float | int:

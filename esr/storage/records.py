@@ -183,6 +183,21 @@ class Annotation(Record):
     recovered: bool
 
 
+class RestartExample(Record):
+    """A text of data/judge/restart_examples.jsonl, which the restart detector is fitted on.
+
+    kind: "restart", a response whose restart is the characters `start` to `end`; "none", a response with such words and
+    no restart; "plain", a response of this project's models; "phrase" and "near_miss", sentences alone, which stand
+    between two responses, to be found or not.
+    """
+
+    kind: Literal["restart", "none", "plain", "phrase", "near_miss"]
+    prompt: str  # "" for sentences alone
+    text: str
+    start: int = 0
+    end: int = 0
+
+
 class Detector(Record):
     """An off-topic detector: a latent that fires on responses to another prompt, and its rank (paper section 5)."""
 

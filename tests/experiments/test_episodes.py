@@ -3,13 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ListedRestarts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from esr.experiments import episodes
 from esr.experiments.episodes import aligned, region_rows, regions
 from esr.judging.offline import split_attempts
-from esr.judging.restarts import find_restarts
 from esr.models.alignment import Alignment, align
 from esr.models.loading import load_tokenizer
 from esr.paths import data_dir
@@ -20,6 +20,10 @@ INTERVAL = {"confidence": 0.95, "n_bootstrap": 200, "seed": 0}
 RESTART = "Wait, that's not right. Let me start over."
 PLAIN = f"Bread rises slowly in the warm kitchen by the sea. {RESTART} Fold the paper in half, then unfold it again."
 MIXED = f"Brot 🥖 und 海 naïve 👩‍🍳! ☕ {RESTART} 折り紙 is a quiet craft for everyone 🎉."
+
+
+def find_restarts(text):
+    return ListedRestarts().find([""], [text])[0]
 
 
 def bytewise():
@@ -38,7 +42,10 @@ def embedded():
 
 
 def judged(text):
-    attempts = [Attempt(start=a, end=b, restart=phrase, score=1.0) for a, b, phrase, _ in split_attempts(text)]
+    attempts = [
+        Attempt(start=a, end=b, restart=phrase, score=1.0)
+        for a, b, phrase, _ in split_attempts(text, find_restarts(text))
+    ]
     return Judgement(
         trial_id="t", model="m", condition="steered", latent=1, prompt_id="p", seed=0, judge="j", outcome="scored",
         attempts=attempts, degraded=False,

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from bread_texts import GOOD, RESTART, TOKENIZER, WRONG, Bread, Words, pieces, trial
+from conftest import ListedRestarts
 
 from esr.experiments import prefill
 from esr.experiments.prefill import (
@@ -21,10 +22,11 @@ from esr.statistics.estimates import NOTHING
 from esr.statistics.metrics import table
 
 RULE = OpeningRule(min_tokens=4, max_tokens=20, max_score=40.0)
+JUDGE = OfflineJudge(Bread(), ListedRestarts())
 
 
 def find(steered, unsteered, rule=RULE, n=99):
-    return prefill.find_openings(steered, unsteered, TOKENIZER, Bread(), rule, n=n, seed=1)
+    return prefill.find_openings(steered, unsteered, TOKENIZER, JUDGE, rule, n=n, seed=1)
 
 
 def two_prompts():
@@ -113,7 +115,7 @@ def test_a_prefilled_opening_counts_towards_the_length_limit():
 
 
 def test_only_restarts_that_begin_in_the_continuation_count():
-    judge = OfflineJudge(Bread())
+    judge = JUDGE
     before = WRONG + RESTART + " " + WRONG
     trials = [
         trial(RESTART + " " + GOOD, "a", prefill=TOKENIZER.encode(WRONG)),
@@ -131,7 +133,7 @@ def test_only_restarts_that_begin_in_the_continuation_count():
 
 
 def test_a_restart_exactly_where_the_continuation_begins_counts():
-    judgement = OfflineJudge(Bread()).judge([trial(f"{WRONG}{RESTART} {GOOD}")])[0]
+    judgement = JUDGE.judge([trial(f"{WRONG}{RESTART} {GOOD}")])[0]
     start = judgement.attempts[1].start
     assert len(restarts_after(judgement, start).attempts) == 2
     assert len(restarts_after(judgement, start + 1).attempts) == 1
@@ -142,7 +144,7 @@ def continuation(condition, latent, text):
 
 
 def test_rates_are_paired_with_those_of_the_prefilled_opening_alone():
-    judge, rows = OfflineJudge(Bread()), []
+    judge, rows = JUDGE, []
     for latent in range(6):
         restart = RESTART + " " + GOOD
         rows.append(continuation("prefilled", latent, restart if latent < 4 else " " + GOOD))
@@ -163,7 +165,7 @@ def test_rates_are_paired_with_those_of_the_prefilled_opening_alone():
 
 def test_without_openings_all_is_null_and_nothing_fails():
     assert detection_plans([], {"prefilled_detectors": (1,)}) == []
-    judgements, scores = judge_continuations([], TOKENIZER, OfflineJudge(Bread()))
+    judgements, scores = judge_continuations([], TOKENIZER, JUDGE)
     rates = detection_rates(table(judgements), scores, ["live", "prefilled"], min_on_topic_score=60.0)
     assert rates["prefilled"]["ratio_to_live"].n == rates["live"]["silent_recovery_rate"].n == 0
 

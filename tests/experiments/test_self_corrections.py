@@ -1,7 +1,6 @@
 """What is trained on: restarts the judge reads as such, loss where it belongs, no prompt or latent of the study."""
 
 import random
-from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,6 @@ from esr.experiments.self_corrections import (
     AFTER_RESTART,
     MAX_WORDS,
     MIN_WORDS,
-    REMINDERS,
     TrainingText,
     corpus_responses,
     cut_opening,
@@ -26,8 +24,10 @@ from esr.experiments.self_corrections import (
     split_prompts,
     training_texts,
 )
-from esr.judging.restarts import find_restarts
+from esr.judging.embedding import EMBEDDER, RememberingEmbedder, load_embedder
+from esr.judging.restarts import Detector
 from esr.judging.texts import content_stems
+from esr.paths import data_dir
 from esr.sae.corpus import Corpus
 from esr.storage.prompts import read_prompts
 from esr.storage.records import Latent, Prompt, Trial
@@ -90,18 +90,20 @@ def test_there_are_hundreds_of_distinct_restarts():
     assert len({p.lower() for p in phrases}) == len(phrases) > 500
 
 
+@pytest.fixture(scope="module")
+def detector():
+    if not (data_dir("fetch", EMBEDDER) / "config.json").exists():
+        pytest.skip("no sentence embeddings in data/fetch: run the stage fetch_embedder")
+    return Detector.load(RememberingEmbedder(load_embedder()))
+
+
 @pytest.mark.parametrize("after", AFTER_RESTART)
-def test_the_judge_finds_every_restart_whole_and_alone(after):
-    for phrase in restart_phrases():
-        (restart,) = find_restarts(f"{FOREIGN} {phrase}{after}{RESPONSE}")
-        assert (restart.start, restart.phrase) == (len(FOREIGN) + 1, phrase)
-
-
-def test_a_reminder_of_the_task_is_part_of_its_restart():
-    for reminder, prompt in product(REMINDERS, read_prompts("finetune")):
-        phrase = " ".join(("Wait, that's not right. Let me start over.", reminder.format(prompt.text))).strip()
-        (restart,) = find_restarts(f"{FOREIGN} {phrase} {RESPONSE}")
-        assert phrase.startswith(restart.phrase[:60])
+def test_the_judge_finds_nearly_every_restart_where_it_begins(detector, after):
+    phrases = random.Random(0).sample(restart_phrases(), 100)
+    texts = [f"{FOREIGN} {phrase}{after}{RESPONSE}" for phrase in phrases]
+    found = detector.find(["Explain how to peel a carrot."] * len(texts), texts)
+    exact = [[r.start for r in restarts] == [len(FOREIGN) + 1] for restarts in found]
+    assert sum(exact) >= 95
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0])
@@ -117,11 +119,11 @@ def test_self_corrections_carry_loss_from_the_restart_on():
         prompt = f"<Explain {example.prompt_id}.>"
         assert context.startswith(prompt)
         opening = context.removeprefix(prompt)
-        (restart,) = find_restarts(context + target)
-        assert opening[-1] in ".!?" and restart.start == len(context) + 1
+        assert opening[-1] in ".!?"
+        phrase = max((p for p in restart_phrases() if target.startswith(f" {p}")), key=len)
         assert any(RESPONSE.startswith(target[-n:].lstrip()) for n in range(20, 41))
-        decided = decoded(example.tokens[d] for d in example.decisions[: restart.end - restart.start + 1])
-        assert decided == f" {(context + target)[restart.start : restart.end]}"  # all its words
+        decided = decoded(example.tokens[d] for d in example.decisions[: len(phrase) + 1])
+        assert decided == f" {phrase}"  # all its words
 
 
 def test_openings_are_steered_text_or_another_prompts_response():

@@ -1,11 +1,14 @@
 """Windows lie where their names say, counted from the restart, the prefilled opening or the start."""
 
 from bread_texts import GOOD, RESTART, TOKENIZER, WRONG, Bread, pieces, trial
+from conftest import ListedRestarts
 
 from esr.experiments import windows
 from esr.experiments.windows import find_episodes, find_spans, plan_on_topic_openings, sustained_rates, window_scores
 from esr.judging.offline import OfflineJudge
 from esr.statistics.estimates import NOTHING, Estimate
+
+JUDGE = OfflineJudge(Bread(), ListedRestarts())
 
 
 def restarted(latent=0):
@@ -14,7 +17,7 @@ def restarted(latent=0):
 
 def test_an_episode_knows_its_places_in_tokens():
     steered = restarted()
-    judgements = OfflineJudge(Bread()).judge([steered, trial(WRONG)])
+    judgements = JUDGE.judge([steered, trial(WRONG)])
     (episode,) = find_episodes([steered, trial(WRONG)], judgements, TOKENIZER, min_tokens=5)
     assert pieces(steered.tokens[: episode.first_end]) == WRONG
     assert pieces(steered.tokens[episode.first_end : episode.restart]) == RESTART
@@ -24,14 +27,14 @@ def test_an_episode_knows_its_places_in_tokens():
 
 def test_an_episode_ends_with_the_next_restart():
     again = trial(f"{WRONG}{RESTART} {GOOD} Oops, I made a mistake. Let me try again. {GOOD}")
-    (episode,) = find_episodes([again], OfflineJudge(Bread()).judge([again]), TOKENIZER, min_tokens=5)
+    (episode,) = find_episodes([again], JUDGE.judge([again]), TOKENIZER, min_tokens=5)
     assert pieces(again.tokens[episode.restart : episode.end]) == " " + GOOD
 
 
 def test_windows_are_counted_from_where_the_text_begins_and_must_be_full():
     steered, plain = restarted(), trial(GOOD, "unsteered")
     prefilled = trial(" ".join(WRONG.split()[:6]), "prefilled_on_topic", prefill=plain.tokens[:4])
-    episodes = find_episodes([steered], OfflineJudge(Bread()).judge([steered]), TOKENIZER, min_tokens=5)
+    episodes = find_episodes([steered], JUDGE.judge([steered]), TOKENIZER, min_tokens=5)
     spans = find_spans(episodes, [prefilled], [plain, trial(GOOD, "unsteered", latent=5)], opening_tokens=4)
     assert [span.condition for span in spans] == list(windows.CONDITIONS)
 
@@ -59,7 +62,7 @@ def test_windows_are_counted_from_where_the_text_begins_and_must_be_full():
 
 def test_the_prefilled_opening_is_unsteered_and_continued_under_the_same_steering_vector():
     steered, plain = restarted(), trial(GOOD, "unsteered")
-    episodes = find_episodes([steered], OfflineJudge(Bread()).judge([steered]), TOKENIZER, min_tokens=5)
+    episodes = find_episodes([steered], JUDGE.judge([steered]), TOKENIZER, min_tokens=5)
     (plan,) = plan_on_topic_openings(episodes, [plain], 4, TOKENIZER)
     assert plan.prefill == tuple(plain.tokens[:4]) and (plan.boost, plan.seed, plan.layer) == (0.4, 7, 2)
     assert plan_on_topic_openings(episodes, [plain], 99, TOKENIZER) == []

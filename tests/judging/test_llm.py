@@ -14,6 +14,7 @@ import nbformat
 import papermill
 import pytest
 from chat_server import ChatServer, Scripted, verdict
+from conftest import ListedRestarts
 from tenacity import wait_none
 from test_offline import FIRST, RESTART, SECOND, trial
 
@@ -47,7 +48,7 @@ def serve(script):
 
 def judge_by(server, **changes):
     fields = {"name": "test", "model": "openai-api/scripted/model-1", "base_url": server.url, "max_retries": 2}
-    return ModelJudge(LlmJudge(**(fields | {"timeout_s": 20} | changes)))
+    return ModelJudge(LlmJudge(**(fields | {"timeout_s": 20} | changes)), ListedRestarts())
 
 
 def trials_of(*texts):

@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from conftest import ListedRestarts
 
 from esr.judging.offline import OfflineJudge, is_degraded, load_judge, split_attempts
+from esr.judging.restarts import Restart
 from esr.statistics.metrics import table
 from esr.storage.records import Trial
 
@@ -21,6 +25,10 @@ class WordCount:
         return np.array([100 * len(bread & set(t.lower().replace(",", "").split())) / len(bread) for t in texts])
 
 
+def judge_by(scorer):
+    return OfflineJudge(scorer, ListedRestarts())
+
+
 def trial(text, number=0, **changes):
     fields = {
         "id": f"t{number}", "model": "m", "condition": "steered", "latent": number, "label": "horses, mane",
@@ -33,7 +41,7 @@ def trial(text, number=0, **changes):
 
 def test_each_attempt_is_scored_by_its_text():
     scorer = WordCount()
-    (judgement,) = OfflineJudge(scorer).judge([trial(f"{FIRST} {RESTART} {SECOND}")])
+    (judgement,) = judge_by(scorer).judge([trial(f"{FIRST} {RESTART} {SECOND}")])
     first, last = judgement.attempts
     assert judgement.outcome == "scored" and (first.score, last.score) == (0.0, 100.0)
     assert (first.start, first.restart, last.restart) == (0, "", RESTART)
@@ -45,16 +53,16 @@ def test_each_attempt_is_scored_by_its_text():
 def test_responses_keep_their_scores_in_a_batch():
     texts = [SECOND, "", FIRST, f"{FIRST} {RESTART} {SECOND}", "  \n ", SECOND]
     trials = [trial(text, i) for i, text in enumerate(texts)]
-    judgements = OfflineJudge(WordCount()).judge(trials)
+    judgements = judge_by(WordCount()).judge(trials)
     assert [j.trial_id for j in judgements] == [t.id for t in trials]
     assert [[a.score for a in j.attempts] for j in judgements] == [[100.0], [], [0.0], [0.0, 100.0], [], [100.0]]
     assert [j.outcome for j in judgements] == ["scored", "empty", "scored", "scored", "empty", "scored"]
     assert table(judgements).attempts.tolist() == [1, 0, 1, 2, 0, 1]
-    assert OfflineJudge(WordCount()).judge([]) == []
+    assert judge_by(WordCount()).judge([]) == []
 
 
 def test_gibberish_is_one_attempt():
-    (judgement,) = OfflineJudge(WordCount()).judge([trial("the the ( ( # 9 bloo bloo. wait wait sorry sorry")])
+    (judgement,) = judge_by(WordCount()).judge([trial("the the ( ( # 9 bloo bloo. wait wait sorry sorry")])
     assert judgement.outcome == "scored" and len(judgement.attempts) == 1
 
 
@@ -74,20 +82,34 @@ def test_gibberish_is_one_attempt():
 )
 def test_degraded_is_the_same_word_five_times_in_a_row(text, degraded):
     assert is_degraded(text) is degraded
-    assert OfflineJudge(WordCount()).judge([trial(text)])[0].degraded is degraded
+    assert judge_by(WordCount()).judge([trial(text)])[0].degraded is degraded
 
 
-def test_the_judge_is_named_after_lexicon_and_parameters():
+def test_the_judge_is_named_after_scorer_and_detector():
     one, other = WordCount(), WordCount()
     other.fingerprint = "other words"
-    assert OfflineJudge(one).name == OfflineJudge(WordCount()).name != OfflineJudge(other).name
-    assert OfflineJudge(one).judge([trial(FIRST)])[0].judge == OfflineJudge(one).name
+    assert judge_by(one).name == judge_by(WordCount()).name != judge_by(other).name
+    assert judge_by(one).judge([trial(FIRST)])[0].judge == judge_by(one).name
 
 
 def test_attempts_cover_the_response():
     text = f" {FIRST}\n\n{RESTART} {SECOND} Oops, I made a mistake. {SECOND}\n"
-    spans = split_attempts(text)
+    spans = split_attempts(text, ListedRestarts().find([""], [text])[0])
     assert len(spans) == 3 and "".join(text[start:end] for start, end, *_ in spans) == text
+    assert split_attempts(" \n", []) == []
+    assert split_attempts("ab cd ef", [Restart(3, "cd")]) == [(0, 3, "", "ab "), (3, 8, "cd", " ef")]
+
+
+def test_prompts_reach_the_detector():
+    class Prompted(ListedRestarts):
+        def find(self, prompts, texts):
+            found = super().find(prompts, texts)
+            return [restarts if "bread" in prompt else [] for prompt, restarts in zip(prompts, found, strict=True)]
+
+    text = f"{FIRST} {RESTART} {SECOND}"
+    trials = [trial(text), trial(text, 1, prompt="Explain how to ride.")]
+    judgements = OfflineJudge(WordCount(), Prompted()).judge(trials)
+    assert [len(j.attempts) for j in judgements] == [2, 1]
 
 
 def test_a_missing_scorer_names_the_stage_that_writes_it(tmp_path, monkeypatch):
@@ -95,23 +117,23 @@ def test_a_missing_scorer_names_the_stage_that_writes_it(tmp_path, monkeypatch):
     monkeypatch.setattr("esr.judging.embedding.data_dir", lambda stage, model=None: tmp_path / stage)
     with pytest.raises(FileNotFoundError, match="fetch_embedder"):
         load_judge("m")
-    monkeypatch.setattr("esr.judging.offline.load_embedder", lambda: None)
+    monkeypatch.setattr("esr.judging.offline.load_embedder", lambda: SimpleNamespace(words=frozenset()))
     monkeypatch.setattr("esr.judging.offline.data_dir", lambda stage, model=None: tmp_path / stage)
     with pytest.raises(FileNotFoundError, match="scorer.json"):
         load_judge("m")
 
 
-def test_the_judges_name_changes_with_what_counts_as_a_restart(monkeypatch):
-    before = OfflineJudge(WordCount()).name
-    monkeypatch.setattr("esr.judging.offline.MAX_WAIT_SHARE", 0.5)
-    assert OfflineJudge(WordCount()).name != before
+def test_the_judges_name_changes_with_what_counts_as_a_restart():
+    other = ListedRestarts()
+    other.fingerprint = "other"
+    assert OfflineJudge(WordCount(), other).name != judge_by(WordCount()).name
 
 
 def test_a_response_that_never_restarts_is_cut_between_sentences_for_placebos_and_in_thirds():
     text = " ".join([FIRST, SECOND, FIRST, FIRST, SECOND])
-    plain, restarting = OfflineJudge(WordCount()).judge([trial(text), trial(f"{FIRST} {RESTART} {SECOND}", 1)])
+    plain, restarting = judge_by(WordCount()).judge([trial(text), trial(f"{FIRST} {RESTART} {SECOND}", 1)])
     assert [text[cut.at :].strip()[:6] for cut in plain.cuts] == ["Mix fl", "Gather", "Gather", "Mix fl"]
     assert [(cut.before, cut.after) for cut in plain.cuts] == [(0, 100), (100, 100), (100, 100), (100, 100)]
     assert len(plain.thirds) == 3 and restarting.cuts == [] and len(restarting.thirds) == 3
-    short = OfflineJudge(WordCount()).judge([trial("Bake it."), trial("a b", 1), trial(" ", 2)])
+    short = judge_by(WordCount()).judge([trial("Bake it."), trial("a b", 1), trial(" ", 2)])
     assert [(j.cuts, len(j.thirds)) for j in short] == [([], 2), ([], 2), ([], 0)]

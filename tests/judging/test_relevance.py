@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from esr.judging.mixtures import KINDS, hold_out, subject_of, training_pairs
+from esr.judging.relevance import FEATURES, Scorer, calibrate, evaluate, features, fit, on_topic, score_pairs
 from esr.judging.texts import (
     CLASS_NAMES,
     content_stems,

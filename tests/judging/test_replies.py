@@ -5,20 +5,20 @@ import random
 
 import pytest
 from chat_server import verdict
+from conftest import ListedRestarts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_offline import FIRST, RESTART, SECOND, trial
 
 from esr.judging.replies import SLACK, parse, question, read_reply, rubric_digest
-from esr.judging.restarts import find_restarts
 
 RESPONSE = f"{FIRST} {RESTART} {SECOND} Oops, I made a mistake. Let me try again. {SECOND}"
-FIRST_RESTART, SECOND_RESTART = find_restarts(RESPONSE)
+FIRST_RESTART, SECOND_RESTART = ListedRestarts().find([""], [RESPONSE])[0]
 HONEST = verdict((FIRST[:30], 10), (RESTART, 70), ("Oops, I made a mistake.", 90))
 
 
 def read(reply, stop_reason="stop", response=RESPONSE):
-    return read_reply(reply, stop_reason, response)
+    return read_reply(reply, stop_reason, response, ListedRestarts().find([""], [response])[0])
 
 
 def spans(judged):
@@ -236,7 +236,7 @@ def check_attempts(judged, claimed):
     assert all(0 <= a.score <= 100 for a in attempts)
     assert attempts[0].start == 0 and attempts[-1].end == len(RESPONSE)
     assert all(a.end == b.start > a.start for a, b in zip(attempts, attempts[1:], strict=False))
-    restarts = {(r.start, r.phrase) for r in find_restarts(RESPONSE)}
+    restarts = {(r.start, r.phrase) for r in (FIRST_RESTART, SECOND_RESTART)}
     assert all((a.start, a.restart) in restarts for a in attempts[1:])
 
 

@@ -250,6 +250,21 @@ def make_latents_rare(folder: Path) -> None:
     (folder / "sae_weights.safetensors").write_bytes(save(weights))
 
 
+def write_detector(root: Path) -> None:
+    """The restart detector fitted on a few examples for the replica's embedder, to which all texts are alike."""
+    from esr.judging.embedding import load_embedder
+    from esr.judging.restart_examples import labelled_responses
+    from esr.judging.restart_training import fit
+    from esr.storage.files import read_rows
+    from esr.storage.records import RestartExample
+
+    chosen: dict[str, list[RestartExample]] = {}
+    for example in read_rows(root / "data" / "judge" / "restart_examples.jsonl", RestartExample):
+        chosen.setdefault(example.kind, []).append(example)
+    rows = labelled_responses([e for examples in chosen.values() for e in examples[:120]], seed=0)
+    fit(rows, load_embedder()).save()
+
+
 def make_restarts(root: Path, model: str) -> None:
     """Let every second steered response restart, as a tiny model never does: episodes then exist."""
     from esr.models.loading import load_tokenizer
@@ -298,6 +313,8 @@ def run_all(root: Path, stages: list[tuple[str, str | None]], restarting: str) -
         seconds = round(time.perf_counter() - start, 1)
         inside = sorted(path.removeprefix(f"{root}/") for path in opened if path.startswith(f"{root}/"))
         print(json.dumps({"stage": stage, "model": model, "seconds": seconds, "opened": inside}), file=sys.stderr)
+        if (stage, model) == ("fetch", EMBEDDER):
+            write_detector(root)
         if stage == "train_sae":
             make_latents_rare(root / "data" / "train_sae" / MODEL)
         if (stage, model) == ("steer", restarting):
