@@ -28,6 +28,12 @@ class Labelled:
         return [s for s in first.starts if all(_near(s, other.starts) for other in others)]
 
     @property
+    def disputed_starts(self) -> list[int]:
+        """Starts that some annotators found and others did not."""
+        every = [start for annotation in self.annotations for start in annotation.starts]
+        return [start for start in every if not _near(start, self.shared_starts)]
+
+    @property
     def agrees(self) -> bool:
         """Whether all annotators found the same attempts."""
         shared = len(self.shared_starts)

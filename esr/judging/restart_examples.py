@@ -15,7 +15,7 @@ import numpy as np
 
 from esr.judging.restart_features import ParsedResponse
 from esr.judging.sentences import split_sentences
-from esr.storage.records import AnnotatedResponse, RestartExample
+from esr.storage.records import RestartExample
 
 LONGER = 2  # longer versions of each example with a restart; one of each without
 PLACES = 3  # places where each near miss stands
@@ -60,16 +60,22 @@ def label(
     return LabelledResponse(parsed, family, kind, begins, belongs, weights, [start for start, _ in spans])
 
 
-def label_annotated(row: AnnotatedResponse) -> LabelledResponse:
-    """Labels from annotated starts; where a restart ends is not annotated."""
-    found = label(row.prompt, row.text, [], family=row.id, kind="annotated", weight=ANNOTATED)
+def label_annotated(
+    prompt: str, text: str, starts: Sequence[int], family: str, disputed: Sequence[int] = ()
+) -> LabelledResponse:
+    """Labels from annotated starts; where a restart ends is not annotated.
+
+    disputed: starts that one annotator found and another did not; their sentences have no weight.
+    """
+    found = label(prompt, text, [], family=family, kind="annotated", weight=ANNOTATED)
     places = np.array([s.start for s in found.parsed.sentences])
-    first = [int(np.abs(places - start).argmin()) for start in row.starts]
+    first, unclear = ([int(np.abs(places - start).argmin()) for start in some] for some in (starts, disputed))
     for i in first:
         found.weights[i + 1 : i + 1 + UNKNOWN] = 0
+    found.weights[unclear] = 0
     found.begins[first] = found.belongs[first] = 1
     found.weights[first] = ANNOTATED
-    found.starts = list(row.starts)
+    found.starts = list(starts)
     return found
 
 

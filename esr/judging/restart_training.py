@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from esr.judging.embedding import Embedder, RememberingEmbedder, load_embedder
+from esr.judging.labels import read_labelled
 from esr.judging.restart_examples import LabelledResponse, label_annotated, labelled_responses
 from esr.judging.restart_features import (
     FEATURES,
@@ -31,7 +32,7 @@ from esr.paths import DATA
 from esr.progress import say
 from esr.storage.digests import seeded
 from esr.storage.files import read_rows
-from esr.storage.records import AnnotatedResponse, RestartExample
+from esr.storage.records import AnnotatedResponse, RestartCase, RestartExample
 
 SEED = 2602
 FOLDS = 8
@@ -181,8 +182,16 @@ def summary(counts: Counter[str]) -> str:
 def main() -> None:
     embedder = RememberingEmbedder(load_embedder(), capacity=1_000_000)
     rows = labelled_responses(read_rows(DATA / "judge" / "restart_examples.jsonl", RestartExample), SEED)
-    annotated = read_rows(DATA / "judge" / "annotated.jsonl", AnnotatedResponse)
-    rows += [label_annotated(row) for row in annotated if row.part == "develop"]
+    for row in read_rows(DATA / "judge" / "annotated.jsonl", AnnotatedResponse):
+        if row.part == "develop":
+            rows.append(label_annotated(row.prompt, row.text, row.starts, row.id))
+    for case in read_rows(DATA / "judge" / "restart_cases.jsonl", RestartCase):
+        if case.part == "develop":
+            rows.append(label_annotated(case.prompt, case.text, case.starts, case.id))
+    for labelled in read_labelled("develop"):
+        response = labelled.response
+        starts, disputed = labelled.shared_starts, labelled.disputed_starts
+        rows.append(label_annotated(response.prompt, response.text, starts, response.id, disputed))
     fit(rows, embedder).save()
     say(f"wrote {DETECTOR}")
     counts: dict[str, Counter[str]] = {}

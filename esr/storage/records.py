@@ -183,6 +183,21 @@ class Annotation(Record):
     recovered: bool
 
 
+class RestartCase(Record):
+    """A text of data/judge/restart_cases.jsonl, written to try a detector of restarts on kinds that are easily missed
+    or mistaken.
+
+    part: `develop` to make a detector, `report` only to measure it. starts: characters at which restarts begin.
+    """
+
+    id: str
+    part: Literal["develop", "report"]
+    kind: str
+    prompt: str
+    text: str
+    starts: list[int]
+
+
 class RestartExample(Record):
     """A text of data/judge/restart_examples.jsonl, which the restart detector is fitted on.
 
