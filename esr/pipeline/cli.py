@@ -1,6 +1,6 @@
-"""The command `esr`: choose the models of the study, check them, see what a run takes, and label responses.
+"""The command `esr`: choose models, check them, see what a run takes; label responses, and validate judges on them.
 
-esr select MODEL ...    esr check [MODEL ...]    esr plan [MODEL ...]    esr label draw|annotate
+esr select MODEL ...    esr check [MODEL ...]    esr plan [MODEL ...]    esr label draw|annotate    esr judge validate
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
@@ -123,6 +124,43 @@ def label(given: argparse.Namespace) -> None:
     print(from_root(f"{len(new)} responses added to {labelling.SAMPLE}"))
 
 
+def validate_judge(given: argparse.Namespace) -> None:
+    """Print how a judge agrees with the labels, beside the annotators' agreement with each other."""
+    from esr.config.params import LlmJudge
+    from esr.judging.labels import read_labelled
+    from esr.judging.llm import ModelJudge
+    from esr.judging.offline import load_judge
+    from esr.judging.validation import FIGURES, as_judgements, as_trials, measure
+
+    entries = {entry["name"]: entry for entry in stages.stage_parameters("judge")["judges"]}
+    if given.judge != "offline" and given.judge not in entries:
+        listed = ", ".join(["offline", *entries])
+        raise ConfigError(
+            f"{stages.PARAMS}: judge.judges has no {given.judge!r}: name one of {listed}, or add an entry."
+        )
+    labelled = read_labelled(given.part)
+    judge = load_judge(given.model) if given.judge == "offline" else ModelJudge(LlmJudge(**entries[given.judge]))
+    interval = {"confidence": 0.95, "n_bootstrap": 4000, "seed": 0}
+    judged = measure(labelled, judge.judge(as_trials(labelled)), **interval)
+    other = [replace(row, annotations=row.annotations[:1]) for row in labelled]
+    ceiling = measure(other, as_judgements(labelled, 1), **interval)
+    counts = f"{judged['n_scored']} of {judged['n']} labelled responses, {judged['n_restarts']} restarts"
+    print(f"Part {given.part}: {counts}")
+    print(table([("", given.judge, "annotators")] + [
+        (name, *(_shown(figures[name]) for figures in (judged, ceiling))) for name in FIGURES
+    ]))  # fmt: skip
+
+
+def _shown(value) -> str:
+    """A number or an Estimate with its interval."""
+    if value is None or (hasattr(value, "estimate") and value.estimate is None):
+        return "-"
+    if not hasattr(value, "estimate"):
+        return f"{value:.2f}"
+    bounds = value.bounds
+    return f"{value.estimate:.2f}" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else "")
+
+
 def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows as aligned columns; the first is the heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -140,6 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(check(given.models))
         elif given.command == "label":
             label(given)
+        elif given.command == "judge":
+            validate_judge(given)
         else:
             plan(given.models, given.tokens_per_second, given.over, given.changed)
     except (ConfigError, FileNotFoundError, ValueError) as error:
@@ -167,7 +207,18 @@ def parser() -> argparse.ArgumentParser:
             )
             command.add_argument("--changed", action="store_true", help="only stages that `dvc repro` would run")
     _add_label(commands)
+    _add_judge(commands)
     return parser
+
+
+def _add_judge(commands) -> None:
+    text = "measure a judge against the labelled responses of data/judge"
+    validate = commands.add_parser("judge", help=text, description=text).add_subparsers(dest="step", required=True)
+    step = validate.add_parser("validate", help="print agreement with the annotators, and theirs with each other")
+    step.add_argument("--judge", default="offline", help="name of an entry of judge.judges in params.yaml, or offline")
+    step.add_argument("--model", default="smollm2-135m", help="whose scorer the offline judge uses")
+    step.add_argument("--part", choices=("develop", "report"), default="develop", help="labels to measure on")
+    step.add_argument("--traceback", action="store_true", help="show where an error was raised")
 
 
 def _add_label(commands) -> None:
