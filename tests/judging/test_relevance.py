@@ -199,4 +199,5 @@ def test_inflections_share_a_stem():
 def test_text_without_spaces_between_words_is_known_by_its_script():
     assert unspaced_share("パンの焼き方を説明してください。") == unspaced_share("如何烤面包?") == 1
     assert unspaced_share("Explain what 猫 means in Japanese.") < 0.1
+    assert unspaced_share("Translate 'おはようございます' to English.") < 0.5
     assert unspaced_share("Expliquez où naît l'été.") == unspaced_share("12 + 3 = ?") == 0
