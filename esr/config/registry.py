@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from esr.config.schema import ConfigError, Positive, Section, load_yaml, mapping, meant, shown, validate
+from esr.config.inheritance import with_base
+from esr.config.schema import ConfigError, Positive, Section, load_yaml, meant, validate
 from esr.config.sources import AnySource
 from esr.paths import DATA
 
@@ -20,9 +21,6 @@ Experiment = Literal[
     "finetune", "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"
 ]  # fmt: skip
 OF_SAES = {"detectors", "ablate", "activations", "controls"}  # read or ablate latents
-# Shared with the base and never given: latents, labels, corpus, scorer and unit of boosts are the base's
-OF_BASE = ("sae", "concepts", "labels", "corpus", "steer_layer", "n_layers")
-NOT_SHARED = ("source", "license", "experiments", "tuned_from")  # what a fine-tuned model does not share with its base
 
 
 class Sae(Section):
@@ -225,7 +223,7 @@ def _entries(path: Path, _content: bytes) -> dict[str, ModelEntry]:
             raise ConfigError(
                 f"{REGISTRY}: id {model_id!r} has a dot or slash, or is no text: use letters, digits and dashes."
             )
-        fields = _with_base(model_id, written, [])
+        fields = with_base(model_id, written, list(ModelEntry.model_fields), str(REGISTRY))
         entries[model_id] = validate(TypeAdapter(ModelEntry), fields, f"{REGISTRY}: {model_id}")
     for model_id, entry in entries.items():
         for source in entry.source:
@@ -235,29 +233,6 @@ def _entries(path: Path, _content: bytes) -> dict[str, ModelEntry]:
                     "trained on."
                 )
     return entries
-
-
-def _with_base(model_id: str, written: dict, seen: list[str]) -> dict:
-    """Fields of an entry, with those it shares with the model it was fine-tuned from."""
-    fields = mapping(written[model_id], f"{REGISTRY}: {model_id}", ModelEntry.model_fields)
-    base = fields.get("tuned_from")
-    if base is None:
-        return fields
-    others = [other for other in written if isinstance(other, str) and other not in [*seen, model_id]]
-    if base not in others:
-        problem = "a list" if isinstance(base, list) else f"not the id of another entry{meant(base, others)}"
-        raise ConfigError(
-            f"{REGISTRY}: {model_id}: tuned_from is {shown(base)}, which is {problem}: write one id, as in "
-            f"`tuned_from: {(others or ['id'])[0]}`; other entries are {', '.join(others) or 'none'}."
-        )
-    shared = _with_base(base, written, [*seen, model_id])
-    for name in OF_BASE:
-        if name in fields and fields[name] != shared.get(name):
-            raise ConfigError(
-                f"{REGISTRY}: {model_id}: {name} is not that of {base}, whose latents and unit of boosts it shares: "
-                f"remove {name}, or remove tuned_from."
-            )
-    return {name: value for name, value in shared.items() if name not in NOT_SHARED} | fields
 
 
 def model_entry(model_id: str, where: str = "") -> ModelEntry:

@@ -27,6 +27,9 @@ OF_MODELS = (
 )  # fmt: skip
 
 
+SEEDED = ("corpus", "train_sae")  # have a seed in params.yaml, which the study's does not change
+
+
 class Study(Section):
     """What stands above the sections of params.yaml."""
 
@@ -76,17 +79,18 @@ def notebook_parameters(stage: str, names: dict[str, Any]) -> Section:
 def _assemble(stage: str, params: dict, model: str) -> Section:
     section, others = STAGES[stage]
     scale, entry = params["scale"], model_entry(model)
+    changes = entry.params if "model" in section.model_fields else {}  # a stage of all models together has no entry
     values = {"model": model, "models": params["models"], "seed": params["seed"]}
     values = {name: value for name, value in values.items() if name in section.model_fields}
     for name in others:
-        given = _settings(name, scale, params, entry.params)
+        given = _settings(name, scale, params, changes)
         theirs = (STAGES[name][0] if name in STAGES else Generation).model_fields  # for keys of other stages
         values |= {key: value for key, value in given.items() if key in section.model_fields or key not in theirs}
-    values |= _settings(stage, scale, params, entry.params)
+    values |= _settings(stage, scale, params, changes)
     if "temperature" in values and entry.sampling.temperature is not None:
         values["temperature"] = entry.sampling.temperature
     where = f"{PARAMS}: {stage}"
-    if any(_settings(name, scale, entry.params) for name in (stage, *others)):
+    if any(_settings(name, scale, changes) for name in (stage, *others)):
         where += f", with params of {model} in {REGISTRY}"
     return validate(TypeAdapter(section), values, where, f"write it under {' or '.join(places(stage, scale))}")
 
@@ -95,7 +99,8 @@ def _settings(section: str, scale: str, *files: dict) -> dict[str, Any]:
     """Keys of a section at `scale`; a later file's count before an earlier one's."""
     values: dict[str, Any] = {}
     for file in files:
-        values |= (file.get(section) or {}) | ((file.get("scales") or {}).get(scale) or {}).get(section, {})
+        sizes = (file.get("scales") or {}).get(scale) or {}
+        values |= (file.get(section) or {}) | (sizes.get(section) or {})
     return values
 
 
@@ -135,8 +140,10 @@ def _check_file(params: dict) -> None:
     add = f"write it under generation or scales.{params['scale']}.generation"
     validate(TypeAdapter(Generation), given, f"{where}: generation", add)
     shared = [name for _, others in STAGES.values() for name in others if name in STAGES]  # blamed before their users
-    for stage in [*shared, *STAGES]:
-        _assemble(stage, params, params["models"][0])
+    first, *rest = params["models"]
+    for model in [first, *(model for model in rest if model_entry(model).params)]:
+        for stage in [*shared, *STAGES]:
+            _assemble(stage, params, model)
 
 
 def _check_entry(model: str, scales: dict) -> None:
@@ -153,6 +160,7 @@ def _check_entry(model: str, scales: dict) -> None:
         for name, values in sections.items():
             refuse_unknown(name, OF_MODELS, f"{where}{place}: unknown section")
             section = STAGES[name][0] if name in STAGES else Generation
-            keys = [key for key in section.model_fields if key not in ("model", "seed")]
+            given_above = {"model"} | ({"seed"} if name not in SEEDED else set())
+            keys = [key for key in section.model_fields if key not in given_above]
             for key in mapping(values, f"{where}{place}.{name}", keys):
                 refuse_unknown(key, keys, f"{where}{place}.{name}: unknown key")

@@ -23,7 +23,7 @@ from esr.sae.preflight import check_labels, check_sae
 from esr.storage.prompts import read_prompts
 
 MAX_RESIDUAL_NORMS = 10  # a larger boost replaces the residual stream
-MAX_UNSPACED = 0.3  # share of a prompt's letters: a name or a word to translate may be in another script
+MAX_UNSPACED = 0.5  # share of a prompt's letters: a name or a sentence to translate may be in another script
 GROUND = ("files", "architecture", "vocabulary", "chat template")  # where one fails, later ones make no sense
 
 
@@ -121,13 +121,15 @@ def check_positions(subject: Subject) -> Found:
 
 def check_prompts(subject: Subject) -> Found:
     """The offline judge, which counts words between spaces, can read the prompts."""
-    for prompt in subject.prompts:
+    splits = ("evaluation", "held_out", "finetune")
+    prompts = [prompt.text for split in splits for prompt in read_prompts(split)]  # without instructions after them
+    for prompt in prompts:
         if unspaced_share(prompt) > MAX_UNSPACED:
             raise ConfigError(
                 f"data/prompts has {shown(prompt)}, in a script without spaces between words, in which the offline "
                 "judge cannot tell words apart: write prompts in a language that separates them."
             )
-    return f"{len(subject.prompts)} prompts", "words between spaces; restarts are known in English"
+    return f"{len(prompts)} prompts", "words between spaces; restarts are known in English"
 
 
 def check_memory(subject: Subject) -> Found:

@@ -60,9 +60,10 @@ def parameters(stage: str, model: str | None = None) -> SimpleNamespace:
 
 def sizes_of(model: str) -> Sizes:
     """Raises ConfigError for a mistake in params.yaml."""
-    base = model_entry(base_of(model))
+    root = base_of(model)
+    base = model_entry(root)
     counts = {f"n_{split}": len(read_prompts(split)) for split in ("evaluation", "held_out", "finetune")}
-    n_latents = parameters("concepts", model).n_concepts if base.concepts else parameters("latents", model).n_latents
+    n_latents = parameters("concepts", root).n_concepts if base.concepts else parameters("latents", root).n_latents
     n_instructions = len(load_texts(PROMPTS / "meta_prompts.yaml", ["distractor"]))
     return Sizes(model, n_latents, n_instructions=n_instructions, has_corpus=base.corpus is not None, **counts)
 

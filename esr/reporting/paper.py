@@ -15,11 +15,13 @@ from pathlib import Path
 import typst
 
 from esr import paths
+from esr.config.registry import model_entry
 from esr.config.schema import load_yaml
 from esr.config.study import EXPERIMENTS, STUDY
 from esr.storage.files import write_bytes
 
 TIMESTAMP = 1767225600  # 2026-01-01, seconds since 1970: equal text gives equal bytes on any day
+SHOWN_PARAMS = {"generation", "finetune"}  # sections of params.yaml that the text prints
 FONTS = "Libertinus Serif, New Computer Modern or DejaVu Sans Mono"  # shipped with typst
 
 
@@ -70,9 +72,18 @@ def _explain(error: typst.TypstError) -> str:
     return f"{error.message} at {place[1]}" if place else error.message
 
 
+def _sections(params: dict) -> set[str]:
+    """Names of the sections that an entry's `params` has, at any scale."""
+    return set(params) | {name for sizes in params.get("scales", {}).values() for name in sizes}
+
+
 def main() -> int:
     if idle := [stage for stage in EXPERIMENTS if not load_yaml(STUDY)["study"][stage]]:
         print(f"The paper shows experiments that no chosen model runs ({', '.join(idle)}): paper.pdf stays as it is.")
+        return 0
+    if changed := [m for m in load_yaml(STUDY)["study"]["models"] if SHOWN_PARAMS & _sections(model_entry(m).params)]:
+        print(f"The paper prints generation and finetune of params.yaml, and {', '.join(changed)} has its own in "
+              "data/models.yaml: paper.pdf stays as it is.")  # fmt: skip
         return 0
     try:
         target = compile_paper()

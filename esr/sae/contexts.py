@@ -99,10 +99,14 @@ def write_contexts(contexts: Contexts, path: Path) -> None:
 
 
 def read_contexts(path: Path) -> Contexts:
-    """Contexts that `write_contexts` wrote. Raises FileNotFoundError."""
+    """Contexts that `write_contexts` wrote. Raises FileNotFoundError, or ValueError for an earlier version's file."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: the stage sae writes it.")
     arrays = load_file(path)
+    if "median_norm" not in arrays:
+        raise ValueError(
+            f"{path} was written by an earlier version: run the stage that writes it again, sae or train_sae."
+        )
     return Contexts(
         arrays["activation"].float(),
         arrays["document"].long(),

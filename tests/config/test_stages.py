@@ -12,6 +12,7 @@ from esr.config.registry import check_latents, model_entry
 from esr.config.schema import ConfigError
 from esr.config.stages import notebook_parameters, stage_parameters
 from esr.paths import ROOT
+from esr.pipeline.sizes import parameters, sizes_of
 
 
 @pytest.fixture
@@ -155,7 +156,13 @@ READ = SAE | {"layer": STEERED["steer_layer"]}
 def entries(tmp_path, monkeypatch):
     """Write a registry with these entries."""
     monkeypatch.setattr(registry, "REGISTRY", tmp_path / "models.yaml")
-    return lambda **written: registry.REGISTRY.write_text(json.dumps(written))
+
+    def write(**written):
+        parameters.cache_clear()
+        registry.REGISTRY.write_text(json.dumps(written))
+
+    yield write
+    parameters.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -255,6 +262,68 @@ def test_settings_of_an_entry_count_before_those_of_params(entries, params):
     params("scale: smoke", "scale: laptop")
     laptop = stage_parameters("steer", "a")
     assert (laptop["n_seeds"], laptop["n_prompts"]) == (7, stage_parameters("steer")["n_prompts"])
+
+
+def test_settings_of_an_entry_are_of_its_model_alone(entries):
+    written = YAML(typ="safe", pure=True).load(ROOT / "data" / "models.yaml")
+    entries(**written)
+    before = {stage: stage_parameters(stage) for stage in ("power", "measure", "judge")}
+    written["smollm2-135m"]["params"] = {
+        "generation": {"batch_size": 3},
+        "scales": {"laptop": {"generation": {"max_new_tokens": 33}}},
+    }
+    entries(**written)
+    assert {stage: stage_parameters(stage) for stage in before} == before  # of all models together
+    assert stage_parameters("steer", "qwen25-coder-05b")["max_new_tokens"] == before["power"]["max_new_tokens"]
+    tuned = stage_parameters("steer", "smollm2-135m-selfcorrect")
+    assert (tuned["max_new_tokens"], tuned["batch_size"]) == (33, 3)  # as its base, with which it is compared
+
+
+def test_a_fine_tuned_model_adds_to_the_settings_of_its_base(entries):
+    written = YAML(typ="safe", pure=True).load(ROOT / "data" / "models.yaml")
+    written["smollm2-135m"]["params"] = {
+        "generation": {"batch_size": 3},
+        "scales": {"laptop": {"latents": {"n_latents": 4}}},
+    }
+    written["smollm2-135m-selfcorrect"]["params"] = {"steer": {"n_seeds": 2}, "generation": {"batch_size": 5}}
+    entries(**written)
+    tuned = stage_parameters("steer", "smollm2-135m-selfcorrect")
+    assert (tuned["n_seeds"], tuned["batch_size"]) == (2, 5) and stage_parameters("steer")["batch_size"] == 3
+    assert sizes_of("smollm2-135m-selfcorrect").n_latents == 4
+    for params in ({"latents": {"min_density": 0.1}}, {"scales": {"laptop": {"latents": {"n_latents": 9}}}}):
+        written["smollm2-135m-selfcorrect"]["params"] = params
+        entries(**written)
+        with pytest.raises(
+            ConfigError, match="the stage latents runs on smollm2-135m alone, .* write latents under params of"
+        ):
+            model_entry("smollm2-135m-selfcorrect")
+
+
+def test_wrong_settings_of_any_chosen_model_are_found_before_the_first_stage(entries):
+    written = YAML(typ="safe", pure=True).load(ROOT / "data" / "models.yaml")
+    written["smollm2-135m-selfcorrect"]["params"] = {"controls": {"n_random": "many"}}
+    entries(**written)
+    with pytest.raises(
+        ConfigError, match="controls, with params of smollm2-135m-selfcorrect in .*: n_random is 'many'"
+    ):
+        stage_parameters("fetch")
+
+
+def test_an_empty_section_of_a_scale_is_completed_by_the_other_place(params):
+    params("    controls: {n_prefills: 150}\n", "    controls:\n")
+    params("controls:\n  max_off", "controls:\n  n_prefills: 150\n  max_off")
+    assert stage_parameters("controls")["n_prefills"] == 150
+
+
+def test_the_seed_of_a_shipped_result_may_be_an_entrys(entries):
+    written = YAML(typ="safe", pure=True).load(ROOT / "data" / "models.yaml")
+    written["smollm2-135m"]["params"] = {"train_sae": {"seed": 7}}
+    entries(**written)
+    assert stage_parameters("train_sae")["seed"] == 7
+    written["smollm2-135m"]["params"] = {"steer": {"seed": 7}}
+    entries(**written)
+    with pytest.raises(ConfigError, match="params.steer: unknown key 'seed'"):
+        stage_parameters("steer")
 
 
 @pytest.mark.parametrize(

@@ -267,4 +267,5 @@ def test_a_calibrated_scorer_is_saved_whole(scorer, tmp_path):
 def test_text_without_spaces_between_words_is_known_by_its_script():
     assert unspaced_share("パンの焼き方を説明してください。") == unspaced_share("如何烤面包?") == 1
     assert unspaced_share("Explain what 猫 means in Japanese.") < 0.1
+    assert unspaced_share("Translate 'おはようございます' to English.") < 0.5
     assert unspaced_share("Expliquez où naît l'été.") == unspaced_share("12 + 3 = ?") == 0

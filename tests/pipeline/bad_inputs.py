@@ -424,6 +424,11 @@ PROMPTS = [
         ("data/prompts has 'パンの", "script without spaces", "write prompts in a language that separates"),
     ),
     Bad(
+        "evaluation prompts in a script without spaces",
+        text("data/prompts/evaluation.txt", "如何在家烤一条简单的白面包?\n"),
+        ("data/prompts has '如何", "script without spaces", "write prompts in a language that separates"),
+    ),
+    Bad(
         "prompt twice",
         text("data/prompts/held_out.txt", "Why?\nWhy?\n"),
         ("held_out.txt, line 2", "twice", "Remove it, or line 1"),

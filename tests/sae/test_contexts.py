@@ -1,6 +1,8 @@
 """The file of contexts."""
 
+import pytest
 import torch
+from safetensors.torch import save_file
 
 from esr.sae.contexts import Contexts, read_contexts, write_contexts
 
@@ -16,6 +18,9 @@ def test_contexts_are_written_as_the_same_bytes_and_read_as_they_were(tmp_path):
         write_contexts(contexts, tmp_path / "contexts.safetensors")
         written.add((tmp_path / "contexts.safetensors").read_bytes())
     assert len(written) == 1
+    save_file({"activation": activation}, tmp_path / "old.safetensors", metadata={"tokens": "1", "median_norm": "2"})
+    with pytest.raises(ValueError, match="old.safetensors was written by an earlier version: run the stage"):
+        read_contexts(tmp_path / "old.safetensors")
     found = read_contexts(tmp_path / "contexts.safetensors")
     for name in ("activation", "document", "position", "density"):
         assert torch.equal(getattr(found, name), getattr(contexts, name))
