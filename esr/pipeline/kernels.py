@@ -68,6 +68,11 @@ def kernel_manager():
             curve = {"supported_encryption": "curve"}
             return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata=curve)
 
+        async def _async_interrupt_kernel(self) -> None:
+            """Not before a shutdown, where jupyter_client interrupts first: an idle kernel would report an error."""
+            if not self.shutting_down:
+                await super()._async_interrupt_kernel()
+
     class ForkedKernelManager(StageKernelManager):
         def format_kernel_cmd(self, extra_arguments=None):
             return [forking_python(), *super().format_kernel_cmd(extra_arguments)[1:]]

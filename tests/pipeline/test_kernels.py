@@ -1,5 +1,7 @@
 """Kernels forked from a server do what kernels started by Jupyter do, and none outlives what it was started for."""
 
+import asyncio
+import inspect
 import json
 import os
 import shutil
@@ -12,8 +14,10 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from jupyter_client import AsyncKernelManager
 
 from esr.paths import ROOT
+from esr.pipeline.kernels import kernel_manager
 
 SOURCES = {
     "where": "import json, os, sys\n"
@@ -193,3 +197,13 @@ def wait_until(true, seconds: float = 20) -> None:
     while not true():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.2)
+
+
+def test_a_kernel_is_not_interrupted_on_its_way_to_a_shutdown():
+    """jupyter_client interrupts first (8.10, `_async_shutdown_kernel`), and an idle kernel then reports an error."""
+    assert "self._async_interrupt_kernel()" in inspect.getsource(AsyncKernelManager._async_shutdown_kernel)
+    manager = kernel_manager()()
+    with pytest.raises(RuntimeError, match="No kernel is running"):
+        asyncio.run(manager._async_interrupt_kernel())
+    manager.shutting_down = True
+    assert asyncio.run(manager._async_interrupt_kernel()) is None
