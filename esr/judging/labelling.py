@@ -21,6 +21,7 @@ from esr.storage.records import Annotation, SampledResponse, Trial
 
 SAMPLE = DATA / "judge" / "sample.jsonl"
 ANNOTATIONS = DATA / "judge" / "annotations.jsonl"
+ID_LENGTH = 12  # characters of a trial's id at the end of its sampled response's
 LOWEST, HIGHEST = 0.0, 100.0
 Input = Callable[[str], str]
 Part = Literal["develop", "report"]
@@ -38,7 +39,7 @@ def draw(trials: Sequence[Trial], per_condition: int, seed: int, origin: str, pa
             groups.setdefault((trial.model, trial.condition), []).append(trial)
     drawn = [
         SampledResponse(
-            id=f"{origin}-{trial.id[:12]}", part=part, origin=origin, model=trial.model, condition=trial.condition,
+            id=f"{origin}-{trial.id[:ID_LENGTH]}", part=part, origin=origin, model=trial.model, condition=trial.condition,
             boost=trial.boost, latent=trial.latent, label=trial.label, prompt_id=trial.prompt_id, prompt=trial.prompt,
             text=trial.text, probability=min(1.0, per_condition / len(group)),
         )

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
-from esr.judging.annotations import NEAR
-from esr.judging.labelling import ANNOTATIONS, SAMPLE, Part
+from esr.judging.labelling import ANNOTATIONS, ID_LENGTH, SAMPLE, Part
 from esr.storage.files import read_rows
 from esr.storage.records import Annotation, SampledResponse
+
+DEFAULT = "smollm2-135m"  # whose responses, and its fine-tuned model's, are the first labelled
+NEAR = 10  # characters between two starts of the same attempt, data/judge/RUBRIC.md section 3
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,18 @@ class Labelled:
         if all(firsts) and all(_near(firsts[0][0], other) for other in firsts):
             return [(texts[0], float(np.mean([annotation.scores[0] for annotation in self.annotations])))]
         return []
+
+
+def restart_shares(trial_ids: Sequence[str]) -> Float[np.ndarray, " trials"]:
+    """Share of annotators that find a restart in each trial's response; NaN where they did not read it.
+
+    Of the part `report` alone: a judge is better than usual on responses that it was made with.
+    """
+    shares = {
+        row.response.id[-ID_LENGTH:]: float(np.mean([bool(by.starts) for by in row.annotations]))
+        for row in read_labelled("report")
+    }
+    return np.array([shares.get(trial_id[:ID_LENGTH], np.nan) for trial_id in trial_ids])
 
 
 def _near(start: int, others: Sequence[int]) -> bool:

@@ -1,7 +1,8 @@
 """Language models as judges, through any provider of inspect-ai or any OpenAI-compatible server.
 
 Raw replies are cached under a digest of judge and request: a killed run resumes, and no reply is paid for twice. Every
-run parses them again (`esr.judging.replies`). Failed requests are not cached; the next run repeats them.
+run parses them again (`esr.judging.replies`). Failed requests are not cached; the next run repeats them. Replies to
+labelled responses are shipped, so that experiment 7 is measured without the models (`esr judge validate --ship`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock
@@ -29,13 +31,15 @@ from esr.judging.providers import (
 )
 from esr.judging.replies import RUBRIC, ParsedReply, Verdict, claims_restart, question, read_reply, rubric_digest
 from esr.judging.restarts import Detector, Restart
-from esr.paths import CACHE
+from esr.judging.server import serving, weights_of
+from esr.paths import CACHE, DATA
 from esr.progress import Progress, say
 from esr.storage.digests import digest
-from esr.storage.files import write_text
+from esr.storage.files import read_rows, write_rows, write_text
 from esr.storage.records import Judgement, Record, Trial
 
 BYTES_PER_TOKEN = 4  # of English in current tokenizers; for estimates only
+REPLIES = DATA / "judge" / "replies.jsonl"  # of judges on this machine, to labelled responses
 REPLY_TOKENS = 48  # of a verdict with one attempt, the most frequent one; for estimates only
 
 
@@ -48,6 +52,12 @@ class Reply(Record):
     input_tokens: int
     output_tokens: int
     counted: bool  # by the server; false for estimates
+
+
+class ShippedReply(Reply):
+    """A reply to a request about a labelled response, in data/judge/replies.jsonl."""
+
+    key: str
 
 
 class ModelJudge:
@@ -67,11 +77,14 @@ class ModelJudge:
             "temperature": entry.temperature,
             "max_tokens": entry.max_tokens,
             "schema": Verdict.model_json_schema() if entry.structured else None,
-            "server": server_url(entry),
+            "server": weights_of(entry.serve) if entry.serve else server_url(entry),
         }
-        slug = re.sub(r"[^A-Za-z0-9.]+", "-", entry.model).strip("-.")
-        self.name = f"{slug}-{digest(entry.model, settings, rubric_digest())}"
+        model = entry.model or str(entry.serve)
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.")
+        self.name = f"{slug}-{digest(model, settings, rubric_digest())}"
         self.folder = CACHE / "judgements" / self.name
+        shipped = read_rows(REPLIES, ShippedReply) if REPLIES.exists() else []
+        self.shipped = {row.key: row for row in shipped if row.judge == self.name}
 
     def judge(self, trials: Sequence[Trial]) -> list[Judgement]:
         """One judgement per trial, in order; identical trials share a request, empty responses need none.
@@ -111,10 +124,20 @@ class ModelJudge:
         return self.folder / f"{key}.json"
 
     def _missing(self, wanted: dict[str, Trial]) -> dict[str, Trial]:
-        """The trials without a cached reply."""
-        return {key: trial for key, trial in wanted.items() if not self._path(key).exists()}
+        """The trials without a shipped or cached reply."""
+        return {k: trial for k, trial in wanted.items() if k not in self.shipped and not self._path(k).exists()}
+
+    def ship(self, trials: Sequence[Trial]) -> int:
+        """Add the replies about `trials` to data/judge/replies.jsonl; how many were added."""
+        before = read_rows(REPLIES, ShippedReply) if REPLIES.exists() else []
+        keys = dict.fromkeys(key for key in map(self._key, trials) if key not in self.shipped)
+        new = [ShippedReply(key=key, **vars(reply)) for key in keys if (reply := self._read(key))]
+        write_rows(REPLIES, [*before, *new])
+        return len(new)
 
     def _read(self, key: str) -> Reply | None:
+        if key in self.shipped:
+            return self.shipped[key]
         path = self._path(key)
         try:
             return Reply.model_validate_json(path.read_bytes()) if path.exists() else None
@@ -125,8 +148,9 @@ class ModelJudge:
         if not missing:
             return
         self._announce(missing, total)
-        round_ = Round(self, missing, total)
-        run_quietly(round_.run)
+        with serving(self.entry) if self.entry.serve else nullcontext(self.entry) as entry:
+            round_ = Round(self, entry, missing, total)
+            run_quietly(round_.run)
         round_.report()
 
     def _announce(self, missing: dict[str, Trial], total: int) -> None:
@@ -136,7 +160,7 @@ class ModelJudge:
         cost = self.cost(tokens_in, tokens_out)
         price = "cost unknown, no prices are given" if cost is None else f"about ${cost:.4f}"
         say(
-            f"{self.entry.name}: {len(missing)} of {total} responses to judge with {self.entry.model}, "
+            f"{self.entry.name}: {len(missing)} of {total} responses to judge with {self.entry.model or self.entry.serve}, "
             f"about {tokens_in} tokens in and {tokens_out} out: {price}"
         )
         limit = self.entry.max_cost
@@ -167,8 +191,9 @@ class ModelJudge:
 class Round:
     """One run's requests to one judge."""
 
-    def __init__(self, judge: ModelJudge, missing: dict[str, Trial], total: int):
-        self.judge, self.entry, self.missing = judge, judge.entry, missing
+    def __init__(self, judge: ModelJudge, entry: LlmJudge, missing: dict[str, Trial], total: int):
+        """entry: the judge's, with the address of its server."""
+        self.judge, self.entry, self.missing = judge, entry, missing
         self.waiting = iter(missing.items())
         self.failures: Counter[str] = Counter()
         self.replied = self.tokens = 0

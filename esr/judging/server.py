@@ -1,9 +1,8 @@
 """A language model on this machine as a judge: llama.cpp's OpenAI-compatible server, with a GGUF file of the registry.
 
-    python -m esr.judging.server qwen25-coder-15b --port 8123
-
-serves until it is interrupted; `serving` does so for a block of code. The system prompt is evaluated once and kept, so
-a verdict costs little more than reading the response.
+A judge of params.yaml with `serve` runs one for as long as it has requests; `python -m esr.judging.server
+qwen25-coder-15b` serves until it is interrupted. The system prompt is evaluated once and kept, so a verdict costs
+little more than reading the response.
 """
 
 from __future__ import annotations
@@ -21,41 +20,44 @@ from pathlib import Path
 
 from esr.config.params import LlmJudge
 from esr.config.registry import model_entry
+from esr.config.sources import shared_digest
 from esr.judging.providers import JudgeError
 from esr.models.fetch import gguf_file
 from esr.paths import CACHE
+from esr.storage.digests import file_digest
 
 CONTEXT = 8192  # tokens of rubric, prompt, response and reply, for each request at a time
 START_S = 120.0  # until a server answers
 HOST = "127.0.0.1"  # of this machine alone
 
 
-@contextmanager
-def serving(model_id: str, parallel: int = 1) -> Iterator[LlmJudge]:
-    """A judge's entry for a server of `model_id` that runs within the block.
+def weights_of(model_id: str) -> str:
+    """SHA-256 of the served file, as the registry or the file says. Raises FetchError without a file of its own."""
+    entry = model_entry(model_id)
+    return shared_digest(entry.source) or file_digest(gguf_file(entry))
 
-    parallel: requests at a time. Raises JudgeError when it cannot start, or when the model has no GGUF file.
+
+@contextmanager
+def serving(judge: LlmJudge) -> Iterator[LlmJudge]:
+    """The entry of a judge with `serve`, with the address of a server that runs within the block.
+
+    Raises JudgeError when it cannot start, or when the model has no GGUF file.
     """
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    log = CACHE / "judgements" / f"server-{model_id}.log"
+    log = CACHE / "judgements" / f"server-{judge.serve}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "esr.judging.server", model_id, "--port", str(port), "--parallel", str(parallel)]
+    command = [sys.executable, "-m", "esr.judging.server", str(judge.serve), "--port", str(port)]
+    command += ["--parallel", str(judge.max_connections)]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
             _wait(process, port, log)
-            yield entry(model_id, port, parallel)
+            yield judge.model_copy(
+                update={"model": f"openai-api/local/{judge.serve}", "base_url": f"http://{HOST}:{port}/v1"}
+            )
         finally:
             process.terminate()
-
-
-def entry(model_id: str, port: int, parallel: int = 1) -> LlmJudge:
-    """The judge as it is listed under judge.judges of params.yaml."""
-    return LlmJudge(
-        name=model_id, model=f"openai-api/local/{model_id}", base_url=f"http://{HOST}:{port}/v1", timeout_s=600,
-        max_connections=parallel, max_tokens=512,
-    )  # fmt: skip
 
 
 def _wait(process: subprocess.Popen, port: int, log: Path) -> None:

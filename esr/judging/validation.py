@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap, rankdata, spearmanr
 from sklearn.metrics import cohen_kappa_score
 
-from esr.judging.annotations import NEAR, spearman
-from esr.judging.labels import Labelled
+from esr.judging.labels import NEAR, Labelled
 from esr.judging.offline import is_degraded
+from esr.judging.restarts import Restart
 from esr.statistics import intervals
 from esr.statistics.estimates import Estimate
-from esr.storage.records import Annotation, Attempt, Judgement, Trial
+from esr.storage.records import Annotation, Attempt, Judgement, RestartCase, Trial
 
 MIDDLE = 20.0, 40.0  # scores around the calibration target
+DECILES = 10
 FIGURES = (
     "restart_precision", "restart_recall", "multi_attempt_kappa", "score_spearman", "score_error", "middle_error",
     "direction_kappa",
@@ -57,8 +61,9 @@ def measure(labelled: Sequence[Labelled], judgements: Sequence[Judgement], **int
     restart_precision: share of judged restarts that start within `NEAR` characters of one that some annotator found.
     restart_recall: share of the restarts that all annotators found. score_spearman, score_error (mean absolute
     difference, points): of first attempts, against the annotators' mean. middle_error: the annotators' mean minus the
-    judge's where the judge gives `MIDDLE`. direction_kappa: of "the last attempt is better than the first", where both
-    find a restart. Raises ValueError unless both lists are of the same responses in the same order.
+    judge's where the judge gives `MIDDLE`. multi_attempt_agreement, multi_attempt_kappa: on whether a response restarts.
+    direction_agreement, direction_kappa: on whether the last attempt is better than the first, where both find a
+    restart. by_decile: mean first-attempt scores of both by decile of the annotators'. Raises ValueError unless both lists are of the same responses in the same order.
     """
     if [row.response.id for row in labelled] != [j.trial_id for j in judgements]:
         raise ValueError("Labels and judgements are not of the same responses in the same order.")
@@ -69,6 +74,8 @@ def measure(labelled: Sequence[Labelled], judgements: Sequence[Judgement], **int
         starts = [attempt.start for attempt in judgement.attempts[1:]]
         found += [(name, _near(start, _every_start(row))) for start in starts]
         wanted += [(name, _near(start, starts)) for start in row.shared_starts]
+    restarting = [(bool(row.shared_starts), len(j.attempts) > 1) for row, j in pairs]
+    turns = directions(pairs)
     theirs = np.array([_mean_score(row.annotations, 0) for row, _ in pairs])
     judged = np.array([j.attempts[0].score for _, j in pairs], float)
     middle = (judged >= MIDDLE[0]) & (judged <= MIDDLE[1])
@@ -78,13 +85,32 @@ def measure(labelled: Sequence[Labelled], judgements: Sequence[Judgement], **int
         "n_restarts": len(wanted),
         "restart_precision": _rate(found, **interval),
         "restart_recall": _rate(wanted, **interval),
-        "multi_attempt_kappa": _kappa([(bool(row.shared_starts), len(j.attempts) > 1) for row, j in pairs]),
+        "multi_attempt_agreement": _rate([(n, a == b) for n, (a, b) in zip(names, restarting, strict=True)], **interval),
+        "multi_attempt_kappa": _kappa(restarting),
         "score_spearman": spearman(theirs, judged, **interval),
         "score_error": intervals.mean(np.abs(judged - theirs), names, **interval),
         "middle_error": intervals.mean((theirs - judged)[middle], np.array(names)[middle], **interval),
-        "direction_kappa": _kappa(directions(pairs)),
-        "n_directions": len(directions(pairs)),
+        "direction_agreement": _rate([(n, a == b) for n, (a, b) in enumerate(turns)], **interval),
+        "direction_kappa": _kappa(turns),
+        "n_directions": len(turns),
+        "by_decile": by_decile(theirs, judged),
     }
+
+
+def ceiling(labelled: Sequence[Labelled], **interval) -> dict:
+    """The second annotator measured against the first, as `measure` does with a judge: nobody agrees better."""
+    first = [replace(row, annotations=row.annotations[:1]) for row in labelled]
+    return measure(first, as_judgements(labelled, 1), **interval)
+
+
+def of_cases(cases: Sequence[RestartCase], found: Sequence[Sequence[Restart]], **interval) -> dict[str, Estimate]:
+    """Precision and recall of the restarts found in written cases, clustered by case."""
+    judged = [(c.id, _near(r.start, c.starts)) for c, restarts in zip(cases, found, strict=True) for r in restarts]
+    wanted = [
+        (c.id, _near(start, [r.start for r in restarts]))
+        for c, restarts in zip(cases, found, strict=True) for start in c.starts
+    ]  # fmt: skip
+    return {"restart_precision": _rate(judged, **interval), "restart_recall": _rate(wanted, **interval)}
 
 
 def directions(pairs: Sequence[tuple[Labelled, Judgement]]) -> list[tuple[bool, bool]]:
@@ -128,3 +154,71 @@ def _kappa(pairs: Sequence[tuple[bool, bool]]) -> float | None:
     if not pairs or len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
         return None
     return float(cohen_kappa_score(*zip(*pairs, strict=True)))
+
+
+def spearman(
+    one: intervals.Values, other: intervals.Values, *, confidence: float, n_bootstrap: int, seed: int
+) -> Estimate:
+    """Rank correlation of independent pairs with a percentile bootstrap interval; None where one side does not vary."""
+    one, other = np.asarray(one, float), np.asarray(other, float)
+    if len(one) < 3 or min(np.ptp(one), np.ptp(other)) == 0:
+        return Estimate.of(None, None, None, len(one))
+
+    def correlation(a, b, axis=-1):  # spearmanr of all resamples at once
+        a, b = ((r := rankdata(x, axis=axis)) - r.mean(axis, keepdims=True) for x in (a, b))
+        with np.errstate(invalid="ignore"):  # a resample may not vary
+            return (a * b).sum(axis) / np.sqrt((a**2).sum(axis) * (b**2).sum(axis))
+
+    ends = bootstrap(
+        (one, other), correlation, paired=True, method="percentile", confidence_level=confidence,
+        n_resamples=n_bootstrap, rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return Estimate.of(spearmanr(one, other).statistic, *_finite(ends), len(one))
+
+
+def by_decile(annotators: intervals.Values, judge: intervals.Values) -> list[dict]:
+    """Mean scores of annotators and judge by decile of the annotators' score; ties stay together.
+
+    Empty when the annotators gave fewer than two different scores.
+    """
+    frame = pd.DataFrame({"annotators": annotators, "judge": judge})
+    if frame.annotators.nunique() < 2:
+        return []
+    tenths = pd.qcut(frame.annotators, DECILES, duplicates="drop")
+    means = frame.groupby(tenths, observed=True).agg(
+        annotators=("annotators", "mean"), judge=("judge", "mean"), n=("judge", "size")
+    )
+    return means.to_dict("records")
+
+
+def matched_auc(
+    scorer, responses: Sequence[Trial], foreign: dict[str, str], *, confidence: float, n_bootstrap: int, seed: int
+) -> Estimate:
+    """AUC of scores for telling responses scored with their prompt from responses scored with another prompt.
+
+    The interval resamples prompts. foreign: prompt -> the other prompt its responses are scored with.
+    """
+    texts = [t.text for t in responses]
+    matched = scorer.score([t.prompt for t in responses], texts, [""] * len(texts))
+    mismatched = scorer.score([foreign[t.prompt] for t in responses], texts, [""] * len(texts))
+    prompts, codes = np.unique([t.prompt for t in responses], return_inverse=True)
+    every = np.arange(len(prompts))
+    member = codes == every[:, None]
+    above = (matched[:, None] > mismatched) + 0.5 * (matched[:, None] == mismatched)
+    wins = member @ above @ member.T  # of the first prompt's matched scores against the second's mismatched ones
+
+    def area(drawn, axis=-1):
+        times = (np.moveaxis(drawn, axis, -1)[..., None] == every).sum(axis=-2)  # draws of each prompt
+        return ((times @ wins) * times).sum(axis=-1) / (times @ member.sum(axis=1)) ** 2
+
+    ends = bootstrap(
+        (every,), area, method="percentile", confidence_level=confidence, n_resamples=n_bootstrap,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return Estimate.of(area(every), *_finite(ends), len(responses))
+
+
+def _finite(ends) -> tuple[float | None, float | None]:
+    """Ends of an interval; None where all resamples are equal."""
+    low, high = (float(end) if np.isfinite(end) else None for end in (ends.low, ends.high))
+    return low, high

@@ -9,7 +9,6 @@ import argparse
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
@@ -128,26 +127,29 @@ def validate_judge(given: argparse.Namespace) -> None:
     """Print how a judge agrees with the labels, beside the annotators' agreement with each other."""
     from esr.config.params import LlmJudge
     from esr.judging.labels import read_labelled
-    from esr.judging.llm import ModelJudge
+    from esr.judging.llm import REPLIES, ModelJudge
     from esr.judging.offline import load_judge
-    from esr.judging.validation import FIGURES, as_judgements, as_trials, measure
+    from esr.judging.validation import FIGURES, as_trials, ceiling, measure
 
-    entries = {entry["name"]: entry for entry in stages.stage_parameters("judge")["judges"]}
+    parameters = stages.stage_parameters("cross_judge")
+    entries = {entry["name"]: entry for entry in (*parameters["judges"], *parameters["validated"])}
     if given.judge != "offline" and given.judge not in entries:
         listed = ", ".join(["offline", *entries])
         raise ConfigError(
-            f"{stages.PARAMS}: judge.judges has no {given.judge!r}: name one of {listed}, or add an entry."
+            f"{stages.PARAMS}: judge.judges and cross_judge.validated have no {given.judge!r}: name one of {listed}, or add an entry to judge.judges."
         )
     labelled = read_labelled(given.part)
     judge = load_judge(given.model) if given.judge == "offline" else ModelJudge(LlmJudge(**entries[given.judge]))
     interval = {"confidence": 0.95, "n_bootstrap": 4000, "seed": 0}
-    judged = measure(labelled, judge.judge(as_trials(labelled)), **interval)
-    other = [replace(row, annotations=row.annotations[:1]) for row in labelled]
-    ceiling = measure(other, as_judgements(labelled, 1), **interval)
+    trials = as_trials(labelled)
+    judged = measure(labelled, judge.judge(trials), **interval)
+    if given.ship and isinstance(judge, ModelJudge):
+        print(from_root(f"{judge.ship(trials)} replies added to {REPLIES}"))
+    annotators = ceiling(labelled, **interval)
     counts = f"{judged['n_scored']} of {judged['n']} labelled responses, {judged['n_restarts']} restarts"
     print(f"Part {given.part}: {counts}")
     print(table([("", given.judge, "annotators")] + [
-        (name, *(_shown(figures[name]) for figures in (judged, ceiling))) for name in FIGURES
+        (name, *(_shown(figures[name]) for figures in (judged, annotators))) for name in FIGURES
     ]))  # fmt: skip
 
 
@@ -215,9 +217,10 @@ def _add_judge(commands) -> None:
     text = "measure a judge against the labelled responses of data/judge"
     validate = commands.add_parser("judge", help=text, description=text).add_subparsers(dest="step", required=True)
     step = validate.add_parser("validate", help="print agreement with the annotators, and theirs with each other")
-    step.add_argument("--judge", default="offline", help="name of an entry of judge.judges in params.yaml, or offline")
+    step.add_argument("--judge", default="offline", help="name of an entry of judge.judges or cross_judge.validated in params.yaml, or offline")
     step.add_argument("--model", default="smollm2-135m", help="whose scorer the offline judge uses")
     step.add_argument("--part", choices=("develop", "report"), default="develop", help="labels to measure on")
+    step.add_argument("--ship", action="store_true", help="keep a language model's replies in data/judge/replies.jsonl")
     step.add_argument("--traceback", action="store_true", help="show where an error was raised")
 
 

@@ -77,6 +77,20 @@ def test_every_trial_has_its_judgement_in_order():
     assert judge.judge([]) == []
 
 
+def test_shipped_replies_are_judgements_without_a_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(llm, "REPLIES", tmp_path / "replies.jsonl")
+    trials = trials_of(FIRST, FIRST, f"{SECOND} Enjoy.")
+    with serve(GOOD) as server:
+        judge = judge_by(server)
+        judged = judge.judge(trials)
+        assert (judge.ship(trials), judge_by(server).ship(trials)) == (2, 0)
+        monkeypatch.setattr(llm, "CACHE", tmp_path / "empty")
+        asked = len(server.requests)
+        assert judge_by(server).judge(trials) == judged and len(server.requests) == asked
+        judge_by(server, max_tokens=99).judge(trials)  # another judge, whose replies these are not
+        assert len(server.requests) == asked + 2
+
+
 def test_a_request_holds_rubric_material_schema_and_settings():
     with serve(GOOD) as server:
         judge_by(server, max_tokens=77).judge(trials_of(FIRST))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from esr.config.params import LlmJudge
 from esr.judging import server
 from esr.judging.llm import ModelJudge
 from esr.judging.providers import JudgeError
@@ -30,12 +31,25 @@ def test_the_file_of_a_model_is_found(tmp_path):
 
 def test_a_server_that_ends_is_reported_with_its_last_words(tmp_path, monkeypatch):
     monkeypatch.setattr(server, "CACHE", tmp_path)
+    judge = LlmJudge(name="none", serve="nobody")
     with pytest.raises(JudgeError, match=r"status 1 \(error: Unknown model 'nobody'.*server-nobody.log"), \
-            server.serving("nobody"):  # fmt: skip
+            server.serving(judge):  # fmt: skip
         pass
 
 
-def test_its_entry_is_one_that_params_yaml_takes():
-    entry = server.entry("qwen25-coder-15b", 8123, 2)
-    assert (entry.base_url, entry.max_connections) == ("http://127.0.0.1:8123/v1", 2)
-    assert ModelJudge(entry).name.startswith("openai-api-local-qwen25-coder-15b-")
+def test_a_served_judge_is_known_by_its_weights_and_not_by_its_port(monkeypatch):
+    judge = LlmJudge(name="qwen", serve="qwen25-coder-15b")
+    assert server.weights_of("qwen25-coder-15b").startswith("cc324af0")
+    name = ModelJudge(judge).name
+    assert name.startswith("qwen25-coder-15b-")
+    monkeypatch.setattr("esr.judging.llm.weights_of", lambda model: "other weights")
+    assert ModelJudge(judge).name != name
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"model": "openai/x", "serve": "qwen25-coder-15b"}, {"serve": "qwen25-coder-15b", "base_url": "http://a"}],
+)
+def test_a_judge_is_a_providers_or_served(fields):
+    with pytest.raises(ValueError, match="give one of the two"):
+        LlmJudge(name="x", **fields)
