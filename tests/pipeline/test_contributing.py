@@ -74,6 +74,7 @@ def copy(tmp_path_factory):
         "data/models.yaml",
         "data/study.yaml",
         "data/published.json",
+        "data/rules.yaml",
         "pyproject.toml",
     ):
         shutil.copy(ROOT / name, folder / name)
