@@ -207,6 +207,8 @@ class Detectors(Shared):
     n_derangements: Positive
     n_random: int = Field(ge=3)
     n_steered: Positive
+    confidence: float = Field(gt=0, lt=1)
+    n_bootstrap: Positive
 
 
 class Ablate(Shared, Generation):
@@ -290,7 +292,7 @@ STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "finetune": (Finetune, ("generation", "measure")),
     "boost_sweep": (BoostSweep, ("generation", "measure")),
     "meta_prompts": (MetaPrompts, ("generation", "measure")),
-    "detectors": (Detectors, ()),
+    "detectors": (Detectors, ("measure",)),
     "ablate": (Ablate, ("generation", "measure")),
     "activations": (Activations, ("measure",)),
     "controls": (Controls, ("generation", "measure")),

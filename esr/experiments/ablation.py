@@ -1,4 +1,4 @@
-"""Effects of ablations from paired trials of a condition and its baseline, and verdicts on the published claims.
+"""Effects of ablations from paired trials of a condition and its baseline.
 
 `one` and `other` are the baseline's and the condition's rows of the same trials (esr.experiments.run.paired). Keys
 carry the prefix of their outcome, none for multi-attempt.
@@ -6,13 +6,12 @@ carry the prefix of their outcome, none for multi-attempt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from esr.statistics import metrics, verdicts
+from esr.statistics import intervals, metrics
 from esr.statistics.effects import (
     gee_difference,
     holm,
@@ -23,18 +22,31 @@ from esr.statistics.effects import (
 )
 from esr.statistics.estimates import Estimate
 from esr.statistics.intervals import clustered, effective_size
+from esr.statistics.outcomes import recovered
 from esr.statistics.power import minimum_detectable_reduction
-from esr.statistics.verdicts import Verdict
+from esr.storage.records import Trial
 
 Outcome = Callable[[pd.DataFrame], pd.Series]
 OUTCOMES: dict[str, Outcome] = {"": metrics.multi_attempt, "esr_": metrics.esr}
-PUBLISHED = {"": "multi_attempt_reduction", "esr_": "esr_reduction"}  # in published.json: detector_ablation
-EFFECTS = ("detectors", "held_out")  # conditions published to reduce
-CONTROLS = ("random",)  # conditions published not to
+FAMILY = ("detectors", "held_out", "random")  # conditions whose tests are adjusted together
+
+
+def changed_shares(ablated: Sequence[Trial], steered: Sequence[Trial], **interval) -> dict[str, Estimate]:
+    """By condition, the share of responses unlike that of the same latent, prompt and seed in `steered`.
+
+    An ablation that changes no response is no test. Intervals are clustered by latent.
+    """
+    texts = {(t.latent, t.prompt_id, t.seed): t.text for t in steered}
+    frame = pd.DataFrame({"condition": [t.condition for t in ablated], "latent": [t.latent for t in ablated]})
+    frame["changed"] = [t.text != texts[t.latent, t.prompt_id, t.seed] for t in ablated]
+    return {
+        str(name): intervals.rate(rows.changed, rows.latent, **interval)
+        for name, rows in frame.groupby("condition", sort=False)
+    }
 
 
 def ablation_effects(one: pd.DataFrame, other: pd.DataFrame, *, confidence: float, n_bootstrap: int, seed: int) -> dict:
-    """Effects on multi-attempt and ESR (prefix esr_), and the difference of first-attempt scores.
+    """Effects on multi-attempt and ESR (prefix esr_), and differences of first-attempt scores and recovery rates.
 
     By outcome: difference and relative reduction with intervals, exact McNemar p, a clustered logistic model, the
     authors' unclustered difference.
@@ -50,26 +62,22 @@ def ablation_effects(one: pd.DataFrame, other: pd.DataFrame, *, confidence: floa
             f"{prefix}gee": gee_difference(*events, one.latent, confidence=confidence),
             f"{prefix}unclustered_difference": unclustered_difference(*events, confidence=confidence),
         }
+    figures["recovery_difference"] = paired_difference(recovered(one), recovered(other), one.latent, **interval)
     figures["score_difference"] = paired_difference(one.first_score, other.first_score, one.latent, **interval)
     return figures
 
 
-def decide(effects: dict[str, dict], detector_ablation: dict, confidence: float) -> dict[str, dict[str, Verdict]]:
-    """`{"verdict": {condition: Verdict}, "esr_verdict": ...}` for the measured conditions of `EFFECTS` and `CONTROLS`.
+def adjusted(effects: dict[str, dict]) -> dict[str, dict[str, float]]:
+    """`{condition: {"p_value_holm": ..., "esr_p_value_holm": ...}}` of the measured conditions of `FAMILY`.
 
-    No other function judges ablations. An effect's relative reduction is judged against the published one
-    (`detector_ablation` of data/published.json); it is reproduced only if McNemar's exact p, Holm-adjusted over the
-    outcome's conditions, is below 1 - confidence. A control's reduction must stay within half of the published one.
+    McNemar's exact p, adjusted by Holm over these conditions, by outcome. effects: `ablation_effects` by condition.
     """
-    names = [name for name in (*EFFECTS, *CONTROLS) if name in effects]
-    result = {}
+    names = [name for name in FAMILY if name in effects]
+    result: dict[str, dict[str, float]] = {name: {} for name in names}
     for prefix in OUTCOMES:
-        published = detector_ablation[PUBLISHED[prefix]]
-        adjusted = holm([effects[name][f"{prefix}p_value"] for name in names])
-        result[f"{prefix}verdict"] = {
-            name: _verdict(name, effects[name][f"{prefix}relative_reduction"], published, p, confidence)
-            for name, p in zip(names, adjusted, strict=True)
-        }
+        p_values = holm([effects[name][f"{prefix}p_value"] for name in names])
+        for name, p_value in zip(names, p_values, strict=True):
+            result[name][f"{prefix}p_value_holm"] = p_value
     return result
 
 
@@ -95,10 +103,3 @@ def detectable(one: pd.DataFrame, other: pd.DataFrame, *, confidence: float, n_b
             else None
         )
     return result
-
-
-def _verdict(condition: str, reduction: Estimate, published: float, p_value: float, confidence: float) -> Verdict:
-    """Verdict on one condition with its adjusted p."""
-    if condition in CONTROLS:
-        return replace(verdicts.absence(reduction, published / 2), p_value_holm=p_value)
-    return verdicts.tested(reduction, published, p_value, confidence)

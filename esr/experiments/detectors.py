@@ -16,6 +16,8 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import rankdata
 
+from esr.statistics.estimates import Estimate
+from esr.statistics.unpaired import auc
 from esr.steering.activations import Activity
 from esr.storage.digests import seeded
 from esr.storage.records import AblationSet, Detector
@@ -131,6 +133,21 @@ def find(
         Detector(latent=i, rank=rank, rule=rule, **{name: float(getattr(found, name)[i]) for name in names})
         for rank, i in enumerate(order[:n], start=1)
     ]
+
+
+def held_out_auc(
+    halves: Sequence[tuple[Float[np.ndarray, "pairs d_sae"], Sequence[Pair], Sequence[int]]], **interval
+) -> Estimate:
+    """AUC of the summed activity of detectors for mismatched against matched pairs on which they were not found.
+
+    halves: for each half of the prompts its maxima, their pairs, and the detectors found on the other half. Pairs are
+    compared within their half. Intervals resample the prompts that responses belong to; `n` counts pairs.
+    """
+    sums = np.concatenate([maxima[:, list(latents)].sum(1) for maxima, _, latents in halves])
+    groups = np.repeat(np.arange(len(halves)), [len(pairs) for _, pairs, _ in halves])
+    pairs = [pair for _, group, _ in halves for pair in group]
+    mismatched = [not pair.matched for pair in pairs]
+    return auc(sums, mismatched, [pair.response_of for pair in pairs], groups, **interval)
 
 
 def overlap(sets: Sequence[Collection[int]]) -> float | None:

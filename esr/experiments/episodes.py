@@ -18,6 +18,7 @@ from esr.models.alignment import Alignment
 from esr.statistics import intervals
 from esr.statistics.effects import holm, ratio
 from esr.statistics.estimates import Estimate
+from esr.statistics.unpaired import difference_of_means, scaled_mean
 from esr.storage.records import Judgement, Trial
 
 REGIONS = ("off_topic", "restart", "after")
@@ -51,7 +52,11 @@ def _visible(text: str, start: int, end: int) -> int:
 def region_rows(
     kind: str, trial: Trial, activations: Float[np.ndarray, "tokens latents"], names: Sequence[str]
 ) -> list[dict]:
-    """One row of `COLUMNS` per region of a response: mean activation of every latent over its tokens."""
+    """One row of `COLUMNS` per region of a response: mean activation of every latent over its tokens.
+
+    names: region of each token. A response that is no episode has one region, `WHOLE`, also where it restarts.
+    """
+    names = names if kind == "episode" else [WHOLE] * len(names)
     region = np.asarray(names)
     shared = {"kind": kind, "trial_id": trial.id, "latent": trial.latent, "prompt_id": trial.prompt_id}
     return [shared | {"region": name, "means": activations[region == name].mean(0)} for name in dict.fromkeys(names)]
@@ -83,8 +88,9 @@ def summarize(frame: pd.DataFrame, curves: pd.DataFrame, latents: Sequence[int],
     columns latent (that steered) and curve (`aligned`).
 
     Means weigh responses equally. Ratios are to unsteered responses; episodes cluster by steering latent, unsteered
-    responses by prompt. off_topic_to_never is the ratio to steered responses that never restart. Without episodes all
-    but `n` is null. `interval`: confidence, n_bootstrap, seed.
+    responses by prompt. off_topic_to_never is the ratio to steered responses that never restart, episodes_minus_never
+    the difference. decrease: before minus after the restart of the same episode, over the mean of unsteered responses.
+    Without episodes all but `n` is null. `interval`: confidence, n_bootstrap, seed.
     """
     frame = frame.assign(value=np.array([np.mean(m) for m in frame.means], dtype=float))
     kinds = {
@@ -103,6 +109,9 @@ def summarize(frame: pd.DataFrame, curves: pd.DataFrame, latents: Sequence[int],
         result[f"{name}_ratio"] = ratio(rows.value, base.value, rows.latent, base.prompt_id, **interval)
     off = kinds["off_topic"]
     result["off_topic_to_never_ratio"] = ratio(off.value, never.value, off.latent, never.latent, **interval)
+    result["episodes_minus_never"] = difference_of_means(never.value, off.value, never.latent, off.latent, **interval)
+    both = off.merge(kinds["after"], on=["trial_id", "latent"], suffixes=("", "_after"))
+    result["decrease"] = scaled_mean(both.value - both.value_after, base.value, both.latent, base.prompt_id, **interval)
     for name, kind in (("episodes", "episode"), ("baselines", "baseline"), ("never_restarted", "never_restarted")):
         result[name] = int(frame[frame.kind == kind].trial_id.nunique())
     return result | {"bins": bin_means(curves, **interval), "latents": by_latent(frame, latents)}

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -21,8 +22,13 @@ from torch import Tensor
 from esr.config.registry import model_entry, required
 from esr.engine.workers import Report, Workers
 from esr.experiments.lora import Recipe, TrainingStep, lora_config, train
+from esr.experiments.run import paired
 from esr.experiments.self_corrections import Example
 from esr.models.loading import resident_model
+from esr.statistics.effects import paired_difference
+from esr.statistics.estimates import Estimate
+from esr.statistics.metrics import multi_attempt
+from esr.statistics.outcomes import above_placebo
 from esr.steering.directions import load_directions
 from esr.steering.provenance import check_steering, training_provenance
 from esr.steering.strength import residual_norm
@@ -84,3 +90,21 @@ def save_adapter(
         config.save_pretrained(new)
         write_bytes(new / "adapter_model.safetensors", save(state))
         write_rows(new / "curve.jsonl", curve)
+
+
+def effects_of_training(
+    frame: pd.DataFrame, cuts: pd.DataFrame, untrained: str, trained: str, **interval
+) -> dict[str, Estimate]:
+    """Multi-attempt rate and ESR rate above placebo of the trained model minus those of its base, on the same trials.
+
+    frame, cuts: metrics.table and outcomes.cut_table of both; untrained, trained: their conditions. Of one training:
+    the intervals are over trials clustered by latent, and another training may lie outside them.
+    """
+    base, tuned = paired(frame, untrained, trained)
+    above = [above_placebo(rows, cuts) for rows in (base, tuned)]
+    known = above[0].notna() & above[1].notna()
+    latents = base.latent
+    return {
+        "multi_attempt_difference": paired_difference(multi_attempt(base), multi_attempt(tuned), latents, **interval),
+        "esr_above_placebo_difference": paired_difference(above[0][known], above[1][known], latents[known], **interval),
+    }

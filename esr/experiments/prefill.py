@@ -21,7 +21,7 @@ from esr.judging.offline import OfflineJudge
 from esr.judging.restarts import Restart
 from esr.models.alignment import Alignment, align
 from esr.paths import data_dir
-from esr.statistics import intervals, metrics
+from esr.statistics import intervals, metrics, outcomes
 from esr.statistics.effects import mcnemar_exact, paired_difference, ratio, relative_reduction
 from esr.steering.trials import Plan
 from esr.storage.digests import digest, seeded
@@ -193,21 +193,30 @@ def restarts_after(judgement: Judgement, start: int) -> Judgement:
 
 
 def detection_rates(
-    frame: pd.DataFrame, scores: Sequence[float], conditions: Sequence[str], *, min_on_topic_score: float, **interval
+    frame: pd.DataFrame,
+    cuts: pd.DataFrame,
+    scores: Sequence[float],
+    conditions: Sequence[str],
+    *,
+    min_on_topic_score: float,
+    **interval,
 ) -> dict:
-    """`{condition: rates}` of experiment 11. frame: metrics.table of the judgements; scores: of the continuations.
+    """`{condition: rates}` of experiment 11.
 
-    Adds to metrics.rates: silent_recovery_rate (no restart and a continuation of at least `min_on_topic_score`); of the
-    multi-attempt rate against "prefilled", paired_difference, its exact McNemar p_value and relative_reduction, or for
-    "prefilled" ratio_to_live, its rate over that of "live". Without trials: nulls and n 0.
+    frame, cuts: metrics.table and outcomes.cut_table of the judgements; scores: of the continuations.
+
+    Adds to outcomes.rates, which are of prefill and continuation: silent_on_topic_rate (no restart and a continuation
+    of at least `min_on_topic_score`); of the multi-attempt rate against "prefilled", paired_difference, its exact
+    McNemar p_value and relative_reduction, or for "prefilled" ratio_to_live, its rate over that of "live". Without
+    trials: nulls and n 0.
     """
-    recovered = pd.Series(scores, frame.index, float) >= min_on_topic_score
-    frame = frame.assign(silent=~metrics.multi_attempt(frame) & recovered)
+    on_topic = pd.Series(scores, frame.index, float) >= min_on_topic_score
+    frame = frame.assign(silent=~metrics.multi_attempt(frame) & on_topic)
     result: dict = {}
     for condition in conditions:
         rows = frame[(frame.condition == condition) & metrics.scored(frame)]
         silent = intervals.rate(rows.silent, rows.latent, **interval)
-        result[condition] = metrics.rates(rows, **interval) | {"silent_recovery_rate": silent}
+        result[condition] = outcomes.rates(rows, cuts, **interval) | {"silent_on_topic_rate": silent}
         other = "live" if condition == BASELINE else BASELINE
         measured = len(rows) and (frame.condition == other).any()
         before, after = paired(frame, other, condition) if measured else (rows[:0], rows[:0])

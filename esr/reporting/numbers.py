@@ -55,6 +55,13 @@ def read_numbers(name: str) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}): run dvc repro to write it again.") from None
 
 
+def find(value: Any, *keys: str) -> Any:
+    """Value of nested dicts under `keys`; None where one is missing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
 def _rounded(value, key: str):
     """Plain Python values with rounded floats, from dataclasses and numpy's scalars and arrays too."""
     if is_dataclass(value) and not isinstance(value, type):

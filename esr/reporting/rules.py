@@ -1,6 +1,7 @@
 """Verdict rules of data/rules.yaml: hypotheses, outcomes and checks, written before the runs that decide them.
 
-A rule's digest stands beside every verdict: a rule that changes after its data is seen to have changed.
+The digest of a rule and its checks stands beside every verdict: a rule that changes after its data is seen to have
+changed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from esr.config.registry import base_of
 from esr.config.schema import ConfigError, Positive, Section, load_yaml, validate
 from esr.paths import DATA
-from esr.reporting.lookup import find
+from esr.reporting.numbers import find
 from esr.statistics import verdicts
 from esr.statistics.estimates import NOTHING, Estimate
 from esr.statistics.verdicts import UNDECIDED, Outcome, Verdict
@@ -25,6 +27,7 @@ TAUGHT: dict[Outcome, Outcome] = {
     "reproduced": "manipulation check passed",
     "contradicted": "manipulation check failed",
 }
+Unit = Literal["%", "x", "points", "log-odds", ""]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Keys = Annotated[list[str], Field(min_length=2)]
 
@@ -88,7 +91,7 @@ class Rule(Section):
     """A hypothesis and how it is decided; fields as the head of data/rules.yaml says."""
 
     id: Id
-    experiment: Annotated[str, Field(pattern=r"^(\d|1[0-3]|3b)$")]
+    experiment: Annotated[str, Field(pattern=r"^[1-9]\d?b?$")]
     about: Literal["endogenous", "mechanism", "taught"]
     model: Literal["base", "organism"]
     hypothesis: str
@@ -97,11 +100,7 @@ class Rule(Section):
     published: Keys | None = None
     checks: list[Id] = []
     n: Positive | None = None
-
-    @property
-    def sha256(self) -> str:
-        """Digest of everything that decides the verdict."""
-        return digest(self.model_dump())
+    unit: Unit = "%"
 
 
 class Edition(Section):
@@ -111,6 +110,13 @@ class Edition(Section):
     written: Annotated[datetime.date, Field(strict=False)]
     checks: list[Check]
     rules: list[Rule]
+
+    def sha256(self, rule: Rule) -> str:
+        """Digest of everything that decides the verdict on a rule: all of it but the unit, and its checks."""
+        return digest(rule.model_dump(exclude={"unit"}), [check.model_dump() for check in self.checks_of(rule)])
+
+    def checks_of(self, rule: Rule) -> list[Check]:
+        return [check for check in self.checks if check.id in rule.checks]
 
     @model_validator(mode="after")
     def _names_fit(self):
@@ -131,40 +137,64 @@ def read_rules(path: Path = RULES) -> Edition:
 
 
 def measured(files: Mapping, model: str, keys: Keys) -> Estimate | None:
-    """The number under `keys` of a numbers file, in the entry of `model` where the file has one."""
+    """The number under `keys` of a numbers file, in the entry of `model` where the file has one.
+
+    finetune.json has a training in the entry of the model that was trained, an organism's base.
+    """
     content = files.get(keys[0]) or {}
-    return find(content.get(model, content), *keys[1:])
+    name = base_of(model) if keys[0] == "finetune" else model
+    found = find(content.get(name, content), *keys[1:])
+    return found if isinstance(found, Estimate) else None
+
+
+def state(check: Check, files: Mapping, model: str) -> Literal["holds", "does not hold", "not measured"]:
+    """Whether a check holds of a model; "not measured" where one of its numbers is missing."""
+    found = [measured(files, model, keys) for keys in check.outcomes]
+    if None in found:
+        return "not measured"
+    decided = [check.rule.decide(interval or NOTHING, None).verdict for interval in found]
+    return "holds" if set(decided) == {"reproduced"} else "does not hold"
 
 
 def failed_checks(rule: Rule, edition: Edition, files: Mapping, model: str) -> list[str]:
     """Ids of the rule's checks that do not hold, or whose numbers are missing."""
-    wanted = [check for check in edition.checks if check.id in rule.checks]
-    return [
-        check.id for check in wanted
-        if any(check.rule.decide(measured(files, model, keys) or NOTHING, None).verdict != "reproduced"
-               for keys in check.outcomes)
-    ]  # fmt: skip
+    return [check.id for check in edition.checks_of(rule) if state(check, files, model) != "holds"]
 
 
-def decide(rule: Rule, edition: Edition, files: Mapping, model: str, published: dict) -> Verdict:
-    """The verdict on a rule.
+def decide(rule: Rule, edition: Edition, files: Mapping, model: str | None, published: dict) -> Verdict:
+    """The verdict on a rule in `model`; None where the study has none to measure it in.
 
     "not measured" without a number; "not interpretable" when a check does not hold; for what was taught, whether the
     manipulation check is passed. Undecided, with half an interval that is longer than the published effect, is "cannot
     be decided at this size": even an estimate of that effect would not have told it from none.
     """
-    interval = measured(files, model, rule.outcome)
-    size = find(published, *rule.published) if rule.published else None
-    if interval is None:
-        return Verdict("not measured", "")
-    found = rule.rule.decide(interval, size)
-    if failed := failed_checks(rule, edition, files, model):
-        return Verdict("not interpretable", f"{found.rule} Not interpretable: {', '.join(failed)} did not hold.")
+    size = published_value(rule, published)
+    interval = measured(files, model, rule.outcome) if model else None
+    found = rule.rule.decide(interval or NOTHING, size)
+    sentence = _sentence(rule, found.rule)
+    if model is None or interval is None:
+        return Verdict("not measured", sentence)
+    if failed_checks(rule, edition, files, model):
+        return Verdict("not interpretable", sentence)
     if found.verdict == UNDECIDED and isinstance(rule.rule, Effect) and _is_wide(interval, size, rule.rule.no_effect):
-        return Verdict("cannot be decided at this size", found.rule)
+        return Verdict("cannot be decided at this size", sentence)
     if rule.about == "taught":
-        return Verdict(TAUGHT.get(found.verdict, found.verdict), found.rule)
-    return found
+        return Verdict(TAUGHT.get(found.verdict, found.verdict), sentence)
+    return Verdict(found.verdict, sentence)
+
+
+def published_value(rule: Rule, published: dict) -> float | None:
+    """The number of data/published.json beside which a rule's number stands."""
+    return find(published, *rule.published) if rule.published else None
+
+
+def _sentence(rule: Rule, decides: str) -> str:
+    """What decides a rule, in the words of its verdicts."""
+    if rule.about == "taught":
+        return decides.replace("Reproduced", "Passed").replace("Contradicted", "Failed")
+    if isinstance(rule.rule, Effect):
+        return f"{decides} Cannot be decided where an undecided interval is over twice as long as the published effect."
+    return decides
 
 
 def _is_wide(interval: Estimate, published: float | None, null: float) -> bool:

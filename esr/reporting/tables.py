@@ -22,7 +22,7 @@ def results_table(esr: dict) -> str:
 
 def finetuning_table(finetune: dict) -> str:
     """The README's table of finetune.json: one line per share of self-corrections and condition, of the first model."""
-    ratios = next(iter(finetune.values()))
+    ratios = next(iter(finetune.values()))["ratios"]
     return _rates_table(ratios, "self-corrections", lambda ratio: f"{100 * float(ratio):g} %")
 
 

@@ -1,6 +1,7 @@
 """Outcomes beside the paper's, each with what it is compared with: placebo, net, and recovery of the whole response.
 
 `frame` is a table of `metrics.table`, `cuts` that of `cut_table`. Rates are over all scored trials, as the paper's.
+Every experiment takes its rates from `rates`, so that none stands without its placebo.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from esr.statistics import intervals
+from esr.statistics import intervals, metrics
 from esr.statistics.estimates import Estimate
 from esr.statistics.metrics import KEY, esr, multi_attempt, scored
 from esr.storage.records import Judgement
@@ -78,6 +79,16 @@ def _improving_share(pool: pd.DataFrame, trial: pd.Series) -> float:
 
 def _nearest(places: list[float], place: float) -> int:
     return int(np.abs(np.array(places) - place).argmin())
+
+
+def above_placebo(frame: pd.DataFrame, cuts: pd.DataFrame) -> pd.Series:
+    """For each trial whether it restarts and improves, 1 or 0, minus its `placebo`."""
+    return esr(frame) - placebo(frame, cuts)
+
+
+def rates(frame: pd.DataFrame, cuts: pd.DataFrame, cluster: str = "latent", **interval) -> dict[str, Estimate]:
+    """The paper's four metrics (`metrics.rates`) and the outcomes beside them (`summarize`)."""
+    return metrics.rates(frame, cluster, **interval) | summarize(frame, cuts, cluster, **interval)
 
 
 def summarize(frame: pd.DataFrame, cuts: pd.DataFrame, cluster: str = "latent", **interval) -> dict[str, Estimate]:

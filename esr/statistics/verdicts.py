@@ -6,7 +6,7 @@ Each function maps an Estimate to a Verdict. None is no bound: an interval that 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from esr.statistics.estimates import Estimate
@@ -20,11 +20,10 @@ UNDECIDED: Outcome = "undecided at this n"
 
 @dataclass(frozen=True)
 class Verdict:
-    """A conclusion and its rule; `p_value_holm` where the rule includes a test."""
+    """A conclusion and its rule in a sentence or two."""
 
     verdict: Outcome
     rule: str
-    p_value_holm: float | None = None
 
 
 def effect(interval: Estimate, published: float | Estimate, *, null: float = 0.0) -> Verdict:
@@ -52,19 +51,6 @@ def effect(interval: Estimate, published: float | Estimate, *, null: float = 0.0
         f"Contradicted when it does not and leaves out the published {size.estimate:g} and all beyond{_known(size)}."
     )
     return _conclude(reproduced, contradicted, rule)
-
-
-def tested(interval: Estimate, published: float, p_value: float | None, confidence: float) -> Verdict:
-    """An `effect`, reproduced only if its adjusted p is below 1 - `confidence`. None is no test: never reproduced."""
-    found = effect(interval, published)
-    agrees = p_value is not None and p_value < 1 - confidence
-    return replace(
-        found,
-        verdict=UNDECIDED if found.verdict == "reproduced" and not agrees else found.verdict,
-        rule=f"{found.rule} Undecided instead of reproduced unless the Holm-adjusted McNemar p is below "
-        f"{1 - confidence:g}.",
-        p_value_holm=p_value,
-    )
 
 
 def absence(interval: Estimate, margin: float, *, null: float = 0.0) -> Verdict:

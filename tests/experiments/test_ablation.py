@@ -1,4 +1,6 @@
-"""Effects of ablations on hand-made paired trials, and verdicts that follow the rules written before."""
+"""Effects of ablations on hand-made paired trials."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -6,11 +8,9 @@ import pytest
 
 from esr.experiments import ablation
 from esr.statistics import metrics
-from esr.statistics.effects import paired_difference
-from esr.statistics.estimates import Estimate
+from esr.statistics.effects import holm, paired_difference
 
 INTERVAL = {"confidence": 0.95, "n_bootstrap": 500, "seed": 0}
-PUBLISHED = {"multi_attempt_reduction": 0.25, "esr_reduction": 0.27}
 
 
 def trials(restarts, improved=None, latents=30):
@@ -56,43 +56,43 @@ def test_esr_is_compared_by_itself():
     assert figures["esr_relative_reduction"].estimate == pytest.approx(0.5) and figures["esr_p_value"] < 0.001
 
 
-def decide(detectors, random):
-    pairs = {"detectors": detectors, "held_out": detectors, "random": random}
-    return ablation.decide({k: ablation.ablation_effects(*v, **INTERVAL) for k, v in pairs.items()}, PUBLISHED, 0.95)
+def test_a_recovery_needs_no_restart():
+    one, other = (trials(np.zeros(60)) for _ in range(2))
+    one = one.assign(first_third=10.0, last_third=80.0)
+    other = other.assign(first_third=10.0, last_third=[80.0] * 15 + [10.0] * 45)
+    figures = ablation.ablation_effects(one, other, **INTERVAL)
+    assert figures["recovery_difference"].estimate == -0.75 and figures["recovery_difference"].high < 0
+    assert figures["difference"].estimate == 0
 
 
-def test_a_clear_reduction_and_an_idle_control_are_reproduced():
-    draw = np.random.default_rng(1)
-    one, other = reduced(n=6000)
-    again = trials(metrics.multi_attempt(one).to_numpy() ^ (draw.random(6000) < 0.005))
-    verdict = decide((one, other), (one, again))["verdict"]
-    assert {name: entry.verdict for name, entry in verdict.items()} == dict.fromkeys(verdict, "reproduced")
-    assert "half" not in verdict["random"].rule and "within 0.125 of 0" in verdict["random"].rule
-
-
-def test_no_reduction_in_many_trials_contradicts_and_a_reducing_control_too():
-    draw = np.random.default_rng(1)
-    one, other = reduced(n=6000)
-    again = trials(metrics.multi_attempt(one).to_numpy() ^ (draw.random(6000) < 0.005))
-    verdict = decide((one, again), (one, other))["verdict"]
-    assert {name: entry.verdict for name, entry in verdict.items()} == dict.fromkeys(verdict, "contradicted")
-
-
-def test_without_any_restart_everything_is_undecided_and_nothing_detectable():
+def test_without_any_restart_nothing_is_detectable():
     never = trials(np.zeros(60))
-    verdicts = decide((never, never), (never, never))
-    assert {entry.verdict for outcome in verdicts.values() for entry in outcome.values()} == {"undecided at this n"}
+    assert ablation.ablation_effects(never, never, **INTERVAL)["relative_reduction"].estimate is None
     detectable = ablation.detectable(never, never, **INTERVAL)
     assert detectable == {"minimum_detectable_reduction": None, "esr_minimum_detectable_reduction": None}
 
 
-def test_an_interval_above_zero_does_not_count_without_the_adjusted_test():
-    reduction = Estimate(0.3, 0.01, 0.5, 100)
-    entry = {f"{p}{k}": v for p in ("", "esr_") for k, v in {"relative_reduction": reduction, "p_value": 0.03}.items()}
-    alone = ablation.decide({"detectors": entry}, PUBLISHED, 0.95)["verdict"]
-    three = ablation.decide({"detectors": entry, "held_out": entry, "random": entry}, PUBLISHED, 0.95)["verdict"]
-    assert alone["detectors"].verdict == "reproduced" and alone["detectors"].p_value_holm == 0.03
-    assert three["detectors"].verdict == "undecided at this n" and three["detectors"].p_value_holm > 0.05
+def test_p_values_are_adjusted_over_the_family_alone():
+    p_values = {"detectors": (0.01, 0.2), "random": (0.03, 0.04), "held_out": (0.02, 0.9), "sham": (1.0, 1.0)}
+    effects = {name: {"p_value": p, "esr_p_value": q} for name, (p, q) in p_values.items()}
+    found = ablation.adjusted(effects)
+    assert list(found) == ["detectors", "held_out", "random"]
+    assert [entry["p_value_holm"] for entry in found.values()] == holm([0.01, 0.02, 0.03])
+    assert [entry["esr_p_value_holm"] for entry in found.values()] == holm([0.2, 0.9, 0.04])
+
+
+def test_changed_responses_are_counted_by_condition_and_clustered_by_latent():
+    def responses(condition, texts):
+        return [SimpleNamespace(condition=condition, latent=i // 2, prompt_id="p", seed=i % 2, text=text)
+                for i, text in enumerate(texts)]  # fmt: skip
+
+    plain = responses("steered", "abcdefgh")
+    ablated = [*responses("detectors", "xbxxxxxh"), *responses("sham", "abcdefgh")]
+    found = ablation.changed_shares(ablated, plain, **INTERVAL)
+    assert found["detectors"].estimate == 0.75 and found["detectors"].n == 8
+    assert found["sham"].estimate == 0 and found["sham"].high > 0.3  # four latents tell little
+    with pytest.raises(KeyError):
+        ablation.changed_shares(ablated, plain[1:], **INTERVAL)
 
 
 def test_more_pairs_detect_smaller_reductions():

@@ -148,3 +148,37 @@ def test_held_out_trials_lose_what_the_other_half_found():
     assert ablated(sets, "held_out", "c") == (1, 7)
     with pytest.raises(ValueError, match="'held_out' for prompt 'd'"):
         ablated(sets, "held_out", "d")
+
+
+def held_out(planted, first, second):
+    """AUC of the latents `first` on the second half of the pairs, and of `second` on the first."""
+    _, maxima, pairs = planted
+    prompts = set(PROMPTS[:10])
+    sides = [
+        np.array([x.response_of in prompts for x in pairs]),
+        np.array([x.response_of not in prompts for x in pairs]),
+    ]
+    halves = [
+        (maxima[side], [x for x, there in zip(pairs, side, strict=True) if there], latents)
+        for side, latents in zip(sides, (second, first), strict=True)
+    ]
+    return detectors.held_out_auc(halves, n_bootstrap=400, seed=1)
+
+
+def test_detectors_of_one_half_are_measured_on_the_other(planted):
+    good, noise, inverse = (
+        held_out(planted, [0, 1], [1, 2]),
+        held_out(planted, [10, 11], [12]),
+        held_out(planted, [3], [3]),
+    )
+    assert good.low > 0.8 and noise.low < 0.5 < noise.high and inverse.high < 0.2
+    assert good.n == len(planted[2])
+
+
+def test_activity_is_compared_within_a_half_alone(planted):
+    """Latents of another scale in the other half do not count as louder."""
+    _, maxima, pairs = planted
+    scaled = maxima.copy()
+    scaled[:, 11] = 1000 * scaled[:, 10]
+    found = held_out((None, scaled, pairs), [10], [11])
+    assert found.estimate == pytest.approx(held_out((None, scaled, pairs), [10], [10]).estimate)

@@ -118,10 +118,20 @@ def test_ratios_are_to_unsteered_responses_with_never_restarting_ones_beside():
     assert summary["off_topic_to_never_ratio"].estimate == pytest.approx(2.0, rel=0.05)
     assert summary["off_topic_ratio"].low > 2.8 and summary["off_topic_ratio"].n == 24
     assert [b.estimate for b in summary["bins"]] == [5.0, 1.0] and summary["bins"][0].low < 5
+    assert summary["decrease"].estimate == pytest.approx(2.0, rel=0.05) and summary["decrease"].low > 1.8
+    assert summary["decrease"].n == 12
+    assert summary["episodes_minus_never"].estimate == pytest.approx(1.05 * (3.0 - 1.5), rel=0.05)
     first, second = summary["latents"]
     assert (first["latent"], first["n"]) == (7, 12) and first["cohens_d"] > 5 and first["p_value_holm"] < 0.01
     assert first["p_value"] == pytest.approx(2 / 2**12)  # all twelve differences of one sign
     assert second["latent"] == 9 and abs(second["cohens_d"]) < 1 and second["p_value_holm"] > 0.05
+
+
+def test_an_unsteered_response_that_restarts_is_one_response_and_no_episode():
+    names = ["off_topic", "off_topic", "restart", "after"]
+    activations = np.arange(8.0).reshape(4, 2)
+    (row,) = region_rows("baseline", trial(1, 2), activations, names)
+    assert row["region"] == "whole" and row["means"].tolist() == [3.0, 4.0]
 
 
 def test_without_episodes_all_is_null_and_counted():
@@ -129,6 +139,7 @@ def test_without_episodes_all_is_null_and_counted():
     nothing = pd.DataFrame([], columns=["latent", "curve"])
     summary = episodes.summarize(frame, nothing, [7, 9], **INTERVAL)
     assert summary["episodes"] == 0 and summary["bins"] == [] and summary["off_topic_ratio"].estimate is None
+    assert summary["decrease"].estimate is None and summary["episodes_minus_never"].estimate is None
     assert summary["never_restarted_ratio"].estimate == pytest.approx(1.25, rel=0.05)
     assert summary["latents"][0] == {
         "latent": 7, "off_topic": None, "after": None, "cohens_d": None, "p_value": None, "p_value_holm": None, "n": 0,

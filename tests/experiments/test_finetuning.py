@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_llama
+from conftest import judgement, tiny_llama
 from safetensors.torch import load_file
 
 from esr.engine.attention import attention_by
@@ -15,7 +15,10 @@ from esr.experiments.lora import Recipe, batch_loss, loss_tokens, only_layers, t
 from esr.experiments.self_corrections import Example
 from esr.models import merging
 from esr.models.merging import merge
+from esr.statistics.metrics import table
+from esr.statistics.outcomes import cut_table
 from esr.storage.files import read_rows
+from esr.storage.records import Cut
 
 RECIPE = Recipe(
     first_layer=2, rank=4, lora_alpha=8, dropout=0.1, lr=3e-2, warmup_steps=1, epochs=12, batch_size=3, seed=1
@@ -226,3 +229,23 @@ def test_a_wrong_recipe_is_refused(wrong):
 def test_no_examples_and_no_layers_are_refused(examples, first_layer):
     with pytest.raises(ValueError, match="a layer from 1 to 2"):
         train(tiny_llama(), examples, Recipe(**{**vars(RECIPE), "first_layer": first_layer}))
+
+
+def test_training_is_measured_beside_the_base_on_the_same_trials():
+    def plain(latent, condition):
+        made = judgement(latent=latent, scores=(20.0,), condition=condition)
+        return made.model_copy(update={"cuts": [Cut(at=1, before=20.0, after=30.0 if latent % 2 else 10.0)]})
+
+    rows = [plain(x, "steered") for x in range(20)]
+    rows += [judgement(latent=x, scores=(20.0, 90.0), condition="0.1 steered") for x in range(12)]
+    rows += [plain(x, "0.1 steered") for x in range(12, 20)]
+    rows += [judgement(latent=99, scores=(20.0, 90.0), condition="0.1 steered")]  # not measured in the base
+    found = finetuning.effects_of_training(
+        table(rows), cut_table(rows), "steered", "0.1 steered", n_bootstrap=400, seed=1
+    )
+    assert (
+        found["multi_attempt_difference"].estimate == pytest.approx(0.6) and found["multi_attempt_difference"].n == 20
+    )
+    assert found["multi_attempt_difference"].low > 0.2
+    # every restart improves, and so would half of the arbitrary cuts
+    assert found["esr_above_placebo_difference"].estimate == pytest.approx(0.6 - 0.3)

@@ -20,6 +20,7 @@ from esr.judging.offline import OfflineJudge
 from esr.models.alignment import align
 from esr.statistics.estimates import NOTHING
 from esr.statistics.metrics import table
+from esr.statistics.outcomes import cut_table
 
 RULE = OpeningRule(min_tokens=4, max_tokens=20, max_score=40.0)
 JUDGE = OfflineJudge(Bread(), ListedRestarts())
@@ -152,9 +153,11 @@ def test_rates_are_paired_with_those_of_the_prefilled_opening_alone():
         rows.append(continuation("prefilled_detectors", latent, restart if latent < 2 else " " + GOOD))
     judgements, scores = judge_continuations(rows, TOKENIZER, judge)
     conditions = ["live", "prefilled", "prefilled_detectors", "on_topic"]
-    rates = detection_rates(table(judgements), scores, conditions, min_on_topic_score=60.0, n_bootstrap=200)
+    rates = detection_rates(
+        table(judgements), cut_table(judgements), scores, conditions, min_on_topic_score=60.0, n_bootstrap=200
+    )
     assert [rates[c]["multi_attempt_rate"].estimate for c in conditions[:3]] == pytest.approx([1 / 6, 4 / 6, 2 / 6])
-    assert [rates[c]["silent_recovery_rate"].estimate for c in conditions[:3]] == pytest.approx([0, 2 / 6, 4 / 6])
+    assert [rates[c]["silent_on_topic_rate"].estimate for c in conditions[:3]] == pytest.approx([0, 2 / 6, 4 / 6])
     assert rates["prefilled"]["ratio_to_live"].estimate == pytest.approx(4.0)
     assert rates["prefilled_detectors"]["paired_difference"].estimate == pytest.approx(-2 / 6)
     assert rates["prefilled_detectors"]["relative_reduction"].estimate == pytest.approx(0.5)
@@ -166,8 +169,10 @@ def test_rates_are_paired_with_those_of_the_prefilled_opening_alone():
 def test_without_openings_all_is_null_and_nothing_fails():
     assert detection_plans([], {"prefilled_detectors": (1,)}) == []
     judgements, scores = judge_continuations([], TOKENIZER, JUDGE)
-    rates = detection_rates(table(judgements), scores, ["live", "prefilled"], min_on_topic_score=60.0)
-    assert rates["prefilled"]["ratio_to_live"].n == rates["live"]["silent_recovery_rate"].n == 0
+    rates = detection_rates(
+        table(judgements), cut_table(judgements), scores, ["live", "prefilled"], min_on_topic_score=60.0
+    )
+    assert rates["prefilled"]["ratio_to_live"].n == rates["live"]["silent_on_topic_rate"].n == 0
 
 
 def test_detectors_are_read_and_what_is_missing_is_named(tmp_path, monkeypatch):

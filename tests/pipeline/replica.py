@@ -68,7 +68,8 @@ def copy_inputs(root: Path, repository: Path) -> None:
     shutil.copytree(repository / "data" / "prompts", root / "data" / "prompts")
     shutil.copytree(repository / "data" / "judge", root / "data" / "judge", ignore=lambda *_: ["smollm2-135m*"])
     shutil.copytree(repository / "notebooks", root / "notebooks", ignore=lambda *_: ["executed", ".ipynb_checkpoints"])
-    shutil.copy(repository / "data" / "published.json", root / "data")
+    for name in ("published.json", "rules.yaml"):
+        shutil.copy(repository / "data" / name, root / "data")
     (root / "paper" / "numbers").mkdir(parents=True)
     for name in ("bench", "judge_speed"):  # measured by `make bench`, not by a notebook of the study
         shutil.copy(repository / "paper" / "numbers" / f"{name}.json", root / "paper" / "numbers")

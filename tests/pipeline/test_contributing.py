@@ -74,6 +74,7 @@ def copy(tmp_path_factory):
         "data/models.yaml",
         "data/study.yaml",
         "data/published.json",
+        "data/rules.yaml",
         "pyproject.toml",
     ):
         shutil.copy(ROOT / name, folder / name)
@@ -114,6 +115,7 @@ def test_the_experiment_runs_to_its_numbers_figure_and_verdict(copy, tmp_path):
 
 
 def test_the_tests_of_stages_notebooks_and_claims_pass(copy):
-    tests = ["tests/test_dag.py", "tests/pipeline/test_notebooks.py", "tests/reporting/test_claims.py"]
+    reporting = [f"tests/reporting/test_{name}.py" for name in ("claims", "rules")]
+    tests = ["tests/test_dag.py", "tests/pipeline/test_notebooks.py", *reporting]
     done = run(copy, "-m", "pytest", "-q", *tests, "-p", "no:cacheprovider", ESR_ROOT=str(copy))
     assert done.returncode == 0, done.stdout[-3000:]

@@ -38,7 +38,7 @@ def test_responses_are_those_of_the_committed_results(converged):
     measured = {
         ("steer", BASE): sum(n_of("esr", BASE, name) for name in ("unsteered", "steered")),
         ("steer", TUNED): sum(n_of("esr", TUNED, name) for name in ("unsteered", "steered")) / share,
-        ("boost_sweep", TUNED): sum(row["esr_rate"]["n"] for row in NUMBERS["boost_sweep"][TUNED]) / share,
+        ("boost_sweep", TUNED): sum(row["esr_rate"]["n"] for row in NUMBERS["boost_sweep"][TUNED]["boosts"]) / share,
         ("meta_prompts", TUNED): sum(
             n_of("meta_prompts", TUNED, name) for name in NUMBERS["meta_prompts"][TUNED] if name != "plain"
         ) / share,
@@ -56,7 +56,7 @@ def test_limits_are_not_exceeded_by_the_committed_results():
     generated += NUMBERS["controls"][TUNED]["sustained"]["prefilled_on_topic"]["0-32"]["n"]
     assert generated == 821 and planned("controls", TUNED) == 1220
     evaluated = sum(
-        n_of("finetune", BASE, ratio, name) for ratio in ("0.1", "0.9") for name in ("unsteered", "steered")
+        n_of("finetune", BASE, "ratios", ratio, name) for ratio in ("0.1", "0.9") for name in ("unsteered", "steered")
     )
     openings, prompts = 3 * parameters("finetune").n_prefills, 251  # of data/prompts/finetune.txt
     assert planned("finetune", BASE) == evaluated + openings + 2 * prompts == 1066

@@ -1,209 +1,156 @@
-"""Claims: every experiment has one, rules decide hand-made numbers as they say, missing files are no failure."""
+"""The claims table: from numbers files on disk and data/rules.yaml to claims.json, with every rule and every check."""
 
-import copy
 import json
-from dataclasses import replace
 
 import pytest
 
 from esr import paths
-from esr.reporting import claims, drift, numbers
-from esr.reporting.claims import evaluate
+from esr.config.registry import base_of
+from esr.reporting import claims, drift, numbers, rules
 from esr.statistics.estimates import NOTHING, Estimate
-from esr.statistics.verdicts import UNDECIDED
 
 PUBLISHED = json.loads((paths.DATA / "published.json").read_text(encoding="utf-8"))
-CLAIMS = claims.claims(PUBLISHED)
+EDITION = rules.read_rules()
 BASE, TUNED = "smollm2-135m", "smollm2-135m-selfcorrect"
 MODELS = [BASE, TUNED]
-
-
-def interval(estimate, low, high, n=100):
-    return Estimate(estimate, low, high, n)
+SUPPORTED = {"taught": "manipulation check passed"}  # by subject, others: reproduced
+OPPOSED = {"taught": "manipulation check failed"}  # others: contradicted
 
 
 def around(value, width=0.001):
-    return interval(value, value - width, value + width)
+    return Estimate(value, value - width, value + width, 100)
 
 
-def rates(restarts, score=30.0, improved=0.8):
+def support(spec, published=None):
+    """A number for which a rule or check holds."""
     return {
-        "multi_attempt_rate": around(restarts), "esr_rate": around(restarts * improved),
-        "improvement_rate": around(improved), "first_attempt_score": around(score),
-    }  # fmt: skip
+        "above": lambda: spec.limit + 0.05, "below": lambda: spec.limit - 0.005, "effect": lambda: published,
+        "absence": lambda: 0.0, "within": lambda: (spec.low + spec.high) / 2,
+    }[spec.kind]()  # fmt: skip
 
 
-def sweep(*restarts, improved=0.8):
-    offsets = (-3.0, -1.3, -0.4, 3.0)
-    return [{"boost_sd": sd} | rates(r, improved=improved) for sd, r in zip(offsets, restarts, strict=True)]
+def oppose(spec):
+    """A number for which it does not."""
+    return {
+        "above": lambda: spec.limit - 0.05, "below": lambda: spec.limit + 0.05,
+        "effect": lambda: spec.no_effect - 0.05, "absence": lambda: 2 * spec.margin,
+        "within": lambda: 2 * spec.high - spec.low + 0.05,
+    }[spec.kind]()  # fmt: skip
 
 
-def prompted(restarts, esr):
-    return {"monitor_yourself": {"paired_difference": around(restarts), "esr_paired_difference": around(esr)}}
+def put(files, model, keys, value):
+    """Where the stage writes it: finetune.json names a training after the model that was trained."""
+    entry = files.setdefault(keys[0], {}).setdefault(base_of(model) if keys[0] == "finetune" else model, {})
+    for key in keys[1:-1]:
+        entry = entry.setdefault(key, {})
+    entry[keys[-1]] = value
 
 
-def stage_verdict(verdict="reproduced", p_value=0.001):
-    return {"verdict": verdict, "rule": "Reproduced when the stage says so.", "p_value_holm": p_value}
+def holding():
+    """Numbers for which every check holds in both models."""
+    files = {}
+    for model in MODELS:
+        for check in EDITION.checks:
+            for keys in check.outcomes:
+                put(files, model, keys, around(support(check.rule)))
+    return files
 
 
-SUPPORT = {  # numbers under which every claim holds
-    "esr": {
-        BASE: {"unsteered": rates(0.001, 91.0), "steered": rates(0.002)},
-        TUNED: {"unsteered": rates(0.005, 91.0), "steered": rates(0.25)},
-    },
-    "boost_sweep": {TUNED: sweep(0.02, 0.1, 0.2, 0.01)},
-    "meta_prompts": {TUNED: prompted(0.2, 0.1)},
-    "finetune": {BASE: {"0.1": {"unsteered": rates(0.0), "steered": rates(0.002)},
-                        "0.9": {"unsteered": rates(0.01), "steered": rates(0.3)}}},
-    "judge": {"annotated": {"n": 200}, "agreement": {TUNED: {
-        "offline / a": {"multi_attempt_agreement": around(0.99), "direction_agreement": around(0.98)},
-        "offline / b": {"multi_attempt_agreement": around(0.97), "direction_agreement": around(0.95)}}}},
-    "detectors": {TUNED: {"rules": {"strict": {"qualify": 9}}, "n_pairs": 380}},
-    "ablate": {TUNED: {
-        "detectors": {
-            "relative_reduction": around(0.4), "esr_relative_reduction": around(0.4), "score_difference": around(1.0)},
-        "random": {"relative_reduction": around(0.02)},
-        "held_out": {"relative_reduction": around(0.3)},
-        "verdict": {name: stage_verdict() for name in ("detectors", "held_out", "random")},
-        "esr_verdict": {"detectors": stage_verdict()}}},
-    "activations": {TUNED: {"off_topic_ratio": around(4.0), "after_ratio": around(2.0)}},
-    "controls": {TUNED: {
-        "detection": {
-            "prefilled": {"ratio_to_live": around(6.0)}, "on_topic": rates(0.001),
-            "prefilled_detectors": {"relative_reduction": around(0.3)}},
-        "sustained": {"matched_difference": {"0-32": around(12.0), "32-64": around(0.0)}}}},
-}  # fmt: skip
-OPPOSE = {  # and under which none does
-    "esr": {
-        BASE: {"unsteered": rates(0.1, 50.0), "steered": rates(0.1)},
-        TUNED: {"unsteered": rates(0.2, 50.0), "steered": rates(0.003, improved=0.2)},
-    },
-    "boost_sweep": {TUNED: sweep(0.3, 0.1, 0.1, 0.1, improved=0.2)},
-    "meta_prompts": {TUNED: prompted(-0.2, -0.1)},
-    "finetune": {BASE: {"0.9": {"unsteered": rates(0.05), "steered": rates(0.01)}}},
-    "judge": {"agreement": {"x": {"multi_attempt_agreement": around(0.8), "direction_agreement": around(0.7)}}},
-    "detectors": {TUNED: {"rules": {"strict": {"qualify": 0}}, "n_pairs": 380}},
-    "ablate": {TUNED: {
-        "detectors": {
-            "relative_reduction": around(-0.1), "esr_relative_reduction": around(-0.1), "score_difference": around(9)},
-        "random": {"relative_reduction": around(0.5)},
-        "held_out": {"relative_reduction": around(0.0)},
-        "verdict": dict.fromkeys(("detectors", "random", "held_out"), stage_verdict("contradicted")),
-        "esr_verdict": {"detectors": stage_verdict("contradicted")}}},
-    "activations": {TUNED: {"off_topic_ratio": around(0.5), "after_ratio": around(0.9)}},
-    "controls": {TUNED: {
-        "detection": {
-            "prefilled": {"ratio_to_live": around(0.9)}, "on_topic": rates(0.2),
-            "prefilled_detectors": {"relative_reduction": around(-0.2)}},
-        "sustained": {"matched_difference": {"0-32": around(-3.0)}}}},
-}  # fmt: skip
+def model_of(rule):
+    return {"base": BASE, "organism": TUNED}[rule.model]
 
 
-def verdicts(files):
-    return {c.text: evaluate(c, files, MODELS).verdict for c in CLAIMS}
-
-
-def blurred(value):
-    """The same numbers without any bounds, and what no stage could decide."""
-    if isinstance(value, list):
-        return [blurred(item) for item in value]
-    if isinstance(value, Estimate):
-        return NOTHING
-    if isinstance(value, dict) and "p_value_holm" in value:
-        return stage_verdict(UNDECIDED)
-    return {k: blurred(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def test_every_experiment_has_a_row():
-    numbers_of = {int(c.experiment.rstrip("b")) for c in CLAIMS}
-    assert len(numbers_of) >= 13 and numbers_of == set(range(1, max(numbers_of) + 1))
-    assert len({c.text for c in CLAIMS}) == len(CLAIMS)
-
-
-def test_numbers_that_support_every_claim_reproduce_it():
-    assert {text: v for text, v in verdicts(SUPPORT).items() if v != "reproduced"} == {}
-
-
-def test_numbers_that_oppose_every_claim_contradict_it():
-    assert {text: v for text, v in verdicts(OPPOSE).items() if v != "contradicted"} == {}
-
-
-def test_missing_files_are_not_measured_and_null_measurements_undecided():
-    assert set(verdicts({}).values()) == {"not measured"}
-    found = verdicts(blurred(SUPPORT))
-    counted = "Some latents fire"  # a count has no interval to lose
-    assert {v for text, v in found.items() if not text.startswith(counted)} == {"undecided at this n"}
-
-
-def test_each_row_names_its_model_and_its_rule():
-    for claim in CLAIMS:
-        row = evaluate(claim, SUPPORT, MODELS)
-        expected = f"{BASE}, 90 % self-corrections" if claim.label else TUNED
-        assert row.model == (BASE if claim.subject == "endogenous" else expected)
-        assert (claim.label is not None) == (claim.experiment == "4")
-        assert row.rule.startswith("Reproduced when") and row.n == row.measured.n
-        if claim.verdict is None:
-            assert evaluate(claim, {}, MODELS).rule == row.rule  # fixed whatever is measured
-    assert {evaluate(claim, {}, MODELS).model for claim in CLAIMS} == {BASE}  # nothing known of the fine-tuned one
-
-
-ABLATIONS = {("", "detectors"): 0, ("esr_", "detectors"): 1, ("", "random"): 2, ("", "held_out"): 3}
-
-
-@pytest.mark.parametrize(("outcome", "condition"), ABLATIONS)
-@pytest.mark.parametrize("verdict", [UNDECIDED, "contradicted", "reproduced"])
-def test_a_claim_on_ablation_takes_the_verdict_of_the_stage(outcome, condition, verdict):
-    """Whatever the interval alone would say: the stage has tested the difference too, and is not judged again."""
-    on_ablation = [claim for claim in CLAIMS if claim.verdict is not None]
-    assert len(on_ablation) == len(ABLATIONS)
-    claim = replace(on_ablation[ABLATIONS[outcome, condition]], rule=lambda interval: pytest.fail("judged again"))
-    files = copy.deepcopy(SUPPORT)
-    files["ablate"][TUNED][f"{outcome}verdict"][condition] = stage_verdict(verdict, p_value=0.2)
-    row = evaluate(claim, files, MODELS)
-    assert (row.verdict, row.rule) == (verdict, stage_verdict()["rule"])
-    assert row.measured == SUPPORT["ablate"][TUNED][condition][f"{outcome}relative_reduction"]
-
-
-def test_a_measured_ablation_without_a_verdict_is_refused():
-    files = copy.deepcopy(SUPPORT)
-    del files["ablate"][TUNED]["verdict"]
-    with pytest.raises(ValueError, match="No verdict of its stage for smollm2-135m-selfcorrect"):
-        verdicts(files)
-
-
-def test_withdrawn_rows_are_those_that_rest_on_ablation_or_on_detectors():
-    withdrawn = {claim.experiment for claim in CLAIMS if claim.withdrawn}
-    assert withdrawn == {"3", "3b", "6", "9", "10", "11", "13"}
-    of_boost_sweeps = [claim.text for claim in CLAIMS if claim.withdrawn and claim.experiment == "11"]
-    assert len(of_boost_sweeps) == 1 and "detectors ablated" in of_boost_sweeps[0]
-
-
-def test_agreement_on_responses_chosen_to_be_hard_does_not_count():
-    files = {"judge": {"agreement": {"annotated": {"multi_attempt_agreement": around(0.5)}}}}
-    assert {v for text, v in verdicts(files).items() if text.startswith("Judges agree")} == {claims.NOT_MEASURED}
-
-
-def test_rows_go_through_the_file_to_the_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(paths, "NUMBERS", tmp_path)
-    assert claims.main(["table"]) == 1 and "claims.json does not exist" in capsys.readouterr().err
-    for name, content in SUPPORT.items():
+def verdicts(rule, files):
+    """The verdict on a rule in claims.json, made from files on disk."""
+    for path in paths.NUMBERS.glob("*.json"):
+        path.unlink()
+    for name, content in files.items():
         numbers.write_numbers(name, content)
-    rows = [row.model_dump() for row in claims.rows(MODELS)]
-    experiments = [row["experiment"] for row in rows]
-    assert experiments == sorted(experiments, key=lambda e: (int(e.rstrip("b")), e))
-    numbers.write_numbers("claims", rows)
+    numbers.write_numbers("claims", [row.model_dump() for row in claims.rows(MODELS)])
+    return {row.id: row for row in claims.as_rows(numbers.read_numbers("claims"))}[rule.id]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "NUMBERS", tmp_path)
+
+
+@pytest.mark.parametrize("rule", EDITION.rules, ids=lambda rule: rule.id)
+def test_a_claim_comes_out_either_way(rule):
+    published = numbers.find(PUBLISHED, *rule.published) if rule.published else None
+    files = holding()
+    put(files, model_of(rule), rule.outcome, around(support(rule.rule, published)))
+    row = verdicts(rule, files)
+    assert row.verdict == SUPPORTED.get(rule.about, "reproduced") and row.failed_checks == []
+    assert (row.model, row.about, row.sha256) == (model_of(rule), rule.about, EDITION.sha256(rule))
+    assert row.published == published and row.n == row.measured.n == 100
+    put(files, model_of(rule), rule.outcome, around(oppose(rule.rule)))
+    assert verdicts(rule, files).verdict == OPPOSED.get(rule.about, "contradicted")
+    put(files, model_of(rule), rule.outcome, NOTHING)
+    undecided = "cannot be decided at this size" if rule.rule.kind == "effect" else "undecided at this n"
+    assert verdicts(rule, files).verdict == undecided
+
+
+@pytest.mark.parametrize("rule", [rule for rule in EDITION.rules if rule.checks], ids=lambda rule: rule.id)
+def test_a_sham_or_another_check_that_fails_leaves_no_claim_reproduced(rule):
+    published = numbers.find(PUBLISHED, *rule.published) if rule.published else None
+    for check in EDITION.checks_of(rule):
+        for broken in (around(oppose(check.rule)), NOTHING, None):
+            files = holding()
+            put(files, model_of(rule), rule.outcome, around(support(rule.rule, published)))
+            put(files, model_of(rule), check.outcomes[-1], broken)
+            row = verdicts(rule, files)
+            assert (row.verdict, row.failed_checks) == ("not interpretable", [check.id])
+
+
+def test_rules_on_the_organism_are_never_read_on_a_base_model():
+    files = holding()
+    for rule in EDITION.rules:
+        for model in MODELS:
+            published = numbers.find(PUBLISHED, *rule.published) if rule.published else None
+            put(files, model, rule.outcome, around(support(rule.rule, published)))
+    both, alone = claims.rows(MODELS, files), claims.rows([BASE], files)
+    assert {row.model for row in both} == set(MODELS) and "not measured" not in {row.verdict for row in both}
+    for rule, row in zip(EDITION.rules, alone, strict=True):
+        assert row.model == (BASE if rule.model == "base" else None)
+        assert (row.verdict == "not measured") == (rule.model == "organism")
+
+
+def test_without_numbers_nothing_is_measured_and_the_rules_are_the_same():
+    measured, nothing = claims.rows(MODELS, holding()), claims.rows(MODELS, {})
+    assert {row.verdict for row in nothing} == {"not measured"} and {row.model for row in nothing} == {BASE, None}
+    assert [row.rule for row in nothing] == [row.rule for row in measured]
+    assert all(row.rule.startswith(("Reproduced when", "Passed when")) for row in nothing)
+
+
+def test_the_state_of_each_check_is_shown_by_model():
+    files = holding()
+    put(files, BASE, EDITION.checks[0].outcomes[0], around(oppose(EDITION.checks[0].rule)))
+    del files["ablate"][BASE]
+    found = claims.states(MODELS, files)
+    assert found["judge"] == {BASE: "does not hold", TUNED: "holds"}
+    assert found["sham"] == {BASE: "not measured", TUNED: "holds"}
+
+
+def test_rows_go_through_the_file_to_the_table(capsys):
+    assert claims.main(["table"]) == 1 and "claims.json does not exist" in capsys.readouterr().err
+    files = holding()
+    put(files, TUNED, ["ablate", "detectors", "relative_reduction"], around(0.4))
+    put(files, TUNED, ["detectors", "held_out_auc"], Estimate(0.7, None, None, 9))
+    verdicts(EDITION.rules[0], files)
     assert claims.main(["table"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(CLAIMS) + 2 and {line.count(" | ") for line in lines} == {7}
+    assert len(lines) == len(EDITION.rules) + 2 and {line.count(" | ") for line in lines} == {8}
     (line,) = [line for line in lines if "restart less often (relative reduction)" in line]
-    assert f"| 25.0 % | 40.0 % [39.9, 40.1] | 100 | {TUNED} | machinery | withdrawn (reproduced) |" in line
+    assert line.endswith(f"| 25.0 % | 40.0 % [39.9, 40.1] | 100 | {TUNED} | mechanism | reproduced | – |")
+    assert any(f"| – | 0.70 | 9 | {TUNED} | mechanism | undecided at this n | – |" in line for line in lines)
 
 
 def test_lists_of_numbers_are_compared_row_by_row():
-    one = [{"claim": "a", "measured": interval(0.2, 0.1, 0.3)}, {"claim": "b", "measured": None}]
-    near = [{"claim": "a", "measured": interval(0.25, 0.15, 0.35)}, {"claim": "b", "measured": None}]
+    one = [{"id": "a", "measured": around(0.2, 0.1)}, {"id": "b", "measured": None}]
+    near = [{"id": "a", "measured": around(0.25, 0.1)}, {"id": "b", "measured": None}]
     assert drift.compare(near, one) == (
         "within intervals", ["[0].measured: committed 0.2 [0.1, 0.3], fresh 0.25 [0.15, 0.35]"],
     )  # fmt: skip
     assert drift.compare(one[:1], one)[0] == "different"
-    assert drift.compare([one[0] | {"claim": "c"}, one[1]], one)[0] == "different"
+    assert drift.compare([one[0] | {"id": "c"}, one[1]], one)[0] == "different"

@@ -170,7 +170,8 @@ def lines(ax, label):
 
 def test_the_boost_sweep_draws_each_model_and_leaves_out_what_is_unknown():
     offsets = [{"boost_sd": x, **rates(multi, 60 - 10 * x)} for x, multi in ((-3.0, 0.0), (0.0, 0.2), (3.0, 0.1))]
-    figure = figures.boost_sweep({"small": offsets, "large": offsets}, PUBLISHED)
+    entry = {"boosts": offsets, "middle_minus_ends": NOTHING}
+    figure = figures.boost_sweep({"small": entry, "large": entry}, PUBLISHED)
     multi, _, improvement, score = figure.axes
     assert lines(multi, "small")[0].get_ydata().tolist() == [0.0, 0.2, 0.1]
     assert lines(improvement, "large")[0].get_xdata().tolist() == [0.0, 3.0]
@@ -263,7 +264,7 @@ def test_controls_and_power_show_every_condition_and_model_and_survive_nulls():
     some = Estimate(0.2, 0.1, 0.4, 30)
     names = ("live", "prefilled", "on_topic")
     rates = {
-        "detection": {c: {"multi_attempt_rate": some, "silent_recovery_rate": NOTHING} for c in names},
+        "detection": {c: {"multi_attempt_rate": some, "silent_on_topic_rate": NOTHING} for c in names},
         "sustained": {c: {"0-32": NOTHING, "32-64": NOTHING} for c in ("after_restart", "matched_difference")},
     }
     left, right = figures.controls(rates).axes

@@ -60,11 +60,11 @@ def root(tmp_path, monkeypatch):
     relevance = {"spearman": 0.8, "matched_auc": 0.985, "mean_absolute_error": 9.1, "n": 240}
     numbers.write_numbers("relevance", {model: relevance})
     both = {"unsteered": condition(0.0, 88.0), "steered": condition(1 / 12, 31.0)}
-    numbers.write_numbers("finetune", {model: {"0.1": both, "0.5": both}})
+    numbers.write_numbers("finetune", {model: {"ratios": {"0.1": both, "0.5": both}}})
     offsets = [
         {"boost_sd": offset, **condition(multi, 31.0)} for offset, multi in ((-3.0, 0.0), (0.5, 0.2), (3.0, 0.1))
     ]
-    numbers.write_numbers("boost_sweep", {model: offsets})
+    numbers.write_numbers("boost_sweep", {model: {"boosts": offsets, "middle_minus_ends": estimate(0.1, 0.0, 0.2)}})
     prompted = condition(1 / 12, 31.0) | {"paired_difference": estimate(-0.02, -0.1, 0.06), "p_value": 0.5}
     numbers.write_numbers("meta_prompts", {model: {"monitor_yourself": prompted}})
     found = {"rule": "auc", "n_detectors": 26, "median_auc": 0.7, "chance_auc": 0.6}
@@ -73,7 +73,7 @@ def root(tmp_path, monkeypatch):
     lost = prompted | {"relative_reduction": estimate(0.4, -0.1, 0.7), "n_pairs": 24}
     lost |= {"score_difference": estimate(-20.0, -25.0, -15.0)}
     every = {"steered": prompted, "detectors": lost, "held_out": lost, "random": lost | {"relative_reduction": NOTHING}}
-    numbers.write_numbers("ablate", {model: every | {"minimum_detectable_reduction": 0.45, "verdict": {}}})
+    numbers.write_numbers("ablate", {model: every | {"minimum_detectable_reduction": 0.45}})
     course = {name: estimate(2.0, 1.5, 2.5) for name in ("off_topic_ratio", "after_ratio")}
     numbers.write_numbers("activations", {model: course | {"never_restarted_ratio": NOTHING, "episodes": 1}})
     detection = {name: condition(0.2, 40.0) for name in ("live", "prefilled", "on_topic", "foreign")}
@@ -83,11 +83,12 @@ def root(tmp_path, monkeypatch):
     agreement = {"annotated": {"annotators / offline": {"direction_agreement": estimate(0.6, 0.4, 0.8, 36)}}}
     numbers.write_numbers("judge", {"annotated": annotated, "agreement": agreement})
     numbers.write_numbers("power", {"assumed": {"power": 0.8}})
-    claim = {"experiment": "3b", "claim": "Restarts fall", "unit": "%", "verdict": "reproduced", "withdrawn": False}
+    claim = {"experiment": "3b", "hypothesis": "Restarts fall", "unit": "%", "verdict": "reproduced"}
+    claim |= {"failed_checks": [], "model": model, "about": "mechanism"}
     rows = [
         claim | {"published": 0.25, "measured": estimate(0.4, -0.1, 0.7), "n": 24},
-        claim | {"published": None, "measured": None, "n": None, "unit": "x", "withdrawn": True},
-        claim | {"published": 3.0, "measured": NOTHING, "n": 0, "unit": "latents"},
+        claim | {"published": None, "measured": None, "n": None, "unit": "x", "model": None},
+        claim | {"published": 3.0, "measured": NOTHING, "n": 0, "unit": "", "failed_checks": ["sham"]},
     ]
     numbers.write_numbers("claims", rows)
     return tmp_path

@@ -160,7 +160,7 @@ def controls(rates: dict) -> Figure:
     sustained = {name: windows for name, windows in rates["sustained"].items() if name != "matched_difference"}
     figure = Figure(figsize=(WIDTH, 1.5 + 0.24 * len(detection)))
     left, right = figure.subplots(1, 2)
-    measures = {"multi_attempt_rate": "restart", "silent_recovery_rate": "on topic without restart"}
+    measures = {"multi_attempt_rate": "restart", "silent_on_topic_rate": "on topic without restart"}
     for shift, ((name, label), colour) in enumerate(zip(measures.items(), (VERMILION, BLUE), strict=True)):
         for place, entry in enumerate(detection.values()):
             draw_interval(left, entry[name], place + 0.25 * shift, colour)

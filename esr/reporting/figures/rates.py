@@ -142,7 +142,7 @@ def _band(ax: Axes, low: float, high: float, label: str, side: str) -> None:
 def boost_sweep(rates: dict, published: dict) -> Figure:
     """Experiment 2: multi-attempt, improvement and ESR rate and first-attempt score by boost, a line per model.
 
-    rates: {model: rows of paper/numbers/boost_sweep.json}; the published peaks are marked in grey.
+    rates: paper/numbers/boost_sweep.json; the published peaks are marked in grey.
     """
     use_style()
     panels = {
@@ -154,7 +154,8 @@ def boost_sweep(rates: dict, published: dict) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.7))
     axes = figure.subplots(2, 2, sharex=True).flat
     for ax, (name, title) in zip(axes, panels.items(), strict=True):
-        for (model, rows), colour in zip(rates.items(), PALETTE, strict=False):
+        for (model, entry), colour in zip(rates.items(), PALETTE, strict=False):
+            rows = entry["boosts"]
             draw_line(ax, [row["boost_sd"] for row in rows], [row[name] for row in rows], colour, model)
         ax.set_title(title)
         ax.axvline(0, color=PALE, linewidth=0.8, zorder=0)
@@ -213,7 +214,7 @@ def learning_curves(curves: dict) -> Figure:
 def finetuning(rates: dict, published: dict) -> Figure:
     """Experiment 4: multi-attempt rate, ESR rate and first-attempt score by share of self-corrections in training.
 
-    rates: a model's entry in paper/numbers/finetune.json. The published result is qualitative:
+    rates: by ratio, as in a model's entry in paper/numbers/finetune.json. The published result is qualitative:
     fine-tuning induces ESR in an 8B model.
     """
     use_style()
