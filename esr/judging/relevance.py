@@ -178,8 +178,10 @@ def on_topic(
 ) -> Bool[np.ndarray, " responses"]:
     """Mask of responses whose first `words` words have less than `STRAY` of all subjects nearer than their subject."""
     names = sorted(set(subjects))
-    texts = embedder.encode([" ".join(response.split()[:words]) for response in responses])
-    cosines = texts @ embedder.encode(names).T
+    pieces = [split_pieces(" ".join(response.split()[:words])) or [""] for response in responses]
+    vectors = iter(embedder.encode([piece for some in pieces for piece in some]))
+    means = np.stack([np.mean([next(vectors) for _ in some], axis=0) for some in pieces])
+    cosines = means @ embedder.encode(names).T
     matched = cosines[np.arange(len(responses)), [names.index(subject) for subject in subjects]]
     return (cosines > matched[:, None]).mean(1) < STRAY
 

@@ -13,10 +13,9 @@ from jaxtyping import Float, Int
 
 from esr.judging.cues import CUES, FORM, GENRES, TextForm, cues, prompt_genres, words_in
 from esr.judging.sentences import split_sentences
-from esr.judging.texts import content_stems, split_pieces
+from esr.judging.texts import content_stems, piece_spans
 
-WINDOW = 800  # characters before and after a sentence that are compared with the prompt
-PIECES = 4  # of them, next to the sentence
+PIECES = 3  # before and after a sentence that are compared with the prompt
 CANDIDATE = 0.01  # probability by words above which a sentence is embedded: at most a third of plain ones
 PROMISING = 0.04  # probability by embedding above which its surroundings are read: of about 1 in 20 plain sentences
 LIKELY, MAX_RUN = 0.4, 6  # sentences that count as one restart with the one before
@@ -44,7 +43,7 @@ class ParsedResponse:
 
     def __init__(self, prompt: str, text: str):
         self.prompt, self.text = prompt, text
-        self.sentences = split_sentences(text)
+        self.sentences, self.pieces = split_sentences(text), piece_spans(text)
         self.words = [words_in(s.text) for s in self.sentences]
         self.form = TextForm(text, self.sentences)
         self.genres = prompt_genres(prompt)
@@ -89,13 +88,21 @@ class ParsedResponse:
         return float(top[0] if self.meaning[index] < top[0] else top[1]) if len(top) > 1 else 0.0
 
     def around(self, index: int) -> tuple[list[str], list[str]]:
-        """The nearest `PIECES` pieces of text before a sentence, and after the restart language it begins with."""
+        """The nearest `PIECES` whole pieces before a sentence, and after the restart language it begins with.
+
+        The piece that the sentence is in stands for them where there is none.
+        """
         end = index + 1
         while end < min(len(self.sentences), index + MAX_RUN) and self.meaning[end] > LIKELY:
             end += 1
         start, stop = self.sentences[index].start, self.sentences[end - 1].end
-        before = split_pieces(self.text[max(0, start - WINDOW) : start])[-PIECES:]
-        return before, split_pieces(self.text[stop : stop + WINDOW])[:PIECES]
+        before = [self.text[a:b] for a, b in self.pieces if b <= start] or self._within(start)
+        after = [self.text[a:b] for a, b in self.pieces if a >= stop] or self._within(stop - 1)
+        return before[-PIECES:], after[:PIECES]
+
+    def _within(self, place: int) -> list[str]:
+        """The piece that a character is in."""
+        return [self.text[a:b] for a, b in self.pieces if a <= place < b]
 
 
 def word_set(words: Sequence[str]) -> set[str]:

@@ -30,9 +30,10 @@ CLASS_NAMES = [*CLASSES, *ENDINGS, "word", "name", "number", ".", ",", "mark", "
 CLASS_INDEX = {name: i for i, name in enumerate(CLASS_NAMES)}
 TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d[\d.,]*|\n+|[^\w\s]|_+")
 PIECE = re.compile(r"[^.!?\n]*(?:[.!?]+(?=\s|$)|\n|$|[.!?])+", re.S)
-SHORT_WORDS, LONG_WORDS = 4, 60  # words per piece: sentences are joined or cut to lengths that carry meaning
+MIN_WORDS, MAX_WORDS = 20, 60  # words per piece: sentences are joined or cut to lengths that carry meaning
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 MARKDOWN = re.compile(r"[*_`#~|]+")
+BLOCK = re.compile(r"\S+")
 BULLET = re.compile(r"^\s*(?:>\s*)*(?:[-+•*]\s+|\d+[.)]\s+)?")
 ECHO = 5  # words in a row that only a copy of the prompt shares with it
 FRAMES = """
@@ -63,11 +64,6 @@ def stem(word: str) -> str:
 
 def content_stems(text: str) -> list[str]:
     return [stem(w) for w in words_of(text) if w not in WORD_CLASS and w not in FRAME and len(w) > 2]
-
-
-def sentence_ends(text: str) -> list[int]:
-    """Characters at which sentences and lines of `text` end."""
-    return [piece.end() for piece in PIECE.finditer(text) if piece[0].strip()]
 
 
 def plain(text: str) -> str:
@@ -101,18 +97,27 @@ def without_echo(text: str, prompt: str) -> str:
     return "".join([*kept, text[end:]])
 
 
-def split_pieces(text: str) -> list[str]:
-    """Sentences of `text` in order; a short piece absorbs the next one, long sentences are cut."""
-    pieces: list[str] = []
-    for sentence in PIECE.findall(text):
-        words = sentence.split()
-        for at in range(0, len(words), LONG_WORDS):
-            part = words[at : at + LONG_WORDS]
-            if pieces and (len(pieces[-1].split()) < SHORT_WORDS or (at and len(part) < SHORT_WORDS)):
-                pieces[-1] += " " + " ".join(part)
+def piece_spans(text: str) -> list[tuple[int, int]]:
+    """Characters of the pieces of `text`: sentences in order; a short one takes in the next, long ones are cut.
+
+    What follows the end of a piece has the same pieces as a text of its own.
+    """
+    spans: list[tuple[int, int]] = []
+    n_words = 0  # of the last piece
+    for sentence in PIECE.finditer(text):
+        words = [(sentence.start() + word.start(), sentence.start() + word.end()) for word in BLOCK.finditer(sentence[0])]
+        for at in range(0, len(words), MAX_WORDS):
+            part = words[at : at + MAX_WORDS]
+            if spans and (n_words < MIN_WORDS or (at and len(part) < MIN_WORDS)):
+                spans[-1], n_words = (spans[-1][0], part[-1][1]), n_words + len(part)
             else:
-                pieces.append(" ".join(part))
-    return pieces
+                spans, n_words = [*spans, (part[0][0], part[-1][1])], len(part)
+    return spans
+
+
+def split_pieces(text: str) -> list[str]:
+    """The pieces of `text` (`piece_spans`), with single blanks between words."""
+    return [" ".join(text[start:end].split()) for start, end in piece_spans(text)]
 
 
 def word_classes(text: str) -> Int[np.ndarray, " tokens"]:

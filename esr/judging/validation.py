@@ -20,9 +20,10 @@ from esr.storage.records import Annotation, Attempt, Judgement, RestartCase, Tri
 MIDDLE = 20.0, 40.0  # scores around the calibration target
 DECILES = 10
 FIGURES = (
-    "restart_precision", "restart_recall", "multi_attempt_kappa", "score_spearman", "score_error", "middle_error",
-    "direction_kappa",
+    "restart_precision", "restart_recall", "multi_attempt_precision", "multi_attempt_recall", "multi_attempt_kappa",
+    "score_spearman", "score_error", "middle_error", "direction_kappa",
 )  # fmt: skip
+Pairs = Sequence[tuple[Labelled, Judgement]]
 
 
 def as_trials(labelled: Sequence[Labelled]) -> list[Trial]:
@@ -56,44 +57,62 @@ def as_judgements(labelled: Sequence[Labelled], annotator: int) -> list[Judgemen
 
 
 def measure(labelled: Sequence[Labelled], judgements: Sequence[Judgement], **interval) -> dict:
-    """`FIGURES` of a judge over the responses it scored, and their numbers; rates are clustered by response.
+    """A judge over the labelled responses that it scored; rates are clustered by response.
 
     restart_precision: share of judged restarts that start within `NEAR` characters of one that some annotator found.
-    restart_recall: share of the restarts that all annotators found. score_spearman, score_error (mean absolute
+    restart_recall: share of the restarts that all annotators found. multi_attempt_precision, multi_attempt_recall: the
+    same of whether a response restarts at all, which is what the study counts; multi_attempt_agreement and
+    multi_attempt_kappa: on that, against "all annotators found a restart". score_spearman, score_error (mean absolute
     difference, points): of first attempts, against the annotators' mean. middle_error: the annotators' mean minus the
-    judge's where the judge gives `MIDDLE`. multi_attempt_agreement, multi_attempt_kappa: on whether a response restarts.
+    judge's where the judge gives `MIDDLE`. by_decile: mean scores of both by decile of the annotators'.
     direction_agreement, direction_kappa: on whether the last attempt is better than the first, where both find a
-    restart. by_decile: mean first-attempt scores of both by decile of the annotators'. Raises ValueError unless both lists are of the same responses in the same order.
+    restart. Raises ValueError unless both lists are of the same responses in the same order.
     """
     if [row.response.id for row in labelled] != [j.trial_id for j in judgements]:
         raise ValueError("Labels and judgements are not of the same responses in the same order.")
     pairs = [(row, j) for row, j in zip(labelled, judgements, strict=True) if _is_scored(j)]
-    names = [row.response.id for row, _ in pairs]
-    found, wanted = [], []
-    for name, (row, judgement) in zip(names, pairs, strict=True):
-        starts = [attempt.start for attempt in judgement.attempts[1:]]
+    counts = {"n": len(labelled), "n_scored": len(pairs), "n_restarts": sum(len(row.shared_starts) for row, _ in pairs)}
+    return counts | _of_restarts(pairs, interval) | _of_scores(pairs, interval) | _of_directions(pairs, interval)
+
+
+def _of_restarts(pairs: Pairs, interval: dict) -> dict:
+    found, wanted, restarting, known = [], [], [], []
+    for row, judgement in pairs:
+        name, starts = row.response.id, [attempt.start for attempt in judgement.attempts[1:]]
         found += [(name, _near(start, _every_start(row))) for start in starts]
         wanted += [(name, _near(start, starts)) for start in row.shared_starts]
-    restarting = [(bool(row.shared_starts), len(j.attempts) > 1) for row, j in pairs]
-    turns = directions(pairs)
+        restarting += [(name, bool(_every_start(row)))] if starts else []
+        known += [(name, bool(starts))] if row.shared_starts else []
+    both = [(bool(row.shared_starts), len(j.attempts) > 1) for row, j in pairs]
+    return {
+        "restart_precision": _rate(found, **interval),
+        "restart_recall": _rate(wanted, **interval),
+        "multi_attempt_precision": _rate(restarting, **interval),
+        "multi_attempt_recall": _rate(known, **interval),
+        "multi_attempt_agreement": _agreement(both, **interval),
+        "multi_attempt_kappa": _kappa(both),
+    }
+
+
+def _of_scores(pairs: Pairs, interval: dict) -> dict:
+    names = np.array([row.response.id for row, _ in pairs])
     theirs = np.array([_mean_score(row.annotations, 0) for row, _ in pairs])
     judged = np.array([j.attempts[0].score for _, j in pairs], float)
     middle = (judged >= MIDDLE[0]) & (judged <= MIDDLE[1])
     return {
-        "n": len(labelled),
-        "n_scored": len(pairs),
-        "n_restarts": len(wanted),
-        "restart_precision": _rate(found, **interval),
-        "restart_recall": _rate(wanted, **interval),
-        "multi_attempt_agreement": _rate([(n, a == b) for n, (a, b) in zip(names, restarting, strict=True)], **interval),
-        "multi_attempt_kappa": _kappa(restarting),
         "score_spearman": spearman(theirs, judged, **interval),
         "score_error": intervals.mean(np.abs(judged - theirs), names, **interval),
-        "middle_error": intervals.mean((theirs - judged)[middle], np.array(names)[middle], **interval),
-        "direction_agreement": _rate([(n, a == b) for n, (a, b) in enumerate(turns)], **interval),
-        "direction_kappa": _kappa(turns),
-        "n_directions": len(turns),
+        "middle_error": intervals.mean((theirs - judged)[middle], names[middle], **interval),
         "by_decile": by_decile(theirs, judged),
+    }
+
+
+def _of_directions(pairs: Pairs, interval: dict) -> dict:
+    turns = directions(pairs)
+    return {
+        "n_directions": len(turns),
+        "direction_agreement": _agreement(turns, **interval),
+        "direction_kappa": _kappa(turns),
     }
 
 
@@ -113,7 +132,7 @@ def of_cases(cases: Sequence[RestartCase], found: Sequence[Sequence[Restart]], *
     return {"restart_precision": _rate(judged, **interval), "restart_recall": _rate(wanted, **interval)}
 
 
-def directions(pairs: Sequence[tuple[Labelled, Judgement]]) -> list[tuple[bool, bool]]:
+def directions(pairs: Pairs) -> list[tuple[bool, bool]]:
     """Whether the last attempt is better than the first, for annotators and judge, where both find a restart."""
     return [
         (_mean_score(row.annotations, -1) > _mean_score(row.annotations, 0), _last(j) > _first(j))
@@ -147,6 +166,11 @@ def _near(start: int, others: Sequence[int]) -> bool:
 
 def _rate(events: Sequence[tuple[str, bool]], **interval) -> Estimate:
     return intervals.rate([event for _, event in events], [name for name, _ in events], **interval)
+
+
+def _agreement(pairs: Sequence[tuple[bool, bool]], **interval) -> Estimate:
+    """Share of pairs that agree, each of one response."""
+    return _rate([(str(i), a == b) for i, (a, b) in enumerate(pairs)], **interval)
 
 
 def _kappa(pairs: Sequence[tuple[bool, bool]]) -> float | None:

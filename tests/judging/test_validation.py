@@ -63,6 +63,8 @@ def test_misses_false_alarms_and_a_kinder_scale_are_seen():
     found = measure(ROWS, other, **INTERVAL)
     assert found["restart_recall"].estimate == 0.5
     assert found["restart_precision"].estimate == pytest.approx(2 / 3)  # one annotator found that of the last response
+    assert found["multi_attempt_recall"].estimate == 0.5  # of responses in which all annotators found one
+    assert (found["multi_attempt_precision"].estimate, found["multi_attempt_precision"].n) == (pytest.approx(2 / 3), 3)
     assert found["score_error"].estimate == pytest.approx((30 + 30 + 30 + 15) / 4)
     assert found["middle_error"].estimate == pytest.approx(6 - 36)
     assert found["direction_kappa"] is None and found["n_directions"] == 1
