@@ -129,11 +129,11 @@ def test_the_judges_name_changes_with_what_counts_as_a_restart():
     assert OfflineJudge(WordCount(), other).name != judge_by(WordCount()).name
 
 
-def test_a_response_that_never_restarts_is_cut_between_sentences_for_placebos_and_in_thirds():
-    text = " ".join([FIRST, SECOND, FIRST, FIRST, SECOND])
+def test_a_response_that_never_restarts_is_cut_between_pieces_for_placebos_and_in_thirds():
+    text = " ".join(2 * sentence for sentence in (f"{FIRST} ", f"{SECOND} ", f"{FIRST} ", f"{FIRST} ", f"{SECOND} "))
     plain, restarting = judge_by(WordCount()).judge([trial(text), trial(f"{FIRST} {RESTART} {SECOND}", 1)])
     assert [text[cut.at :].strip()[:6] for cut in plain.cuts] == ["Mix fl", "Gather", "Gather", "Mix fl"]
     assert [(cut.before, cut.after) for cut in plain.cuts] == [(0, 100), (100, 100), (100, 100), (100, 100)]
-    assert len(plain.thirds) == 3 and restarting.cuts == [] and len(restarting.thirds) == 3
+    assert len(plain.thirds) == 3 and restarting.cuts == [] and len(restarting.thirds) == 2
     short = judge_by(WordCount()).judge([trial("Bake it."), trial("a b", 1), trial(" ", 2)])
-    assert [(j.cuts, len(j.thirds)) for j in short] == [([], 2), ([], 2), ([], 0)]
+    assert [(j.cuts, len(j.thirds)) for j in short] == [([], 1), ([], 1), ([], 0)]
