@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from esr.config.params import LlmJudge
+from esr.config.judges import LlmJudge
 from esr.judging.embedding import RememberingEmbedder, load_embedder
 from esr.judging.offline import is_degraded
 from esr.judging.providers import (
@@ -127,6 +127,16 @@ class ModelJudge:
         """The trials without a shipped or cached reply."""
         return {k: trial for k, trial in wanted.items() if k not in self.shipped and not self._path(k).exists()}
 
+    def judge_shipped(self, trials: Sequence[Trial]) -> list[Judgement]:
+        """As `judge`, by the shipped replies alone. Raises JudgeError when some are missing; no request is sent."""
+        missing = sum(self._key(trial) not in self.shipped for trial in trials if trial.text.strip())
+        if missing:
+            raise JudgeError(
+                f"{REPLIES} lacks replies of {self.entry.name} to {missing} of {len(trials)} labelled responses: run "
+                f"`esr judge validate --judge {self.entry.name} --part report --ship`."
+            )
+        return self.judge(trials)
+
     def ship(self, trials: Sequence[Trial]) -> int:
         """Add the replies about `trials` to data/judge/replies.jsonl; how many were added."""
         before = read_rows(REPLIES, ShippedReply) if REPLIES.exists() else []
@@ -159,8 +169,9 @@ class ModelJudge:
         tokens_out = REPLY_TOKENS * len(missing)
         cost = self.cost(tokens_in, tokens_out)
         price = "cost unknown, no prices are given" if cost is None else f"about ${cost:.4f}"
+        model = self.entry.model or self.entry.serve
         say(
-            f"{self.entry.name}: {len(missing)} of {total} responses to judge with {self.entry.model or self.entry.serve}, "
+            f"{self.entry.name}: {len(missing)} of {total} responses to judge with {model}, "
             f"about {tokens_in} tokens in and {tokens_out} out: {price}"
         )
         limit = self.entry.max_cost

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from esr.config.params import LlmJudge
+from esr.config.judges import LlmJudge
 from esr.judging.replies import Verdict
 from esr.paths import ROOT
 

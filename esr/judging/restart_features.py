@@ -16,8 +16,8 @@ from esr.judging.sentences import split_sentences
 from esr.judging.texts import content_stems, piece_spans
 
 PIECES = 3  # before and after a sentence that are compared with the prompt
-CANDIDATE = 0.01  # probability by words above which a sentence is embedded: at most a third of plain ones
-PROMISING = 0.04  # probability by embedding above which its surroundings are read: of about 1 in 20 plain sentences
+CANDIDATE = 0.03  # probability by words above which a sentence is embedded: about a fifth of all
+PROMISING = 0.08  # probability by embedding above which its surroundings are read: about a tenth of all
 LIKELY, MAX_RUN = 0.4, 6  # sentences that count as one restart with the one before
 SCALE = 4  # of embeddings, whose components are small, beside 0-1 inputs of linear models
 Embeddings = Mapping[str, np.ndarray]

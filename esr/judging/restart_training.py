@@ -183,8 +183,7 @@ def main() -> None:
     embedder = RememberingEmbedder(load_embedder(), capacity=1_000_000)
     rows = labelled_responses(read_rows(DATA / "judge" / "restart_examples.jsonl", RestartExample), SEED)
     for row in read_rows(DATA / "judge" / "annotated.jsonl", AnnotatedResponse):
-        if row.part == "develop":
-            rows.append(label_annotated(row.prompt, row.text, row.starts, row.id))
+        rows.append(label_annotated(row.prompt, row.text, row.starts, row.id))
     for case in read_rows(DATA / "judge" / "restart_cases.jsonl", RestartCase):
         if case.part == "develop":
             rows.append(label_annotated(case.prompt, case.text, case.starts, case.id))

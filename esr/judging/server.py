@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from esr.config.params import LlmJudge
+from esr.config.judges import LlmJudge
 from esr.config.registry import model_entry
 from esr.config.sources import shared_digest
 from esr.judging.providers import JudgeError

@@ -105,13 +105,14 @@ def piece_spans(text: str) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     n_words = 0  # of the last piece
     for sentence in PIECE.finditer(text):
-        words = [(sentence.start() + word.start(), sentence.start() + word.end()) for word in BLOCK.finditer(sentence[0])]
+        words = [word.span() for word in BLOCK.finditer(text, *sentence.span())]
         for at in range(0, len(words), MAX_WORDS):
             part = words[at : at + MAX_WORDS]
             if spans and (n_words < MIN_WORDS or (at and len(part) < MIN_WORDS)):
                 spans[-1], n_words = (spans[-1][0], part[-1][1]), n_words + len(part)
             else:
-                spans, n_words = [*spans, (part[0][0], part[-1][1])], len(part)
+                spans.append((part[0][0], part[-1][1]))
+                n_words = len(part)
     return spans
 
 

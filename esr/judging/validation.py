@@ -15,6 +15,7 @@ from esr.judging.offline import is_degraded
 from esr.judging.restarts import Restart
 from esr.statistics import intervals
 from esr.statistics.estimates import Estimate
+from esr.storage.digests import digest
 from esr.storage.records import Annotation, Attempt, Judgement, RestartCase, Trial
 
 MIDDLE = 20.0, 40.0  # scores around the calibration target
@@ -24,6 +25,11 @@ FIGURES = (
     "score_spearman", "score_error", "middle_error", "direction_kappa",
 )  # fmt: skip
 Pairs = Sequence[tuple[Labelled, Judgement]]
+
+
+def subset(labelled: Sequence[Labelled], n: int) -> list[Labelled]:
+    """`n` of the labelled responses, always the same, in an order that tells nothing about them."""
+    return sorted(labelled, key=lambda row: digest(row.response.id))[:n]
 
 
 def as_trials(labelled: Sequence[Labelled]) -> list[Trial]:

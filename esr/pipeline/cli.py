@@ -125,11 +125,11 @@ def label(given: argparse.Namespace) -> None:
 
 def validate_judge(given: argparse.Namespace) -> None:
     """Print how a judge agrees with the labels, beside the annotators' agreement with each other."""
-    from esr.config.params import LlmJudge
+    from esr.config.judges import LlmJudge
     from esr.judging.labels import read_labelled
     from esr.judging.llm import REPLIES, ModelJudge
     from esr.judging.offline import load_judge
-    from esr.judging.validation import FIGURES, as_trials, ceiling, measure
+    from esr.judging.validation import FIGURES, as_trials, ceiling, measure, subset
 
     parameters = stages.stage_parameters("cross_judge")
     entries = {entry["name"]: entry for entry in (*parameters["judges"], *parameters["validated"])}
@@ -139,6 +139,8 @@ def validate_judge(given: argparse.Namespace) -> None:
             f"{stages.PARAMS}: judge.judges and cross_judge.validated have no {given.judge!r}: name one of {listed}, or add an entry to judge.judges."
         )
     labelled = read_labelled(given.part)
+    if given.judge != "offline":
+        labelled = subset(labelled, parameters["n_validated"])
     judge = load_judge(given.model) if given.judge == "offline" else ModelJudge(LlmJudge(**entries[given.judge]))
     interval = {"confidence": 0.95, "n_bootstrap": 4000, "seed": 0}
     trials = as_trials(labelled)
@@ -217,7 +219,11 @@ def _add_judge(commands) -> None:
     text = "measure a judge against the labelled responses of data/judge"
     validate = commands.add_parser("judge", help=text, description=text).add_subparsers(dest="step", required=True)
     step = validate.add_parser("validate", help="print agreement with the annotators, and theirs with each other")
-    step.add_argument("--judge", default="offline", help="name of an entry of judge.judges or cross_judge.validated in params.yaml, or offline")
+    step.add_argument(
+        "--judge",
+        default="offline",
+        help="name of an entry of judge.judges or cross_judge.validated in params.yaml, or offline",
+    )
     step.add_argument("--model", default="smollm2-135m", help="whose scorer the offline judge uses")
     step.add_argument("--part", choices=("develop", "report"), default="develop", help="labels to measure on")
     step.add_argument("--ship", action="store_true", help="keep a language model's replies in data/judge/replies.jsonl")

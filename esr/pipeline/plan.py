@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from esr.config.params import STAGES, LlmJudge
+from esr.config.judges import LlmJudge
+from esr.config.params import STAGES
 from esr.config.registry import base_of, model_entry
 from esr.config.study import EXPERIMENTS, bases_of, running
 from esr.judging.labelling import SAMPLE

@@ -63,7 +63,7 @@ MODELS = "models: [smollm2-135m, smollm2-135m-selfcorrect]"
         ("judge:\n", "jugde:\n", "unknown key 'jugde'"),
         ("name: offline", "name: oracle", "name is 'oracle'; it must be 'offline'"),
         ("seed: 2602", "seed: [", "not valid YAML"),
-        ("judges: []", "judges: [{name: a}]", "judges.0.model is missing"),
+        ("judges: []", "judges: [{name: a}]", "judges.0: a judge is a model of a provider"),
         ("max_tokens: 96", "max_tokens: 16", "max_tokens (16) is below"),
         (
             "windows: [[0, 32], [32, 64]",

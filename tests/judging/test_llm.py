@@ -18,7 +18,7 @@ from conftest import ListedRestarts
 from tenacity import wait_none
 from test_offline import FIRST, RESTART, SECOND, trial
 
-from esr.config.params import LlmJudge
+from esr.config.judges import LlmJudge
 from esr.judging import llm, providers
 from esr.judging.llm import ModelJudge
 from esr.judging.providers import JudgeError, hide_secrets
@@ -85,10 +85,13 @@ def test_shipped_replies_are_judgements_without_a_server(tmp_path, monkeypatch):
         judged = judge.judge(trials)
         assert (judge.ship(trials), judge_by(server).ship(trials)) == (2, 0)
         monkeypatch.setattr(llm, "CACHE", tmp_path / "empty")
-        asked = len(server.requests)
-        assert judge_by(server).judge(trials) == judged and len(server.requests) == asked
+        sent = len(server.requests)
+        assert judge_by(server).judge_shipped(trials) == judged
+        with pytest.raises(JudgeError, match=r"lacks replies of test to 1 of 4 .*esr judge validate --judge test"):
+            judge_by(server).judge_shipped([*trials, *trials_of(SECOND)])
+        assert len(server.requests) == sent
         judge_by(server, max_tokens=99).judge(trials)  # another judge, whose replies these are not
-        assert len(server.requests) == asked + 2
+        assert len(server.requests) == sent + 2
 
 
 def test_a_request_holds_rubric_material_schema_and_settings():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from esr.config.params import LlmJudge
+from esr.config.judges import LlmJudge
 from esr.judging import server
 from esr.judging.llm import ModelJudge
 from esr.judging.providers import JudgeError

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from esr.config.params import LlmJudge
+from esr.config.judges import LlmJudge
 from esr.engine.workers import chunk_path
 from esr.experiments import finetuning
 from esr.experiments.lora import Recipe

@@ -1,12 +1,12 @@
-"""A corrected rate is right where the judge is wrong, covers as promised, and says nothing without annotations."""
+"""A prediction-powered rate is right where the judge is wrong, covers as promised, and says nothing without annotations."""
 
 import numpy as np
 import pytest
 
-from esr.statistics.correction import MIN_ANNOTATED, corrected_rate
+from esr.statistics.prediction_powered import MIN_ANNOTATED, prediction_powered_rate
 
 
-def study(rng, n=600, clusters=40, rate=0.3, miss=0.4, false=0.1, n_read=150, spread=0.0):
+def condition(rng, n=600, clusters=40, rate=0.3, miss=0.4, false=0.1, n_read=150, spread=0.0):
     """Judged events, annotated shares and clusters of a condition whose judge misses and invents."""
     cluster = np.repeat(np.arange(clusters), n // clusters)
     chance = np.clip(rate + spread * rng.standard_normal(clusters), 0, 1)[cluster]
@@ -18,12 +18,12 @@ def study(rng, n=600, clusters=40, rate=0.3, miss=0.4, false=0.1, n_read=150, sp
     return judged, annotated, cluster
 
 
-def test_a_judge_that_misses_and_invents_is_corrected():
+def test_a_judge_that_misses_and_invents_is_made_up_for():
     rng = np.random.default_rng(1)
-    studies = [study(rng) for _ in range(60)]
-    found = [corrected_rate(*s, n_bootstrap=300) for s in studies]
+    drawn = [condition(rng) for _ in range(60)]
+    found = [prediction_powered_rate(*one, n_bootstrap=300) for one in drawn]
     assert np.mean([f.estimate for f in found]) == pytest.approx(0.3, abs=0.015)
-    assert np.mean([judged.mean() for judged, *_ in studies]) < 0.27  # what the judge says
+    assert np.mean([judged.mean() for judged, *_ in drawn]) < 0.27  # what the judge says
     covered = np.mean([f.low <= 0.3 <= f.high for f in found])
     assert covered >= 0.85
 
@@ -32,7 +32,7 @@ def test_a_good_judge_narrows_the_interval_and_a_useless_one_does_not_widen_it()
     rng = np.random.default_rng(2)
 
     def width(**judge):
-        found = [corrected_rate(*study(rng, **judge), n_bootstrap=300) for _ in range(30)]
+        found = [prediction_powered_rate(*condition(rng, **judge), n_bootstrap=300) for _ in range(30)]
         return np.mean([f.high - f.low for f in found])
 
     alone = width(miss=0.5, false=0.5)  # its verdicts are independent of the truth
@@ -41,23 +41,24 @@ def test_a_good_judge_narrows_the_interval_and_a_useless_one_does_not_widen_it()
     assert alone == pytest.approx(2 * 1.96 * np.sqrt(0.3 * 0.7 / n), rel=0.15)
 
 
-def test_conditions_are_corrected_apart():
+def test_each_condition_has_its_own_errors():
     """One judge that errs in one condition alone: a shared correction would find a difference where there is none."""
     rng = np.random.default_rng(3)
-    pairs = [(study(rng, miss=0.6, false=0.0), study(rng, miss=0.0, false=0.0)) for _ in range(30)]
+    pairs = [(condition(rng, miss=0.6, false=0.0), condition(rng, miss=0.0, false=0.0)) for _ in range(30)]
     differences = [
-        corrected_rate(*one, n_bootstrap=100).estimate - corrected_rate(*other, n_bootstrap=100).estimate
+        prediction_powered_rate(*one, n_bootstrap=100).estimate
+        - prediction_powered_rate(*other, n_bootstrap=100).estimate
         for one, other in pairs
     ]
     assert np.mean(differences) == pytest.approx(0, abs=0.02)
     assert np.mean([one[0].mean() - other[0].mean() for one, other in pairs]) < -0.15
 
 
-def test_few_annotations_correct_nothing_and_rare_events_give_the_annotators_rate():
+def test_few_annotations_change_nothing_and_rare_events_give_the_annotators_rate():
     rng = np.random.default_rng(4)
-    judged, annotated, cluster = study(rng, n_read=MIN_ANNOTATED - 1)
-    found = corrected_rate(judged, annotated, cluster)
+    judged, annotated, cluster = condition(rng, n_read=MIN_ANNOTATED - 1)
+    found = prediction_powered_rate(judged, annotated, cluster)
     assert found.estimate is None and found.n == MIN_ANNOTATED - 1
-    judged, annotated, cluster = study(rng, rate=0.0, n_read=60)
-    found = corrected_rate(judged, annotated, cluster)
+    judged, annotated, cluster = condition(rng, rate=0.0, n_read=60)
+    found = prediction_powered_rate(judged, annotated, cluster)
     assert found.estimate == 0 and 0.03 < found.high < 0.12 and found.n == 60

@@ -16,7 +16,7 @@ MIN_ANNOTATED = 30  # responses; fewer show too little of the judge's errors
 MIN_EVENTS = 5  # annotated events, and non-events; with fewer the bootstrap sees no error and its interval is too short
 
 
-def corrected_rate(
+def prediction_powered_rate(
     judged: Values,
     annotated: Values,
     clusters: Values,
