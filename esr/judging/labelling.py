@@ -41,7 +41,8 @@ def draw(trials: Sequence[Trial], per_condition: int, seed: int, origin: str, pa
         SampledResponse(
             id=f"{origin}-{trial.id[:ID_LENGTH]}", part=part, origin=origin, model=trial.model,
             condition=trial.condition, boost=trial.boost, latent=trial.latent, label=trial.label,
-            prompt_id=trial.prompt_id, prompt=trial.prompt, text=trial.text, probability=min(1.0, per_condition / len(group)),
+            prompt_id=trial.prompt_id, prompt=trial.prompt, text=trial.text,
+            probability=min(1.0, per_condition / len(group)),
         )
         for _, group in sorted(groups.items()) for trial in rng.sample(group, min(per_condition, len(group)))
     ]  # fmt: skip

@@ -136,7 +136,8 @@ def validate_judge(given: argparse.Namespace) -> None:
     if given.judge != "offline" and given.judge not in entries:
         listed = ", ".join(["offline", *entries])
         raise ConfigError(
-            f"{stages.PARAMS}: judge.judges and cross_judge.validated have no {given.judge!r}: name one of {listed}, or add an entry to judge.judges."
+            f"{stages.PARAMS}: judge.judges and cross_judge.validated have no {given.judge!r}: "
+            f"name one of {listed}, or add an entry to judge.judges."
         )
     labelled = read_labelled(given.part)
     if given.judge != "offline":
@@ -222,7 +223,7 @@ def _add_judge(commands) -> None:
     step.add_argument(
         "--judge",
         default="offline",
-        help="name of an entry of judge.judges or cross_judge.validated in params.yaml, or offline",
+        help="name of a judge in params.yaml, or offline",
     )
     step.add_argument("--model", default="smollm2-135m", help="whose scorer the offline judge uses")
     step.add_argument("--part", choices=("develop", "report"), default="develop", help="labels to measure on")

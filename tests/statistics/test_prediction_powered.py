@@ -1,4 +1,4 @@
-"""A prediction-powered rate is right where the judge is wrong, covers as promised, and says nothing without annotations."""
+"""A prediction-powered rate is right where the judge is wrong, covers as promised, and is null without annotations."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_a_good_judge_narrows_the_interval_and_a_useless_one_does_not_widen_it()
     assert alone == pytest.approx(2 * 1.96 * np.sqrt(0.3 * 0.7 / n), rel=0.15)
 
 
-def test_each_condition_has_its_own_errors():
+def test_conditions_do_not_share_the_errors_of_their_judge():
     """One judge that errs in one condition alone: a shared correction would find a difference where there is none."""
     rng = np.random.default_rng(3)
     pairs = [(condition(rng, miss=0.6, false=0.0), condition(rng, miss=0.0, false=0.0)) for _ in range(30)]
