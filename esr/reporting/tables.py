@@ -20,6 +20,17 @@ def results_table(esr: dict) -> str:
     return _rates_table(esr, "model", str)
 
 
+def outcomes_table(esr: dict) -> str:
+    """The README's table of what the ESR rates are compared with, one line per model and condition."""
+    head = ["model", "condition", "placebo", "ESR above placebo", "net ESR", "recovery", "silent recovery"]
+    names = ["placebo_rate", "esr_above_placebo", "net_esr_rate", "recovery_rate", "silent_recovery_rate"]
+    lines = [head, ["---"] * len(head)] + [
+        [model, condition, *(_cell(entry[name], 100, " %") for name in names)]
+        for model, conditions in esr.items() for condition, entry in conditions.items()
+    ]  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def finetuning_table(finetune: dict) -> str:
     """The README's table of finetune.json: one line per share of self-corrections and condition, of the first model."""
     ratios = next(iter(finetune.values()))["ratios"]
@@ -54,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("show", help="rates and fine-tuning as the README shows them")
     options = parser.parse_args(arguments)
     if options.command == "show":
-        print(results_table(read_numbers("esr")), finetuning_table(read_numbers("finetune")), sep="\n\n")
+        esr, finetune = read_numbers("esr"), read_numbers("finetune")
+        print(results_table(esr), outcomes_table(esr), finetuning_table(finetune), sep="\n\n")
         return 0
     try:
         verdict, text = report()

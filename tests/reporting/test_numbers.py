@@ -158,7 +158,12 @@ def claims_table(content):
 
 @pytest.mark.parametrize(
     ("name", "table"),
-    [("esr", tables.results_table), ("finetune", tables.finetuning_table), ("claims", claims_table)],
+    [
+        ("esr", tables.results_table),
+        ("esr", tables.outcomes_table),
+        ("finetune", tables.finetuning_table),
+        ("claims", claims_table),
+    ],
 )
 def test_the_readme_shows_the_committed_numbers(name, table):
     text = subprocess.run(

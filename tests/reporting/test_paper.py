@@ -25,7 +25,19 @@ def condition(multi, score):
         "first_attempt_score": estimate(score, score - 3, score + 3),
     }
     counts = {"n_trials": 24, "n_unscored": 0, "n_empty": 0, "n_run_error": 0, "n_latents": 6}
-    return four | counts | {"degraded_rate": estimate(0.04, 0.0, 0.1), "without_degraded": four, "unclustered": {}}
+    outcomes = {
+        "placebo_rate": estimate(multi / 4, 0.0, 0.1),
+        "esr_above_placebo": NOTHING if multi == 0 else estimate(multi / 4, -0.1, 0.1),
+        "net_esr_rate": estimate(-multi / 3, -0.2, 0.1),
+        "recovery_rate": estimate(0.04, 0.0, 0.1),
+        "silent_recovery_rate": estimate(0.04, 0.0, 0.1),
+    }
+    return (
+        four
+        | counts
+        | outcomes
+        | {"degraded_rate": estimate(0.04, 0.0, 0.1), "without_degraded": four, "unclustered": {}}
+    )
 
 
 @pytest.fixture
@@ -58,6 +70,7 @@ def root(tmp_path, monkeypatch):
     calibration = {"n_candidates": 40, "n_latents": 32, "n_converged": 28, "target": 30.0, "boost": boost}
     numbers.write_numbers("calibrate", {model: calibration | {"first_attempt_score": estimate(31.0, 28.0, 34.0)}})
     relevance = {"spearman": 0.8, "matched_auc": 0.985, "mean_absolute_error": 9.1, "n": 240}
+    relevance |= {"labelled": {"n": 400, "mean_absolute_error": 6.1}}
     numbers.write_numbers("relevance", {model: relevance})
     both = {"unsteered": condition(0.0, 88.0), "steered": condition(1 / 12, 31.0)}
     numbers.write_numbers("finetune", {model: {"ratios": {"0.1": both, "0.5": both}}})
@@ -73,15 +86,17 @@ def root(tmp_path, monkeypatch):
     lost = prompted | {"relative_reduction": estimate(0.4, -0.1, 0.7), "n_pairs": 24}
     lost |= {"score_difference": estimate(-20.0, -25.0, -15.0)}
     every = {"steered": prompted, "detectors": lost, "held_out": lost, "random": lost | {"relative_reduction": NOTHING}}
+    every["sham"] = {"changed_share": estimate(0.0, 0.0, 0.1)}
     numbers.write_numbers("ablate", {model: every | {"minimum_detectable_reduction": 0.45}})
     course = {name: estimate(2.0, 1.5, 2.5) for name in ("off_topic_ratio", "after_ratio")}
     numbers.write_numbers("activations", {model: course | {"never_restarted_ratio": NOTHING, "episodes": 1}})
     detection = {name: condition(0.2, 40.0) for name in ("live", "prefilled", "on_topic", "foreign")}
     numbers.write_numbers("controls", {model: {"detection": detection, "sustained": {}}})
     names = ("restart_precision", "restart_recall", "multi_attempt_precision", "multi_attempt_recall", "score_spearman")
-    annotated = {"n": 134} | {name: estimate(0.8, 0.7, 0.9) for name in names}
-    agreement = {"annotated": {"annotators / offline": {"direction_agreement": estimate(0.6, 0.4, 0.8, 36)}}}
-    numbers.write_numbers("judge", {"annotated": annotated, "agreement": agreement})
+    judged = {"n": 134, "direction_kappa": 0.4, "score_error": estimate(5.0, 4.0, 6.0)}
+    judged |= {name: estimate(0.8, 0.7, 0.9) for name in names}
+    measured = dict.fromkeys(("test", "other_model", "annotators"), judged)
+    numbers.write_numbers("judge", measured | {"sample_unsteered_false_restarts": estimate(0.002, 0.0, 0.006, 1200)})
     numbers.write_numbers("power", {"assumed": {"power": 0.8}})
     claim = {"experiment": "3b", "hypothesis": "Restarts fall", "unit": "%", "verdict": "reproduced"}
     claim |= {"failed_checks": [], "model": model, "about": "mechanism"}
@@ -122,7 +137,7 @@ def test_a_measured_number_moves_the_paper(root):
         ("relevance", ("smollm2-135m", "matched_auc")),
         ("ablate", ("smollm2-135m", "detectors", "relative_reduction")),
         ("controls", ("smollm2-135m", "detection", "on_topic")),
-        ("judge", ("annotated", "restart_recall")),
+        ("judge", ("test", "restart_recall")),
     ],
 )
 def test_a_missing_number_stops_it_and_keeps_the_old_pdf(root, name, keys):
