@@ -31,6 +31,32 @@ def outcomes_table(esr: dict) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def judge_table(judge: dict) -> str:
+    """The README's table of judge.json: the offline judge on responses that did not make it, and the annotators."""
+    columns = {"test": "default model", "other_model": "another model", "annotators": "annotators, default model"}
+    shares = {
+        "multi_attempt_precision": "whether a response restarts: precision",
+        "multi_attempt_recall": "recall",
+        "restart_precision": "single restarts, within ten characters: precision",
+        "restart_recall": "recall",
+    }
+    scores = {
+        "score_spearman": ("first-attempt scores: Spearman correlation", 2),
+        "score_error": ("mean absolute difference, points", 1),
+        "middle_error": ("annotators minus judge where it gives 20 to 40, points", 1),
+    }
+    lines = [["", *columns.values()], ["---"] * (1 + len(columns))]
+    lines += [[text, *(_cell(judge[part][name], 100, " %") for part in columns)] for name, text in shares.items()]
+    lines += [
+        [text, *(_cell(judge[part][name], 1, "", digits) for part in columns)]
+        for name, (text, digits) in scores.items()
+    ]
+    kappas = [judge[part]["direction_kappa"] for part in columns]
+    lines.append(["better after the restart: Cohen's kappa", *("–" if k is None else f"{k:.2f}" for k in kappas)])
+    lines.append(["n", *(str(judge[part]["n"]) for part in columns)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def finetuning_table(finetune: dict) -> str:
     """The README's table of finetune.json: one line per share of self-corrections and condition, of the first model."""
     ratios = next(iter(finetune.values()))["ratios"]
@@ -48,11 +74,11 @@ def _rates_table(entries: dict, first: str, name: Callable[[str], str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(rate: Estimate, factor: float, unit: str) -> str:
+def _cell(rate: Estimate, factor: float, unit: str, digits: int = 1) -> str:
     if rate.estimate is None:
         return "–"
-    interval = "" if rate.bounds is None else " [{:.1f}, {:.1f}]".format(*(factor * end for end in rate.bounds))
-    return f"{factor * rate.estimate:.1f}{unit}{interval}"
+    ends = [f"{factor * end:.{digits}f}" for end in rate.bounds or ()]
+    return f"{factor * rate.estimate:.{digits}f}{unit}" + (f" [{', '.join(ends)}]" if ends else "")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,11 +88,17 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("compare", help="working tree against the last commit")
     command.add_argument("--strict", action="store_true", help="exit with 1 when something is different")
-    commands.add_parser("show", help="rates and fine-tuning as the README shows them")
+    commands.add_parser("show", help="tables as the README shows them")
     options = parser.parse_args(arguments)
     if options.command == "show":
         esr, finetune = read_numbers("esr"), read_numbers("finetune")
-        print(results_table(esr), outcomes_table(esr), finetuning_table(finetune), sep="\n\n")
+        tables = (
+            results_table(esr),
+            outcomes_table(esr),
+            finetuning_table(finetune),
+            judge_table(read_numbers("judge")),
+        )
+        print(*tables, sep="\n\n")
         return 0
     try:
         verdict, text = report()
