@@ -162,6 +162,7 @@ def claims_table(content):
         ("esr", tables.results_table),
         ("esr", tables.outcomes_table),
         ("finetune", tables.finetuning_table),
+        ("judge", tables.judge_table),
         ("claims", claims_table),
     ],
 )
