@@ -59,6 +59,17 @@ def test_afterwards_it_is_up_to_date(clone):
     assert "up to date" in run(clone, "dvc", "repro")
 
 
+def test_judges_are_validated_and_responses_drawn_to_label(clone):
+    """The commands of README's section "Another judge"."""
+    shown = run(clone, "esr", "judge", "validate", "--part", "report")
+    assert "labelled responses" in shown and "restart_recall" in shown and "annotators" in shown
+    sample = clone / "data/judge/sample.jsonl"
+    before = sample.read_bytes()
+    assert "4 responses added" in run(clone, "esr", "label", "draw", "--model", "smollm2-135m", "--per-condition", "2")
+    assert sample.read_bytes().startswith(before)
+    sample.write_bytes(before)
+
+
 def test_executed_again_everything_is_the_same_to_the_byte(clone):
     """Kernels were forked the first time and are started now."""
     before = contents(clone)
