@@ -37,6 +37,7 @@ from esr.storage.digests import digest
 from esr.storage.files import write_text
 
 CONTENT_WORDS = 5  # minimum words of an attempt; fewer are a restart cut by the length limit or repeated
+RESTART = 0.5  # probability of restart language in a run of sentences; below, one in 120 unsteered responses "restarts"
 PART = 0.1  # probability of a beginning above which a sentence belongs to a restart
 FIRST = 0.7  # a restart begins with its first sentence of at least this share of the largest probability
 DETECTOR = DATA / "judge" / "restarts.json"
@@ -64,7 +65,7 @@ class Detector:
     @property
     def fingerprint(self) -> str:
         """Digest of the fitted parameters and of the constants that decide."""
-        return digest(self.parameters, CUES, CANDIDATE, PROMISING, LIKELY, CONTENT_WORDS, PART, FIRST)
+        return digest(self.parameters, CUES, CANDIDATE, PROMISING, LIKELY, CONTENT_WORDS, RESTART, PART, FIRST)
 
     @classmethod
     def load(cls, embedder: Embedder | RememberingEmbedder, path: Path = DETECTOR) -> Detector:
@@ -126,7 +127,7 @@ def _spread(parsed: ParsedResponse, values) -> Float[np.ndarray, " sentences"]:
     return scores
 
 
-def group(parsed: ParsedResponse, scores: Float[np.ndarray, " sentences"], threshold: float = 0.4) -> list[Restart]:
+def group(parsed: ParsedResponse, scores: Float[np.ndarray, " sentences"], threshold: float = RESTART) -> list[Restart]:
     """Restarts of a response: runs of restart language that follow and precede `CONTENT_WORDS` words of content."""
     restarts: list[Restart] = []
     previous, n = 0, len(parsed.sentences)
