@@ -5,6 +5,7 @@ import pytest
 from esr.judging import labels
 from esr.judging.labels import Labelled, read_labelled
 from esr.judging.restarts import CONTENT_WORDS
+from esr.judging.texts import unspaced_share
 from esr.storage.records import Annotation, SampledResponse
 
 TEXT = "The horses run. Wait, bread was asked. Mix flour. Sorry, again. Bake it."
@@ -47,8 +48,9 @@ def test_every_shipped_response_is_labelled_twice_within_its_text(part):
         for annotation in row.annotations:
             bounds = [0, *annotation.starts, len(row.response.text)]
             assert bounds == sorted(bounds) and all(0 <= score <= 100 for score in annotation.scores)
-            pieces = [row.response.text[a:b].split() for a, b in zip(bounds, bounds[1:], strict=False)]
-            assert all(len(piece) >= CONTENT_WORDS for piece in pieces[:-1])
+            attempts = [row.response.text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+            spaced = [attempt for attempt in attempts[:-1] if unspaced_share(attempt) < 0.5]  # Qwen changes the script
+            assert all(len(attempt.split()) >= CONTENT_WORDS for attempt in spaced)
 
 
 def test_wrong_annotations_are_named(tmp_path, monkeypatch):
