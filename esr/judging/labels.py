@@ -28,13 +28,17 @@ class Labelled:
     def shared_starts(self) -> list[int]:
         """Starts of attempts that every annotator found, by the first annotator's characters."""
         first, *others = self.annotations
-        return [s for s in first.starts if all(_near(s, other.starts) for other in others)]
+        return [s for s in first.starts if all(is_near(s, other.starts) for other in others)]
 
     @property
     def disputed_starts(self) -> list[int]:
         """Starts that some annotators found and others did not."""
-        every = [start for annotation in self.annotations for start in annotation.starts]
-        return [start for start in every if not _near(start, self.shared_starts)]
+        return [start for start in self.every_start if not is_near(start, self.shared_starts)]
+
+    @property
+    def every_start(self) -> list[int]:
+        """Starts that some annotator found."""
+        return [start for annotation in self.annotations for start in annotation.starts]
 
     @property
     def agrees(self) -> bool:
@@ -51,7 +55,7 @@ class Labelled:
             scores = np.mean([annotation.scores for annotation in self.annotations], axis=0)
             return list(zip(texts, scores.tolist(), strict=True))
         firsts = [annotation.starts[:1] for annotation in self.annotations]
-        if all(firsts) and all(_near(firsts[0][0], other) for other in firsts):
+        if all(firsts) and all(is_near(firsts[0][0], other) for other in firsts):
             return [(texts[0], float(np.mean([annotation.scores[0] for annotation in self.annotations])))]
         return []
 
@@ -68,7 +72,8 @@ def restart_shares(trial_ids: Sequence[str]) -> Float[np.ndarray, " trials"]:
     return np.array([shares.get(trial_id[:ID_LENGTH], np.nan) for trial_id in trial_ids])
 
 
-def _near(start: int, others: Sequence[int]) -> bool:
+def is_near(start: int, others: Sequence[int]) -> bool:
+    """Whether one of `others` is a start of the same attempt."""
     return any(abs(start - other) <= NEAR for other in others)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import bootstrap, rankdata, spearmanr
 from sklearn.metrics import cohen_kappa_score
 
-from esr.judging.labels import NEAR, Labelled
+from esr.judging.labels import Labelled, is_near
 from esr.judging.offline import is_degraded
 from esr.judging.restarts import Restart
 from esr.statistics import intervals
@@ -65,7 +65,7 @@ def as_judgements(labelled: Sequence[Labelled], annotator: int) -> list[Judgemen
 def measure(labelled: Sequence[Labelled], judgements: Sequence[Judgement], **interval) -> dict:
     """A judge over the labelled responses that it scored; rates are clustered by response.
 
-    restart_precision: share of judged restarts that start within `NEAR` characters of one that some annotator found.
+    restart_precision: share of judged restarts that start within ten characters of one that some annotator found.
     restart_recall: share of the restarts that all annotators found. multi_attempt_precision, multi_attempt_recall: the
     same of whether a response restarts at all, which is what the study counts; multi_attempt_agreement and
     multi_attempt_kappa: on that, against "all annotators found a restart". score_spearman, score_error (mean absolute
@@ -85,9 +85,9 @@ def _of_restarts(pairs: Pairs, interval: dict) -> dict:
     found, wanted, restarting, known = [], [], [], []
     for row, judgement in pairs:
         name, starts = row.response.id, [attempt.start for attempt in judgement.attempts[1:]]
-        found += [(name, _near(start, _every_start(row))) for start in starts]
-        wanted += [(name, _near(start, starts)) for start in row.shared_starts]
-        restarting += [(name, bool(_every_start(row)))] if starts else []
+        found += [(name, is_near(start, row.every_start)) for start in starts]
+        wanted += [(name, is_near(start, starts)) for start in row.shared_starts]
+        restarting += [(name, bool(row.every_start))] if starts else []
         known += [(name, bool(starts))] if row.shared_starts else []
     both = [(bool(row.shared_starts), len(j.attempts) > 1) for row, j in pairs]
     return {
@@ -130,9 +130,9 @@ def ceiling(labelled: Sequence[Labelled], **interval) -> dict:
 
 def of_cases(cases: Sequence[RestartCase], found: Sequence[Sequence[Restart]], **interval) -> dict[str, Estimate]:
     """Precision and recall of the restarts found in written cases, clustered by case."""
-    judged = [(c.id, _near(r.start, c.starts)) for c, restarts in zip(cases, found, strict=True) for r in restarts]
+    judged = [(c.id, is_near(r.start, c.starts)) for c, restarts in zip(cases, found, strict=True) for r in restarts]
     wanted = [
-        (c.id, _near(start, [r.start for r in restarts]))
+        (c.id, is_near(start, [r.start for r in restarts]))
         for c, restarts in zip(cases, found, strict=True) for start in c.starts
     ]  # fmt: skip
     return {"restart_precision": _rate(judged, **interval), "restart_recall": _rate(wanted, **interval)}
@@ -160,14 +160,6 @@ def _last(judgement: Judgement) -> float:
 
 def _mean_score(annotations: Sequence[Annotation], attempt: int) -> float:
     return float(np.mean([annotation.scores[attempt] for annotation in annotations]))
-
-
-def _every_start(row: Labelled) -> list[int]:
-    return [start for annotation in row.annotations for start in annotation.starts]
-
-
-def _near(start: int, others: Sequence[int]) -> bool:
-    return any(abs(start - other) <= NEAR for other in others)
 
 
 def _rate(events: Sequence[tuple[str, bool]], **interval) -> Estimate:
