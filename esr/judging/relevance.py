@@ -242,12 +242,17 @@ def fit(pairs: Sequence[Pair], embedder: Embedder, seed: int = 0) -> Scorer:
 def calibrate(scorer: Scorer, labelled: Sequence[tuple[str, str, str, float]], seed: int = 0) -> Scorer:
     """The scorer on the annotators' scale: trees over its features and its share, fitted on scored texts.
 
-    labelled: (prompt, text, distractor, score 0-100). Raises ValueError for fewer than `MIN_LABELLED` texts.
+    labelled: (prompt, text, distractor, score 0-100). Each text is fitted with its distractor and without one: whether
+    there is one must tell nothing, as it does where only steered responses have one. Raises ValueError for fewer than
+    `MIN_LABELLED` texts.
     """
     prepared = [(prompt, prepare(text, prompt), label, score) for prompt, text, label, score in labelled]
-    usable = [row for row in prepared if is_language(row[1], scorer.embedder.words)]
-    if len(usable) < MIN_LABELLED:
-        raise ValueError(f"{len(usable)} scored texts are too few to calibrate on: label at least {MIN_LABELLED}.")
+    known = [row for row in prepared if is_language(row[1], scorer.embedder.words)]
+    if len(known) < MIN_LABELLED:
+        raise ValueError(f"{len(known)} scored texts are too few to calibrate on: label at least {MIN_LABELLED}.")
+    usable = [
+        (prompt, text, shown, score) for prompt, text, label, score in known for shown in dict.fromkeys((label, ""))
+    ]
     values = scorer._features([row[:3] for row in usable])
     columns = np.column_stack([values, predict_trees(scorer.trees, values)])
     scores = np.array([row[3] for row in usable]) / 100

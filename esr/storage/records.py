@@ -152,7 +152,7 @@ class SampledResponse(Record):
     """A response of data/judge/sample.jsonl, drawn at random among those of its model and condition.
 
     part: `develop` to make a judge, `report` only to measure it, once. origin: the run it is from. probability: with
-    which it was drawn. label: of the concept it was steered with, or "".
+    which it was drawn. label: of the latent or concept that it, or the response it is paired with, was steered with.
     """
 
     id: str

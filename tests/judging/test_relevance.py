@@ -255,6 +255,19 @@ def test_calibrated_scores_are_on_the_scale_of_the_annotators(scorer):
         calibrate(scorer, labelled[:3])
 
 
+def test_whether_there_is_a_distractor_tells_nothing(scorer):
+    """Of equal texts those with a distractor scored 0 and those without 100: a score does not follow its presence."""
+    pairs = [p for p in training_pairs(*documents(), FORMS, 1080, seed=3) if p.kind == "matched"]
+    labels = ["granite, lava" if i % 2 else "" for i in range(len(pairs))]
+    labelled = [(p.prompt, p.text, label, 0.0 if label else 100.0) for p, label in zip(pairs, labels, strict=True)]
+    theirs = calibrate(scorer, labelled)
+    alone, beside = (
+        theirs.score([p.prompt for p in pairs], [p.text for p in pairs], [label] * len(pairs))
+        for label in ("", "granite, lava")
+    )
+    assert np.abs(alone - beside).mean() < 50  # 97 when fitted on one of the two
+
+
 def test_a_calibrated_scorer_is_saved_whole(scorer, tmp_path):
     pairs = [p for p in training_pairs(*documents(), FORMS, 240, seed=3) if words_of(p.text)]
     theirs = calibrate(scorer, [(p.prompt, p.text, p.distractor, 50 * p.share) for p in pairs])
