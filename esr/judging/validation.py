@@ -13,7 +13,7 @@ from sklearn.metrics import cohen_kappa_score
 from esr.judging.labels import Labelled, is_near
 from esr.judging.offline import is_degraded
 from esr.judging.restarts import Restart
-from esr.statistics import intervals
+from esr.statistics import intervals, metrics, outcomes
 from esr.statistics.estimates import Estimate
 from esr.storage.digests import digest
 from esr.storage.records import Annotation, Attempt, Judgement, RestartCase, Trial
@@ -136,6 +136,17 @@ def of_cases(cases: Sequence[RestartCase], found: Sequence[Sequence[Restart]], *
         for c, restarts in zip(cases, found, strict=True) for start in c.starts
     ]  # fmt: skip
     return {"restart_precision": _rate(judged, **interval), "restart_recall": _rate(wanted, **interval)}
+
+
+def of_recovery(labelled: Sequence[Labelled], judgements: Sequence[Judgement], **interval) -> dict[str, Estimate]:
+    """Precision and recall of whole responses that recover, beside those of which all annotators say so."""
+    found = outcomes.recovered(metrics.table(judgements))
+    known = [all(by.recovered for by in row.annotations) for row in labelled]
+    both = [(row.response.id, bool(f), k) for row, f, k in zip(labelled, found, known, strict=True)]
+    return {
+        "precision": _rate([(name, k) for name, f, k in both if f], **interval),
+        "recall": _rate([(name, f) for name, f, k in both if k], **interval),
+    }
 
 
 def directions(pairs: Pairs) -> list[tuple[bool, bool]]:

@@ -17,7 +17,7 @@ from esr.statistics.metrics import KEY, esr, multi_attempt, scored
 from esr.storage.records import Judgement
 
 MARGIN = 10.0  # score points: smaller changes count neither as better nor as worse
-OFF_TOPIC, ON_TOPIC = 40.0, 60.0  # scores at most and at least: a third of a response that is off or on topic
+OFF_TOPIC, RISE = 40.0, 30.0  # score of a first third that is off topic, at most; of the last above it, at least
 CALIPER = 10.0  # score points between a restart's first attempt and the first part of its placebo
 NEAREST = 10  # placebos of a restart where fewer lie within `CALIPER`
 GROUP = ["model", "condition"]
@@ -42,8 +42,12 @@ def worsened_by_margin(frame: pd.DataFrame) -> pd.Series:
 
 
 def recovered(frame: pd.DataFrame) -> pd.Series:
-    """The first third is off topic and the last on topic, whether the response says so or not."""
-    return (frame.first_third <= OFF_TOPIC) & (frame.last_third >= ON_TOPIC)
+    """The first third is off topic and the last is nearer to it, whether the response says so or not.
+
+    A third names the subject less than a whole response and scores lower: on labelled responses a rise marks a recovery
+    better than any score of the last third (paper/LOG.md).
+    """
+    return (frame.first_third <= OFF_TOPIC) & (frame.last_third - frame.first_third >= RISE)
 
 
 def placebo(frame: pd.DataFrame, cuts: pd.DataFrame) -> pd.Series:

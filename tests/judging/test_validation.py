@@ -13,6 +13,7 @@ from esr.judging.validation import (
     matched_auc,
     measure,
     of_cases,
+    of_recovery,
     spearman,
 )
 from esr.statistics.estimates import Estimate
@@ -98,6 +99,25 @@ def test_restarts_of_written_cases_by_hand():
     found = of_cases(cases, [[Restart(START + 3, "Wait")], [Restart(0, "The")], []], **INTERVAL)
     assert (found["restart_precision"].estimate, found["restart_precision"].n) == (0.5, 2)
     assert (found["restart_recall"].estimate, found["restart_recall"].n) == (0.5, 2)
+
+
+def test_recovery_of_whole_responses_is_measured_where_annotators_agree():
+    rows = [row(i, ([], [20.0]), ([], [20.0])) for i in range(4)]
+    rows = [
+        Labelled(
+            r.response,
+            tuple(
+                a.model_copy(update={"recovered": i in told})
+                for a, told in zip(r.annotations, ({0, 1, 2}, {0, 1}), strict=True)
+            ),
+        )
+        for i, r in enumerate(rows)
+    ]
+    thirds = [[10.0, 20.0, 60.0], [10.0, 20.0, 30.0], [10.0, 20.0, 60.0], [60.0, 60.0, 95.0]]
+    made = [j.model_copy(update={"thirds": t}) for j, t in zip(as_judgements(rows, 0), thirds, strict=True)]
+    found = of_recovery(rows, made, **INTERVAL)
+    assert (found["precision"].estimate, found["precision"].n) == (0.5, 2)  # the third is disputed
+    assert (found["recall"].estimate, found["recall"].n) == (0.5, 2)
 
 
 def test_trials_carry_what_a_judge_may_see():
