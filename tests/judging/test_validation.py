@@ -107,8 +107,8 @@ def test_recovery_of_whole_responses_is_measured_where_annotators_agree():
         Labelled(
             r.response,
             tuple(
-                a.model_copy(update={"recovered": i in told})
-                for a, told in zip(r.annotations, ({0, 1, 2}, {0, 1}), strict=True)
+                a.model_copy(update={"recovered": i in chosen})
+                for a, chosen in zip(r.annotations, ({0, 1, 2}, {0, 1}), strict=True)
             ),
         )
         for i, r in enumerate(rows)
