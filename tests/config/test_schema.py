@@ -249,7 +249,8 @@ def test_a_line_separator_in_a_text_stays_in_it(tmp_path):
 
 def test_the_instructions_name_the_distractor_alone(tmp_path):
     instructions = load_texts(PROMPTS / "meta_prompts.yaml", ["distractor"])
-    assert list(instructions) == ["stay_focused", "ignore_distractor", "monitor_yourself", "resist_manipulation", "unrelated"]
+    names = ["stay_focused", "ignore_distractor", "monitor_yourself", "resist_manipulation", "unrelated"]
+    assert list(instructions) == names
     path = tmp_path / "meta_prompts.yaml"
     for content, message in (
         ("a: Do {this}.", r"a has \{this\}; allowed are \{distractor\}."),
