@@ -38,16 +38,20 @@ def with_base(model_id: str, written: dict, names: Sequence[str], where: str, se
             )
     settings = fields.get("params")
     if isinstance(settings, dict):
-        scales = settings.get("scales")
-        sizes = [part for part in scales.values() if isinstance(part, dict)] if isinstance(scales, dict) else []
-        for section in (*settings, *(name for part in sizes for name in part)):
-            if section in OF_BASE_STAGES:
-                raise ConfigError(
-                    f"{where}: {model_id}: params: the stage {section} runs on {base} alone, which this model was "
-                    f"fine-tuned from: write {section} under params of {base}."
-                )
+        for section in sorted(sections_of(settings) & set(OF_BASE_STAGES)):
+            raise ConfigError(
+                f"{where}: {model_id}: params: the stage {section} runs on {base} alone, which this model was "
+                f"fine-tuned from: write {section} under params of {base}."
+            )
         fields = fields | {"params": _merged(shared.get("params") or {}, settings)}
     return {name: value for name, value in shared.items() if name not in NOT_SHARED} | fields
+
+
+def sections_of(settings: dict) -> set[str]:
+    """Names of the sections that an entry's `params` has, at any scale; mistakes in their form are passed over."""
+    scales = settings.get("scales")
+    sizes = [part for part in scales.values() if isinstance(part, dict)] if isinstance(scales, dict) else []
+    return {name for part in (settings, *sizes) for name in part} - {"scales"}
 
 
 def _merged(one: Any, other: Any) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 import typst
 
 from esr import paths
+from esr.config.inheritance import sections_of
 from esr.config.registry import model_entry
 from esr.config.schema import load_yaml
 from esr.config.study import EXPERIMENTS, STUDY
@@ -72,16 +73,12 @@ def _explain(error: typst.TypstError) -> str:
     return f"{error.message} at {place[1]}" if place else error.message
 
 
-def _sections(params: dict) -> set[str]:
-    """Names of the sections that an entry's `params` has, at any scale."""
-    return set(params) | {name for sizes in params.get("scales", {}).values() for name in sizes}
-
-
 def main() -> int:
-    if idle := [stage for stage in EXPERIMENTS if not load_yaml(STUDY)["study"][stage]]:
+    study = load_yaml(STUDY)["study"]
+    if idle := [stage for stage in EXPERIMENTS if not study[stage]]:
         print(f"The paper shows experiments that no chosen model runs ({', '.join(idle)}): paper.pdf stays as it is.")
         return 0
-    if changed := [m for m in load_yaml(STUDY)["study"]["models"] if SHOWN_PARAMS & _sections(model_entry(m).params)]:
+    if changed := [m for m in study["models"] if SHOWN_PARAMS & sections_of(model_entry(m).params)]:
         print(f"The paper prints generation and finetune of params.yaml, and {', '.join(changed)} has its own in "
               "data/models.yaml: paper.pdf stays as it is.")  # fmt: skip
         return 0

@@ -418,15 +418,16 @@ PROMPTS = [
     Bad(
         "empty file of prompts", text("data/prompts/held_out.txt", "\n"), ("held_out.txt", "no prompt", "one per line")
     ),
-    Bad(
-        "prompts in a script without spaces",
-        text("data/prompts/held_out.txt", "パンの焼き方を説明してください。\n"),
-        ("data/prompts has 'パンの", "script without spaces", "write prompts in a language that separates"),
-    ),
-    Bad(
-        "evaluation prompts in a script without spaces",
-        text("data/prompts/evaluation.txt", "如何在家烤一条简单的白面包?\n"),
-        ("data/prompts has '如何", "script without spaces", "write prompts in a language that separates"),
+    *(
+        Bad(
+            f"{split} prompts in a script without spaces",
+            text(f"data/prompts/{split}.txt", f"{prompt}\n"),
+            (f"data/prompts has '{prompt[:3]}", "script without spaces", "write prompts in a language that separates"),
+        )
+        for split, prompt in (
+            ("held_out", "パンの焼き方を説明してください。"),
+            ("evaluation", "如何在家烤一条简单的白面包?"),
+        )
     ),
     Bad(
         "prompt twice",

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -205,3 +206,15 @@ def test_the_paper_stays_where_no_chosen_model_runs_what_it_shows(tmp_path, monk
     monkeypatch.setattr(paper, "compile_paper", lambda: pytest.fail("typeset"))
     assert paper.main() == 0
     assert "no chosen model runs (ablate): paper.pdf stays as it is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("settings", [{"generation": {"batch_size": 3}}, {"scales": {"laptop": {"finetune": {}}}}, {}])
+def test_the_paper_stays_where_a_chosen_model_has_settings_that_it_prints(tmp_path, monkeypatch, capsys, settings):
+    groups = dict.fromkeys([*paper.EXPERIMENTS, "models"], {"tiny": {}})
+    (tmp_path / "study.yaml").write_text(json.dumps({"study": groups}))
+    typeset = []
+    monkeypatch.setattr(paper, "STUDY", tmp_path / "study.yaml")
+    monkeypatch.setattr(paper, "model_entry", lambda _model: SimpleNamespace(params=settings))
+    monkeypatch.setattr(paper, "compile_paper", lambda: typeset.append(1) or paths.ROOT / "README.md")
+    assert paper.main() == 0
+    assert ("tiny has its own" in capsys.readouterr().out) == bool(settings) == (not typeset)
