@@ -50,11 +50,11 @@ def test_responses_are_those_of_the_committed_results(converged):
 
 
 def test_limits_are_not_exceeded_by_the_committed_results():
-    """Openings and restarts are found, not planned: 114 of 150 openings, 137 of 320 restarts with text after them."""
+    """Openings and restarts are found, not planned: 150 of 150 openings, 34 of 320 restarts with text after them."""
     detection = NUMBERS["controls"][TUNED]["detection"]
     generated = sum(rates["esr_rate"]["n"] for name, rates in detection.items() if name != "live")
     generated += NUMBERS["controls"][TUNED]["sustained"]["prefilled_on_topic"]["0-32"]["n"]
-    assert generated == 821 and planned("controls", TUNED) == 1220
+    assert generated == 934 and planned("controls", TUNED) == 1220
     evaluated = sum(
         n_of("finetune", BASE, "ratios", ratio, name) for ratio in ("0.1", "0.9") for name in ("unsteered", "steered")
     )
