@@ -81,7 +81,7 @@ def test_executed_again_everything_is_the_same_to_the_byte(clone):
 def test_a_changed_parameter_runs_what_depends_on_it_and_no_more(clone):
     edit(clone / "params.yaml", "confidence: 0.95", "confidence: 0.9")
     intervals = {
-        "finetune", "boost_sweep", "meta_prompts", "ablate", "activations", "controls",
+        "finetune", "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls",
         "cross_judge", "measure", "figures", "power", "claims", "paper",
     }  # fmt: skip
     assert stages_run(repro(clone)) == intervals
