@@ -11,20 +11,17 @@ from esr.config.judges import LlmJudge
 from esr.config.params import STAGES
 from esr.config.registry import base_of, model_entry
 from esr.config.study import EXPERIMENTS, bases_of, running
-from esr.judging.labelling import SAMPLE
 from esr.judging.llm import BYTES_PER_TOKEN, REPLY_TOKENS, ModelJudge
 from esr.judging.replies import RUBRIC
 from esr.models.files import ModelFiles
 from esr.paths import NUMBERS, ROOT, data_dir
 from esr.pipeline.sizes import DOCUMENTS, PROMPT_TOKENS, TRAINED, TRIALS, Sizes, parameters, sizes_of
-from esr.storage.files import read_lines
 
 BENCH_PARAMETERS = 134_515_008  # of the model that paper/numbers/bench.json was measured on
 PER_READ_TOKEN, PER_TRAINED_TOKEN = 0.5, 1.5  # cost in generated tokens
 # Seconds of what does not depend on the model, on two cores: a stage's processes; embedding and fitting of the scorer
 START_S, RELEVANCE_S = 6.0, 46.0
 ROW_BYTES, TOKEN_BYTES = 1000, 11  # of a response on disk
-RESPONSE_TOKENS = 192  # of a labelled response
 COPIES = 3  # of responses: the stage's output, DVC's copy, the cache of chunks
 OF_BASES = ("corpus", "train_sae", "sae", "relevance", "latents", "concepts")  # not on models fine-tuned from another
 ON_EACH = ("calibrate", "steer", "judge")
@@ -136,17 +133,13 @@ def _cost(stage: str, subject: Subject, model: str) -> Cost:
 
 
 def _cost_of_all(stage: str) -> Cost:
-    """Of a stage that reads saved results; language models also judge the labelled responses."""
-    usd: float | None = 0.0
-    if stage == "cross_judge":
-        usd = _usd(len(read_lines(SAMPLE)), None)
-    return Cost(stage, "", hours=START_S / 3600, usd=usd)
+    """Of a stage that reads saved results; those of validated judges are shipped."""
+    return Cost(stage, "", hours=START_S / 3600)
 
 
-def _usd(n: int, sizes: Sizes | None) -> float | None:
+def _usd(n: int, sizes: Sizes) -> float | None:
     """Price of `n` responses judged by each language model of params.yaml; None where one has no prices."""
-    length = RESPONSE_TOKENS if sizes is None else sizes.max_new_tokens
-    tokens_in = n * (len(RUBRIC.encode()) // BYTES_PER_TOKEN + PROMPT_TOKENS + length)
+    tokens_in = n * (len(RUBRIC.encode()) // BYTES_PER_TOKEN + PROMPT_TOKENS + sizes.max_new_tokens)
     judges = [ModelJudge(LlmJudge.model_validate(judge)) for judge in parameters("judge").judges]
     prices = [judge.cost(tokens_in, n * REPLY_TOKENS) for judge in judges]
     return None if None in prices else float(sum(price or 0 for price in prices))

@@ -5,11 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from esr.judging.labelling import SAMPLE
 from esr.paths import ROOT
 from esr.pipeline import cli, plan
 from esr.pipeline.sizes import DOCUMENTS, TRIALS, parameters, sizes_of
-from esr.storage.files import read_lines
 
 BASE, TUNED = "smollm2-135m", "smollm2-135m-selfcorrect"
 NUMBERS = {file.stem: json.loads(file.read_text()) for file in (ROOT / "paper" / "numbers").glob("*.json")}
@@ -100,9 +98,10 @@ def test_language_models_as_judges_cost_by_their_prices(monkeypatch):
     monkeypatch.setattr(plan, "parameters", lambda stage: SimpleNamespace(judges=[judge]))
     costs = plan.costs([BASE], 1000.0, changed={f"judge@{BASE}", "cross_judge"})
     by_stage = {cost.stage: cost.usd for cost in costs}
-    assert by_stage["judge"] / by_stage["cross_judge"] == pytest.approx(640 / len(read_lines(SAMPLE)))
+    tokens = len(plan.RUBRIC.encode()) // plan.BYTES_PER_TOKEN + plan.PROMPT_TOKENS + 192  # a response's limit
+    assert by_stage == {"judge": pytest.approx(640 * tokens / 1e6), "cross_judge": 0}  # its replies are shipped
     monkeypatch.setitem(judge, "usd_per_million_input", None)
-    assert plan.costs([BASE], 1000.0, changed={"cross_judge"})[0].usd is None
+    assert plan.costs([BASE], 1000.0, changed={f"judge@{BASE}"})[0].usd is None
 
 
 def test_the_command_is_silent_about_short_runs(capsys):
