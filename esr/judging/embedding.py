@@ -12,7 +12,7 @@ from esr.judging.texts import plain
 from esr.paths import data_dir
 
 EMBEDDER = "minilm-l6"  # id in data/models.yaml
-MAX_TOKENS = 24  # of a text: its beginning tells its subject; 128 are half as fast and no nearer to annotators
+MAX_TOKENS = 24  # of a text: its beginning tells its subject; 128 are slower and no nearer to annotators
 
 
 def load_embedder() -> Embedder:

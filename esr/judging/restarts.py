@@ -37,7 +37,7 @@ from esr.storage.digests import digest
 from esr.storage.files import write_text
 
 CONTENT_WORDS = 5  # minimum words of an attempt; fewer are a restart cut by the length limit or repeated
-RESTART = 0.5  # probability of restart language in a run of sentences; below, one in 120 unsteered responses "restarts"
+RESTART = 0.5  # probability of restart language in a run of sentences, above which it is one (paper/LOG.md)
 PART = 0.1  # probability of a beginning above which a sentence belongs to a restart
 FIRST = 0.7  # a restart begins with its first sentence of at least this share of the largest probability
 DETECTOR = DATA / "judge" / "restarts.json"
