@@ -76,8 +76,8 @@ def _wait(process: subprocess.Popen, port: int, log: Path) -> None:
     raise JudgeError(f"The server did not answer within {START_S:.0f} s: see {log}.")
 
 
-def serve(file: Path, port: int, parallel: int) -> None:
-    """Serve a GGUF file until the process is terminated. Raises JudgeError without xllamacpp."""
+def server_parameters(file: Path, port: int, parallel: int):
+    """Parameters of llama.cpp's server. Raises JudgeError without xllamacpp."""
     try:
         import xllamacpp
     except ImportError:
@@ -85,10 +85,18 @@ def serve(file: Path, port: int, parallel: int) -> None:
             "A judge on this machine needs the packages of the extra `judges`: pip install -e '.[judges]'."
         ) from None
     parameters = xllamacpp.CommonParams()
-    parameters.model.path, parameters.hostname, parameters.port = str(file), HOST, port
+    parameters.model.path, parameters.hostnames, parameters.port = str(file), [HOST], port
     parameters.n_ctx, parameters.n_parallel = CONTEXT * parallel, parallel
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    return parameters
+
+
+def serve(file: Path, port: int, parallel: int) -> None:
+    """Serve a GGUF file until the process is terminated. Raises JudgeError without xllamacpp."""
+    parameters = server_parameters(file, port, parallel)
+    import xllamacpp
+
     server = xllamacpp.Server(parameters)
     print(f"{file.name}: {server.listening_address}", flush=True)
     while True:

@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
             validate_judge(given)
         else:
             plan(given.models, given.tokens_per_second, given.over, given.changed)
-    except (ConfigError, FileNotFoundError, ValueError) as error:
+    except (ConfigError, FileNotFoundError, ValueError, RuntimeError) as error:  # RuntimeError: of a judge
         if given.traceback:
             raise
         raise SystemExit(f"error: {from_root(str(error))}") from None

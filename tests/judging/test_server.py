@@ -37,6 +37,12 @@ def test_a_server_that_ends_is_reported_with_its_last_words(tmp_path, monkeypatc
         pass
 
 
+def test_the_server_has_the_parameters_it_is_given(tmp_path):
+    found = server.server_parameters(tmp_path / "small.gguf", 8123, 2)
+    assert (found.model.path, found.port, found.n_parallel) == (str(tmp_path / "small.gguf"), 8123, 2)
+    assert list(found.hostnames) == ["127.0.0.1"] and found.n_ctx == 2 * server.CONTEXT  # of this machine alone
+
+
 def test_a_served_judge_is_known_by_its_weights_and_not_by_its_port(monkeypatch):
     judge = LlmJudge(name="qwen", serve="qwen25-coder-15b")
     assert server.weights_of("qwen25-coder-15b").startswith("cc324af0")
