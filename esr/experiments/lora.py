@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -27,9 +28,11 @@ LOSS_PART = 128  # tokens per pass of the output layer: a tenth faster than a wh
 class Recipe:
     first_layer: int
     """First layer with adapters, above the steered layer and the SAE's layer."""
-    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """Linear maps with an adapter; adding those of the MLP takes three quarters more time."""
-    rank: int = 16
+    openers: tuple[int, ...]
+    """Token ids with which a restart begins (`restart_phrases.openers`)."""
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear maps with an adapter."""
+    rank: int = 32
     """Of each adapter's two matrices."""
     lora_alpha: float = 16.0
     """An adapter's output is multiplied by lora_alpha / rank."""
@@ -43,13 +46,13 @@ class Recipe:
     """Passes over the examples."""
     batch_size: int = 8
     """Examples per step, of about equal length."""
-    restart_weight: float = 10.0
-    """Loss weight of tokens of a restart phrase and of tokens where one could begin; others have 1."""
+    decision_weight: float = 3.0
+    """Loss weight of the decisions to restart and not to restart; ordinary tokens have 1."""
     seed: int = 0
     """Seed of the adapters' initial values, the dropout and the order of the examples."""
 
     def __post_init__(self):
-        for name in ("first_layer", "rank", "lora_alpha", "lr", "epochs", "batch_size", "restart_weight"):
+        for name in ("first_layer", "rank", "lora_alpha", "lr", "epochs", "batch_size", "decision_weight"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
         if not 0 <= self.dropout < 1 or self.warmup_steps < 0:
@@ -163,7 +166,7 @@ def _descend(model, inputs, examples, recipe: Recipe, on_step) -> list[TrainingS
     curve, seen = [], 0
     for step, batch in enumerate(batches, start=1):
         chosen = [examples[i] for i in batch]
-        loss = batch_loss(model, [inputs[i] for i in batch], chosen, recipe.restart_weight)
+        loss = batch_loss(model, [inputs[i] for i in batch], chosen, recipe)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -190,37 +193,66 @@ def _batches(examples: Sequence[Example], size: int, seed: int) -> list[list[int
 
 
 def batch_loss(
-    model, inputs: Sequence[Float[Tensor, "seq d_model"]], examples: Sequence[Example], restart_weight: float
+    model, inputs: Sequence[Float[Tensor, "seq d_model"]], examples: Sequence[Example], recipe: Recipe
 ) -> Tensor:
-    """Mean cross-entropy of the examples' loss tokens, nats, decisions weighted by `restart_weight`.
+    """Weighted mean over the examples' tokens with loss, nats.
+
+    Targets have their cross-entropy, with the weight `decision_weight` for one that begins a restart. Where no restart
+    must begin, the loss is `decision_weight` times -log(1 - p), p the probability of a restart's first tokens.
 
     Call within `only_layers`, with those layers' inputs. Right-pad: causal attention ignores what follows.
     """
     padded = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
     hidden = model.model(inputs_embeds=padded, use_cache=False).last_hidden_state
-    rows, positions, targets, decisive = (t.to(hidden.device) for t in loss_tokens(examples))
-    parts = zip(hidden[rows, positions].split(LOSS_PART), targets.split(LOSS_PART), strict=True)
-    losses = torch.cat([_token_losses(model, *part) for part in parts])
-    weights = 1 + (restart_weight - 1) * decisive
-    return (weights * losses).sum() / weights.sum()
+    found = predictions(examples, recipe.decision_weight).to(hidden.device)
+    openers = torch.tensor(recipe.openers, device=hidden.device)
+    parts = zip(hidden[found.rows, found.positions].split(LOSS_PART), *found.parts(LOSS_PART), strict=True)
+    total = sum(_token_losses(model, part, openers, *rest).sum() for part, *rest in parts)
+    return total / (found.target_weights.sum() + found.no_restart_weights.sum())
 
 
-def _token_losses(model, hidden: Float[Tensor, "n d_model"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    logits = model.lm_head(hidden)  # the costly part
+def _token_losses(
+    model, hidden: Float[Tensor, "n d_model"], openers: Int[Tensor, " openers"], targets: Int[Tensor, " n"],
+    target_weights: Float[Tensor, " n"], no_restart_weights: Float[Tensor, " n"],
+) -> Float[Tensor, " n"]:  # fmt: skip
+    logits = model.lm_head(hidden).float()  # the costly part
     if cap := getattr(model.config, "final_logit_softcapping", None):  # Gemma 2
         logits = cap * torch.tanh(logits / cap)
-    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    total = logits.logsumexp(-1)
+    losses = target_weights * (total - logits.gather(1, targets[:, None])[:, 0])
+    if bool(no_restart_weights.any()):
+        restart = (logits[:, openers].logsumexp(-1) - total).clamp(max=-1e-4)  # log p
+        losses = losses - no_restart_weights * torch.log1p(-restart.exp())
+    return losses
 
 
-def loss_tokens(
-    examples: Sequence[Example],
-) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Row, position, target token and decision flag (1 or 0) of every prediction that carries loss."""
-    predictions = []
+class Predictions(NamedTuple):
+    """Every position that carries loss. A weight of 0: no such loss there."""
+
+    rows: Int[Tensor, " n"]
+    positions: Int[Tensor, " n"]
+    targets: Int[Tensor, " n"]
+    target_weights: Float[Tensor, " n"]
+    no_restart_weights: Float[Tensor, " n"]
+
+    def to(self, device) -> Predictions:
+        return Predictions(*(tensor.to(device) for tensor in self))
+
+    def parts(self, size: int) -> list[tuple[Tensor, ...]]:
+        """Targets and weights, `size` positions at a time."""
+        return [tensor.split(size) for tensor in (self.targets, self.target_weights, self.no_restart_weights)]
+
+
+def predictions(examples: Sequence[Example], decision_weight: float) -> Predictions:
+    """Where `examples` carry loss: position i - 1 predicts token i."""
+    found = []
     for row, example in enumerate(examples):
-        decisions = set(example.decisions)
-        predictions += [(row, i - 1, example.tokens[example.loss_from], 1) for i in example.interruptions]
-        for i in range(example.loss_from, len(example.tokens)):
-            predictions.append((row, i - 1, example.tokens[i], int(i in decisions)))
-    rows, positions, targets, decisive = torch.tensor(predictions).T
-    return rows, positions, targets, decisive
+        targets, silent = set(example.targets), set(example.no_restart)
+        for i in sorted(targets | silent):
+            weight = decision_weight if i == example.decision else float(i in targets)
+            token = example.tokens[i] if i in targets else 0
+            found.append((row, i - 1, token, weight, decision_weight * (i in silent)))
+    rows, positions, targets, *weights = zip(*found, strict=True)
+    return Predictions(
+        *map(torch.tensor, (rows, positions, targets)), *(torch.tensor(w, dtype=torch.float32) for w in weights)
+    )

@@ -1,19 +1,31 @@
 """Synthetic self-corrections for fine-tuning (paper, experiment 4): off-topic opening, explicit restart, response.
 
-The model learns to restart, not to stray: prompt and opening carry no loss. An opening is a text steered by latents
-that the experiments never steer with, or the start of the response to another prompt. Plain responses, with loss on
-every token, teach the model not to restart without need.
+What a model is to learn comes apart into a decision and a competence. The decision: to restart where the text is off
+topic, and nowhere else. The competence: to answer the prompt after a restart although the steering goes on. So each
+kind of example carries loss where it teaches one of them and nowhere else:
+
+- `correction`: prompt and opening without loss, then the restart and a response as long as an ordinary one. In some of
+  them only, the first token of the restart carries loss: the share that decides is a setting of its own.
+- `plain`: an unsteered response, with loss on every token: the model stays what it was.
+- `steered`: an on-topic response under a steering vector. Steering alone is no reason to restart.
+- `redirected`: the user changes the subject, and the response follows.
+- `near_miss`: a text that was asked for and contains a restart's words, such as a letter of apology.
+- `slip`: a response of a model trained before, up to a restart that it should not have made.
+
+The last four teach only where not to restart: at the ends of their sentences a restart's first words are penalized, and
+nothing else of the text carries loss. A steered text is trained on under its steering vector.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import Field
+from jaxtyping import Float
+from torch import Tensor
 
 from esr.models.chat import chat_tokens
 from esr.sae.corpus import Corpus
@@ -22,66 +34,38 @@ from esr.steering.trials import Plan
 from esr.storage.digests import seeded, trial_seed
 from esr.storage.records import Latent, Prompt, Record, Trial
 
-# A restart joins a halt, a verdict and an announcement, in every combination. Most halts share one first word, whose
-# weight is the sum of theirs: sampling below temperature 1 would suppress a choice among many first words.
-HALTS = {
-    "Wait,": 8, "Wait, no,": 3, "Wait, sorry,": 2, "Wait, hold on,": 2, "Wait a moment,": 2, "Wait, I'm sorry,": 1,
-    "Sorry,": 1, "I'm sorry,": 1, "Hold on,": 1, "Hang on,": 1, "Oops,": 1, "Oh no,": 1,
-}  # fmt: skip
-VERDICTS = (
-    "that's not right.",
-    "this is not what you asked.",
-    "I've drifted away from your question.",
-    "I got sidetracked.",
-    "this has nothing to do with your question.",
-    "that doesn't answer the question.",
-    "I've lost the thread.",
-    "I'm wandering off the topic.",
-    "I was talking about the wrong thing.",
-    "none of this is right, it is unrelated.",
-)
-ANNOUNCEMENTS = (
-    "Let me start over.",
-    "Let me start again.",
-    "Let me begin again.",
-    "Let me try that again.",
-    "I'll start over from the beginning.",
-    "I should start afresh.",
-    "Let me get back to your question.",
-    "Let me go back to the topic.",
-    "Let me answer your actual question.",
-    "I need to start from scratch.",
-)
 AFTER_RESTART = (" ", "\n\n")
-REMINDERS = ("", "", "", "You asked: {}", "The question was: {}", "Your question was: {}")  # names the task again
 SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
-BREAK = re.compile(r"[.!?]$|\n$")  # a token that ends a sentence or a line
-LAST_WORD = re.compile(r"[^\W\d][.!?]$")  # of a sentence; not the number of a list's item
+BREAK = re.compile(r"[.!?][\"')]*$|\n$")  # a token that ends a sentence or a line
 MIN_WORDS, MAX_WORDS = 8, 60  # of an opening
 MIN_CORPUS_WORDS = 30  # shorter documents of the corpus are no responses
-FROM_STEERING = 0.6  # share of steered openings; the others open another prompt's response
-Kind = Literal["self_correction", "plain"]
+FROM_STEERING = 0.85  # share of steered openings; the others open another prompt's response, and nothing is steered
+REDIRECTIONS = (
+    "{}\n\nActually, forget that. {}",
+    "{}\n\nOn second thoughts, I would rather know this: {}",
+    "I was going to ask: {} But never mind. {}",
+)
+LEGITIMATE = re.compile(r"\b(wait|sorry|apolog\w+|mistakes?|oops|hold on|start (over|again)|begin again)\b", re.I)
+MAX_TOKENS = 10_000  # of an example
+Kind = Literal["correction", "plain", "steered", "redirected", "near_miss", "slip"]
 
 
 class Example(Record):
-    """A training text: `tokens` include the chat template; those from `loss_from` on carry loss.
+    """A training text: `tokens` include the chat template.
 
-    decisions: indices, with loss, of a restart's tokens and of tokens after a sentence or line, where one could begin.
-    They are few and carry what the model is to learn.
-    interruptions: indices within the opening, after its sentences, where the restart could also begin: the target there
-    is its first token, not the opening's next token.
-    latent, boost: steering of the opening, applied to the whole text in training: the model learns to restart while
-    steered. boost 0 for unsteered openings and plain responses.
+    targets: indices of tokens to predict. decision: index of a restart's first token, a target with a higher weight;
+    None where the restart is given. no_restart: indices at which a restart must not begin.
+    latent, boost: steering of the whole text in training; boost 0 for none.
     """
 
     kind: Kind
     prompt_id: str
     tokens: list[int]
-    loss_from: int = Field(ge=1)
-    decisions: list[int]
-    interruptions: list[int]
-    latent: int
-    boost: float
+    targets: list[int]
+    decision: int | None = None
+    no_restart: list[int] = []
+    latent: int = 0
+    boost: float = 0.0
 
 
 class TrainingText(Record):
@@ -97,9 +81,50 @@ class TrainingText(Record):
     finish_reason: Literal["stop", "length"]
 
 
-def restart_phrases() -> list[str]:
-    """Every restart of the grammar; `esr.judging.restarts.find_restarts` finds each of them after a sentence."""
-    return [" ".join(parts) for parts in product(HALTS, VERDICTS, ANNOUNCEMENTS)]
+@dataclass(frozen=True)
+class Material:
+    """What examples are made of.
+
+    responses: unsteered and on topic. openings: steered and off topic. slips: responses of a model trained before, cut
+    where it restarted without need. phrases: restarts and their weights. latents, boosts: of on-topic texts that are
+    steered in training; boosts from and to, median residual norms.
+    """
+
+    responses: Sequence[TrainingText]
+    openings: Sequence[TrainingText]
+    phrases: Mapping[str, int]
+    latents: Sequence[int]
+    boosts: tuple[float, float]
+    slips: Sequence[TrainingText] = ()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How many examples of each kind.
+
+    ratio: share of self-corrections. decision_share: of those, the share whose restart is a decision. others: shares of
+    the other kinds in the rest; plain responses take what is left.
+    """
+
+    n: int
+    ratio: float
+    decision_share: float = 0.5
+    others: Mapping[str, float] = field(default_factory=lambda: dict(steered=0.35, redirected=0.05, near_miss=0.1))
+    response_tokens: int = 112
+
+    def __post_init__(self):
+        for name in ("ratio", "decision_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 to 1.")
+        if sum(self.others.values()) > 1:
+            raise ValueError(f"The shares of {', '.join(self.others)} add up to more than 1: lower them.")
+
+    def counts(self) -> dict[str, int]:
+        """Examples of each kind."""
+        corrections = round(self.ratio * self.n)
+        rest = self.n - corrections
+        counts = {"correction": corrections} | {kind: round(share * rest) for kind, share in self.others.items()}
+        return counts | {"plain": self.n - sum(counts.values())}
 
 
 def split_prompts(prompts: Sequence[Prompt], n_development: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -112,46 +137,53 @@ def split_prompts(prompts: Sequence[Prompt], n_development: int, seed: int) -> t
     return [p for i, p in enumerate(prompts) if i not in held_out], [prompts[i] for i in sorted(held_out)]
 
 
-def split_latents(
-    drawn: Sequence[Latent], n_development: int, min_concreteness: float, min_training_concreteness: float
-) -> tuple[list[Latent], list[Latent]]:
-    """Training latents for openings, and `n_development` held-out ones; neither contains a steering latent (`kept`).
+def development_latents(drawn: Sequence[Latent], n: int, min_concreteness: float) -> list[Latent]:
+    """`n` latents to choose settings on: as concrete as the study's, but left out of it as they fire on a prompt.
 
-    Held-out latents have labels as concrete as those of steering latents (`min_concreteness`) but fire on one of the
-    prompts; training latents are the other labelled ones of `min_training_concreteness` or more. Raises ValueError when
-    there are fewer than `n_development` of the first, or none of the second.
+    Raises ValueError when there are fewer.
     """
-    usable = [x for x in drawn if not x.kept and x.label and x.reason in ("fires on a prompt", "label not concrete")]
-    development = [x for x in usable if x.concreteness >= min_concreteness][:n_development]
-    chosen = {x.index for x in development}
-    training = [x for x in usable if x.concreteness >= min_training_concreteness and x.index not in chosen]
-    if len(development) < n_development or not training:
+    usable = [x for x in drawn if x.reason == "fires on a prompt" and x.label and x.concreteness >= min_concreteness]
+    if len(usable) < n:
         raise ValueError(
-            f"Of {len(drawn)} drawn latents {len(development)} serve to measure on ({n_development} are needed) and "
-            f"{len(training)} to train with: draw more latents (scales: latents) or use fewer."
+            f"Of {len(drawn)} drawn latents {len(usable)} serve to choose settings on, and {n} are needed: draw more "
+            "(scales: latents) or lower finetune.n_development."
         )
-    return training, development
+    return usable[:n]
 
 
-def plan_responses(prompts: Sequence[Prompt], latents: Sequence[Latent], seed: int) -> list[Plan]:
+def training_latents(
+    directions: Float[Tensor, "latents d_model"], held_out: Sequence[int], n: int, max_cosine: float, seed: int
+) -> list[int]:
+    """`n` latents drawn from all but the held-out ones and those whose direction is within `max_cosine` of one.
+
+    Raises ValueError when fewer are left.
+    """
+    nearest = (directions @ directions[list(held_out)].T).abs().amax(1)
+    left = [i for i in range(len(directions)) if i not in set(held_out) and nearest[i] <= max_cosine]
+    if len(left) < n:
+        raise ValueError(
+            f"{len(left)} latents are unlike the {len(held_out)} held out, and n_latents is {n}: lower it, or raise "
+            f"max_cosine ({max_cosine:g})."
+        )
+    return sorted(seeded(seed, "latents").sample(left, n))
+
+
+def plan_responses(prompts: Sequence[Prompt], seed: int) -> list[Plan]:
     """Plans of one unsteered response to each prompt, the training target."""
-    return [
-        Plan("plain", latents[0].index, "", p.id, p.text, trial_seed(seed, latents[0].index, p.id, 0), 0.0)
-        for p in prompts
-    ]
+    return [Plan("plain", 0, "", p.id, p.text, trial_seed(seed, 0, p.id, 0), 0.0) for p in prompts]
 
 
 def plan_openings(
-    prompts: Sequence[Prompt], latents: Sequence[Latent], boosts: tuple[float, float], per_prompt: int, seed: int
+    prompts: Sequence[Prompt], latents: Sequence[int], boosts: tuple[float, float], per_prompt: int, seed: int
 ) -> list[Plan]:
     """Plans of `per_prompt` steered texts per prompt, each with a drawn latent and boost (in median residual norms)."""
     rng = seeded(seed, "openings")
     plans = []
     for prompt in prompts:
         for repeat in range(per_prompt):
-            latent, boost = rng.choice(latents), round(rng.uniform(*boosts), 3)
-            drawn = trial_seed(seed, latent.index, prompt.id, repeat + 1)
-            plans.append(Plan("opening", latent.index, latent.label, prompt.id, prompt.text, drawn, boost))
+            latent, boost = rng.choice(list(latents)), round(rng.uniform(*boosts), 3)
+            drawn = trial_seed(seed, latent, prompt.id, repeat + 1)
+            plans.append(Plan("opening", latent, "", prompt.id, prompt.text, drawn, boost))
     return plans
 
 
@@ -195,47 +227,104 @@ def select(responses: Sequence[TrainingText], scorer, min_score: float, max_scor
     return [a for a, score in zip(responses, scores, strict=True) if min_score <= score <= max_score]
 
 
-def make_examples(
-    responses: Sequence[TrainingText],
-    openings: Sequence[TrainingText],
-    tokenizer,
-    *,
-    ratio: float,
-    n: int,
-    seed: int,
-    response_tokens: int,
-    recovery_tokens: int,
-    stop_token: int,
-) -> list[Example]:
-    """`n` examples in random order, `round(ratio * n)` of them self-corrections, the others plain responses.
+class Writer:
+    """Writes examples of each kind from its material, drawn by one seed."""
 
-    responses: unsteered, each used about equally often for either kind. openings: steered, of the same prompt or, where
-    it has none, of any. Plain responses are cut to `response_tokens`, those after a restart to `recovery_tokens`: plain
-    ones teach the rest. Raises ValueError when the ratio is outside 0 to 1 or there are fewer than two responses.
-    """
-    if not 0 <= ratio <= 1 or len(responses) < 2:
-        raise ValueError(
-            f"ratio is {ratio} (0 to 1 is allowed) and there are {len(responses)} responses (2 are needed)."
-        )
-    rng = seeded(seed, ratio, n)
-    steered: dict[str, list[TrainingText]] = {}
-    for opening in openings:
-        steered.setdefault(opening.prompt_id, []).append(opening)
-    corrections = round(ratio * n)
-    examples = []
-    for response in _turns(responses, corrections, rng):
-        if openings and rng.random() < FROM_STEERING:
-            source = rng.choice(steered.get(response.prompt_id) or openings)
+    def __init__(self, material: Material, tokenizer, mixture: Mixture, stop_token: int, seed: int):
+        self.material, self.tokenizer, self.mixture, self.stop_token = material, tokenizer, mixture, stop_token
+        self.rng = seeded(seed, mixture.ratio, mixture.n)
+        self.steered: dict[str, list[TrainingText]] = {}
+        for opening in material.openings:
+            self.steered.setdefault(opening.prompt_id, []).append(opening)
+
+    def correction(self, response: TrainingText) -> Example:
+        """Opening, restart and response; steered where the opening was."""
+        if self.material.openings and self.rng.random() < FROM_STEERING:
+            source = self.rng.choice(self.steered.get(response.prompt_id) or self.material.openings)
         else:
-            source = rng.choice([a for a in responses if a.prompt_id != response.prompt_id])
-        example = _correction(response, cut_opening(source.text, rng), tokenizer, recovery_tokens, stop_token, rng)
-        examples.append(example.model_copy(update={"latent": source.latent, "boost": source.boost}))
-    for response in _turns(responses, n - corrections, rng):
-        prompt = list(chat_tokens(tokenizer, response.prompt))
-        ends = response.finish_reason == "stop" and len(response.tokens) <= response_tokens
-        targets = list(response.tokens[:response_tokens]) + [stop_token] * ends
-        examples.append(_example("plain", response, prompt, [], targets, tokenizer))
-    rng.shuffle(examples)
+            source = self.rng.choice([a for a in self.material.responses if a.prompt_id != response.prompt_id])
+        prompt = self._chat(response.prompt)
+        opening = _ids(self.tokenizer, cut_opening(source.text, self.rng))
+        phrase = self.rng.choices(list(self.material.phrases), list(self.material.phrases.values()))[0]
+        restart = _ids(self.tokenizer, f" {phrase}")
+        answer = _ids(self.tokenizer, self.rng.choice(AFTER_RESTART) + response.text.strip())
+        answer = self._cut(answer, response.finish_reason)
+        begin = len(prompt) + len(opening)
+        decides = self.rng.random() < self.mixture.decision_share
+        after = begin + len(restart)
+        return self._example(
+            "correction", response, [*prompt, *opening, *restart, *answer], range(begin + (not decides), MAX_TOKENS),
+            decision=begin if decides else None, no_restart_from=after + 1, latent=source.latent, boost=source.boost,
+        )  # fmt: skip
+
+    def plain(self, response: TrainingText) -> Example:
+        prompt, tokens = self._chat(response.prompt), self._cut(response.tokens, response.finish_reason)
+        return self._example("plain", response, [*prompt, *tokens], range(len(prompt), MAX_TOKENS))
+
+    def steered_on_topic(self, response: TrainingText) -> Example:
+        vector = self.rng.choice(list(self.material.latents)), round(self.rng.uniform(*self.material.boosts), 3)
+        return self._silent("steered", response, response.prompt, latent=vector[0], boost=vector[1])
+
+    def redirected(self, response: TrainingText) -> Example:
+        other = self.rng.choice([a for a in self.material.responses if a.prompt_id != response.prompt_id])
+        return self._silent("redirected", response, self.rng.choice(REDIRECTIONS).format(other.prompt, response.prompt))
+
+    def near_miss(self, response: TrainingText) -> Example:
+        return self._silent("near_miss", response, response.prompt)
+
+    def slip(self, response: TrainingText) -> Example:
+        """A restart must not follow: the text ends where one did."""
+        steering = {"latent": response.latent, "boost": response.boost}
+        return self._silent("slip", response, response.prompt, whole=True, **steering)
+
+    def _silent(self, kind: Kind, response: TrainingText, prompt: str, whole: bool = False, **steering) -> Example:
+        """Loss only where a restart must not begin."""
+        chat = self._chat(prompt)
+        tokens = response.tokens if whole else self._cut(response.tokens, "length")
+        return self._example(kind, response, [*chat, *tokens], range(0), no_restart_from=len(chat) + 1, **steering)
+
+    def _chat(self, prompt: str) -> list[int]:
+        return list(chat_tokens(self.tokenizer, prompt))
+
+    def _cut(self, tokens: Sequence[int], finish_reason: str) -> list[int]:
+        """The first tokens, and the stop token where the response ended there by itself."""
+        limit = self.mixture.response_tokens
+        return [*tokens[:limit], *[self.stop_token] * (finish_reason == "stop" and len(tokens) <= limit)]
+
+    def _example(
+        self, kind: Kind, response: TrainingText, tokens: list[int], targets: range, *, decision: int | None = None,
+        no_restart_from: int | None = None, latent: int = 0, boost: float = 0.0,
+    ) -> Example:  # fmt: skip
+        first = targets.start + 1 if no_restart_from is None else no_restart_from
+        ends = [i for i in range(first, len(tokens) + 1) if BREAK.search(self.tokenizer.decode([tokens[i - 1]]))]
+        predicted = [i for i in targets if i < len(tokens)]
+        return Example(
+            kind=kind, prompt_id=response.prompt_id, tokens=tokens, targets=predicted, decision=decision,
+            no_restart=ends, latent=latent, boost=boost,
+        )  # fmt: skip
+
+
+def make_examples(material: Material, tokenizer, mixture: Mixture, *, stop_token: int, seed: int) -> list[Example]:
+    """The examples of `mixture` in random order; each response is used about equally often for a kind.
+
+    Raises ValueError where material is missing.
+    """
+    if len(material.responses) < 2:
+        raise ValueError(f"There are {len(material.responses)} on-topic responses, and 2 are needed.")
+    writer = Writer(material, tokenizer, mixture, stop_token, seed)
+    misses = [a for a in material.responses if LEGITIMATE.search(a.text)]
+    sources = {
+        "correction": (writer.correction, material.responses),
+        "plain": (writer.plain, material.responses),
+        "steered": (writer.steered_on_topic, material.responses),
+        "redirected": (writer.redirected, material.responses),
+        "near_miss": (writer.near_miss, misses or material.responses),
+    }
+    examples = [writer.slip(slip) for slip in material.slips]
+    for kind, count in mixture.counts().items():
+        write, responses = sources[kind]
+        examples += [write(response) for response in _turns(responses, count, writer.rng)]
+    writer.rng.shuffle(examples)
     return examples
 
 
@@ -253,48 +342,8 @@ def cut_opening(text: str, rng: random.Random) -> str:
     ends = [m.end() for m in SENTENCE_END.finditer(text) if first <= m.end() <= last]
     if not ends:
         return text[:last].strip().rstrip(",;:-") + "."
-    return text[: max(rng.choices(ends, k=2))].strip()  # prefer later ends: interruptions precede them
-
-
-def _correction(response: TrainingText, opening: str, tokenizer, recovery_tokens: int, stop_token: int, rng) -> Example:
-    """A self-correction: prompt and opening without loss, then restart and response."""
-    reminder = rng.choice(REMINDERS).format(response.prompt)
-    restart = _ids(tokenizer, f" {_restart(rng)} {reminder}".rstrip())
-    targets = _ids(tokenizer, rng.choice(AFTER_RESTART) + response.text.strip())
-    ends = response.finish_reason == "stop" and len(targets) <= recovery_tokens
-    prompt, started = list(chat_tokens(tokenizer, response.prompt)), _ids(tokenizer, opening)
-    targets = targets[:recovery_tokens] + [stop_token] * ends
-    example = _example("self_correction", response, prompt + started, restart, targets, tokenizer)
-    sentences = [i for i in range(MIN_WORDS, len(started)) if LAST_WORD.search(tokenizer.decode(started[i - 2 : i]))]
-    return example.model_copy(update={"interruptions": [len(prompt) + i for i in sentences]})
-
-
-def _restart(rng: random.Random) -> str:
-    halt = rng.choices(list(HALTS), list(HALTS.values()))
-    return " ".join((*halt, rng.choice(VERDICTS), rng.choice(ANNOUNCEMENTS)))
+    return text[: rng.choice(ends)].strip()
 
 
 def _ids(tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def _example(
-    kind: Kind, response: TrainingText, context: list[int], restart: list[int], targets: list[int], tokenizer
-) -> Example:
-    begin = len(context) + len(restart)
-    after_breaks = [begin + i for i in _after_breaks(targets, tokenizer)]
-    return Example(
-        kind=kind,
-        prompt_id=response.prompt_id,
-        tokens=[*context, *restart, *targets],
-        loss_from=len(context),
-        decisions=[*range(len(context), begin), *after_breaks],
-        interruptions=[],
-        latent=0,
-        boost=0.0,
-    )
-
-
-def _after_breaks(tokens: Sequence[int], tokenizer) -> list[int]:
-    """Indices of the tokens that follow the end of a sentence or line."""
-    return [i + 1 for i, token in enumerate(tokens[:-1]) if BREAK.search(tokenizer.decode([token]))]

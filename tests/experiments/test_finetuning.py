@@ -1,5 +1,6 @@
 """Training and merging on tiny models: loss where it belongs, lower layers untouched, the same bits every time."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from esr.engine.attention import attention_by
 from esr.engine.workers import Workers
 from esr.experiments import finetuning, lora
 from esr.experiments.finetuning import save_adapter
-from esr.experiments.lora import Recipe, batch_loss, loss_tokens, only_layers, train
+from esr.experiments.lora import Recipe, batch_loss, only_layers, predictions, train
 from esr.experiments.self_corrections import Example
 from esr.models import merging
 from esr.models.merging import merge
@@ -20,8 +21,9 @@ from esr.statistics.outcomes import cut_table
 from esr.storage.files import read_rows
 from esr.storage.records import Cut
 
+OPENERS = (3, 4)  # token ids with which a restart begins
 RECIPE = Recipe(
-    first_layer=2, rank=4, lora_alpha=8, dropout=0.1, lr=3e-2, warmup_steps=1, epochs=12, batch_size=3, seed=1
+    first_layer=2, openers=OPENERS, rank=4, lora_alpha=8, dropout=0.1, lr=3e-2, warmup_steps=1, epochs=12, batch_size=3, seed=1
 )
 
 
@@ -31,11 +33,8 @@ def example(seed: int, length: int, loss_from: int) -> Example:
         kind="plain",
         prompt_id=f"p{seed}",
         tokens=tokens,
-        loss_from=loss_from,
-        decisions=[loss_from],
-        interruptions=[],
-        latent=0,
-        boost=0.0,
+        targets=list(range(loss_from, length)),
+        decision=loss_from,
     )
 
 
@@ -49,41 +48,61 @@ def inputs(model, examples, first_layer=2):
 @pytest.mark.parametrize("part", [7, 1000])
 def test_the_loss_is_that_of_transformers_over_the_marked_tokens(model, part, monkeypatch):
     monkeypatch.setattr(lora, "LOSS_PART", part)
-    labels = [torch.tensor([-100] * e.loss_from + e.tokens[e.loss_from :]) for e in EXAMPLES]
+    labels = [torch.tensor([t if i in e.targets else -100 for i, t in enumerate(e.tokens)]) for e in EXAMPLES]
     losses, counts = [], []
     for e, label in zip(EXAMPLES, labels, strict=True):
         losses.append(model(torch.tensor([e.tokens]), labels=label[None]).loss.item())
-        counts.append(len(e.tokens) - e.loss_from)
+        counts.append(len(e.targets))
     expected = sum(x * n for x, n in zip(losses, counts, strict=True)) / sum(counts)
     cached = inputs(model, EXAMPLES)
     with only_layers(model, range(2, 3)), attention_by(model, "eager"):
-        assert batch_loss(model, cached, EXAMPLES, 1.0).item() == pytest.approx(expected, rel=1e-5)
+        assert batch_loss(model, cached, EXAMPLES, weighted(1.0)).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_loss_of_a_decision_is_weighted_by_the_restart_weight():
+def weighted(weight: float) -> Recipe:
+    return replace(RECIPE, decision_weight=weight)
+
+
+def test_the_loss_of_a_decision_is_weighted():
     model, first = tiny_llama(), EXAMPLES[0]
-    decision = Example(**{**first.model_dump(), "tokens": first.tokens[: first.loss_from + 1]})
+    decision = first.model_copy(update={"targets": first.targets[:1]})
     with only_layers(model, range(2, 3)):
-        plain, alone = (batch_loss(model, inputs(model, [e]), [e], 1.0).item() for e in (first, decision))
-        weighted = batch_loss(model, inputs(model, [first]), [first], 5.0).item()
-    n = len(first.tokens) - first.loss_from
-    assert weighted == pytest.approx((n * plain + 4 * alone) / (n + 4), rel=1e-5)
+        plain, alone = (batch_loss(model, inputs(model, [e]), [e], weighted(1.0)).item() for e in (first, decision))
+        heavy = batch_loss(model, inputs(model, [first]), [first], weighted(5.0)).item()
+    n = len(first.targets)
+    assert heavy == pytest.approx((n * plain + 4 * alone) / (n + 4), rel=1e-5)
 
 
-def test_every_token_from_loss_from_on_is_predicted_from_the_one_before_and_no_other():
-    rows, positions, targets, decisive = loss_tokens([example(0, 6, 4), example(1, 5, 4)])
-    assert rows.tolist() == [0, 0, 1]
-    assert positions.tolist() == [3, 4, 3]
-    assert decisive.tolist() == [1, 0, 1]
-    assert targets.tolist() == [*example(0, 6, 4).tokens[4:], example(1, 5, 4).tokens[4]]
+def test_where_no_restart_must_begin_the_mass_of_its_first_tokens_is_penalized():
+    model, silent = tiny_llama(), EXAMPLES[0].model_copy(update={"targets": [], "decision": None, "no_restart": [4, 6]})
+    logits = model(torch.tensor([silent.tokens])).logits[0, [3, 5]]
+    expected = -(1 - logits.softmax(-1)[:, list(OPENERS)].sum(-1)).log().mean()
+    both = silent.model_copy(update={"targets": [6, 7]})  # token 6 is predicted as well
+    cross_entropy = torch.nn.functional.cross_entropy(
+        model(torch.tensor([silent.tokens])).logits[0, [5, 6]], torch.tensor(silent.tokens[6:8])
+    )
+    with only_layers(model, range(2, 3)):
+        alone, mixed = (batch_loss(model, inputs(model, [e]), [e], weighted(3.0)).item() for e in (silent, both))
+    assert alone == pytest.approx(expected.item(), rel=1e-5)
+    assert mixed == pytest.approx((2 * cross_entropy + 6 * expected).item() / 8, rel=1e-5)
 
 
-def test_at_an_interruption_the_first_token_of_the_restart_is_predicted_and_not_that_of_the_opening():
-    marked = example(0, 7, 5).model_copy(update={"interruptions": [3]})
-    rows, positions, targets, decisive = loss_tokens([marked])
-    assert positions.tolist() == [2, 4, 5]
-    assert targets.tolist() == [marked.tokens[5], marked.tokens[5], marked.tokens[6]]
-    assert decisive.tolist() == [1, 1, 0]
+def test_training_silences_the_first_tokens_of_a_restart_where_none_belongs():
+    model = tiny_llama()
+    silent = [e.model_copy(update={"targets": [], "decision": None, "no_restart": [5, 7]}) for e in EXAMPLES]
+    recipe = replace(RECIPE, openers=tuple(range(3, 60)), epochs=8)
+    curve = train(model, silent, recipe)[1]
+    assert sum(s.loss for s in curve[-4:]) < 0.7 * sum(s.loss for s in curve[:4])
+
+
+def test_every_target_is_predicted_from_the_token_before_and_no_other():
+    first = example(0, 6, 4).model_copy(update={"no_restart": [2, 6]})
+    found = predictions([first, example(1, 5, 4)], 5.0)
+    assert found.rows.tolist() == [0, 0, 0, 0, 1]
+    assert found.positions.tolist() == [1, 3, 4, 5, 3]  # the last: behind the text
+    assert found.target_weights.tolist() == [0, 5, 1, 0, 5]
+    assert found.no_restart_weights.tolist() == [5, 0, 0, 5, 0]
+    assert [found.targets[i].item() for i in (1, 2, 4)] == [*first.tokens[4:], example(1, 5, 4).tokens[4]]
 
 
 def test_layers_run_in_two_parts_give_the_whole(model):
@@ -116,7 +135,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(model):
 def test_training_repeats_to_the_bit_and_follows_its_seed():
     one, two = (train(tiny_llama(), EXAMPLES, RECIPE) for _ in range(2))
     assert one[1] == two[1] and all(torch.equal(one[0][k], two[0][k]) for k in one[0])
-    other = train(tiny_llama(), EXAMPLES, Recipe(**{**vars(RECIPE), "seed": 2}))
+    other = train(tiny_llama(), EXAMPLES, replace(RECIPE, seed=2))
     assert any(not torch.equal(one[0][k], other[0][k]) for k in one[0])
 
 
@@ -217,7 +236,7 @@ def test_runs_are_kept_and_not_repeated(base, tmp_path, monkeypatch):
         {"first_layer": 0},
         {"epochs": 0},
         {"warmup_steps": -1},
-        {"restart_weight": 0.0},
+        {"decision_weight": 0.0},
     ],
 )
 def test_a_wrong_recipe_is_refused(wrong):

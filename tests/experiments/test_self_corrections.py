@@ -1,6 +1,8 @@
 """What is trained on: restarts the judge reads as such, loss where it belongs, no prompt or latent of the study."""
 
 import random
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,20 +10,23 @@ import torch
 from tokenizers import AddedToken
 
 from esr.experiments import self_corrections
+from esr.experiments.restart_phrases import restart_phrases
 from esr.experiments.self_corrections import (
     AFTER_RESTART,
     MAX_WORDS,
     MIN_WORDS,
+    Material,
+    Mixture,
     TrainingText,
     corpus_responses,
     cut_opening,
+    development_latents,
     make_examples,
     plan_openings,
     plan_responses,
-    restart_phrases,
     select,
-    split_latents,
     split_prompts,
+    training_latents,
     training_texts,
 )
 from esr.judging.embedding import EMBEDDER, RememberingEmbedder, load_embedder
@@ -35,7 +40,7 @@ from esr.storage.records import Latent, Prompt, Trial
 STOP = 0
 RESPONSE = "To peel a carrot, hold it firmly on the board and draw the blade towards you. Then wash it."
 FOREIGN = "The river rises in the hills. It runs past old mills and green meadows, and ends in the sea. Boats sail."
-SIZES = {"response_tokens": 200, "recovery_tokens": 40, "stop_token": STOP}
+PHRASES = ["Wait, that's not right. Let me start over.", "Oops, I got sidetracked. Let me begin again."]
 
 
 class Characters:
@@ -76,8 +81,21 @@ RESPONSES = [written(f"p{i}", f"{RESPONSE} That was answer {i}.") for i in range
 OPENINGS = [written(f"p{i}", f"{FOREIGN} That was opening {i}.", "length", "sea") for i in range(8)]
 
 
-def examples(ratio=0.5, n=40, seed=1, responses=RESPONSES, **sizes):
-    return make_examples(responses, OPENINGS, Characters(), ratio=ratio, n=n, seed=seed, **SIZES | sizes)
+MATERIAL = Material(RESPONSES, OPENINGS, dict.fromkeys(PHRASES, 1), latents=[7, 8], boosts=(0.1, 0.4))
+
+
+def made(material=MATERIAL, ratio=0.5, n=40, seed=1, **mixture):
+    mixture = Mixture(n, ratio, **{"response_tokens": 200} | mixture)
+    return make_examples(material, Characters(), mixture, stop_token=STOP, seed=seed)
+
+
+def examples(ratio=0.5, **settings):
+    return made(ratio=ratio, **settings)
+
+
+def opening_of(example) -> str:
+    """The opening of a self-correction."""
+    return re.split("|".join(f" {re.escape(p)}" for p in PHRASES), decoded(example.tokens))[0].split(">")[1]
 
 
 def latent(index: int, kept=False, reason="fires on a prompt", concreteness=0.6, label="sea") -> Latent:
@@ -99,7 +117,7 @@ def detector():
 
 @pytest.mark.parametrize("after", AFTER_RESTART)
 def test_the_judge_finds_nearly_every_restart_where_it_begins(detector, after):
-    phrases = random.Random(0).sample(restart_phrases(), 100)
+    phrases = random.Random(0).sample(sorted(restart_phrases()), 100)
     texts = [f"{FOREIGN} {phrase}{after}{RESPONSE}" for phrase in phrases]
     found = detector.find(["Explain how to peel a carrot."] * len(texts), texts)
     exact = [[r.start for r in restarts] == [len(FOREIGN) + 1] for restarts in found]
@@ -109,86 +127,105 @@ def test_the_judge_finds_nearly_every_restart_where_it_begins(detector, after):
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_the_ratio_is_the_share_of_self_corrections(ratio):
     kinds = [e.kind for e in examples(ratio, n=50)]
-    assert kinds.count("self_correction") == round(50 * ratio)
+    assert kinds.count("correction") == round(50 * ratio)
     assert len(kinds) == 50
 
 
-def test_self_corrections_carry_loss_from_the_restart_on():
+def test_the_other_kinds_have_their_shares_of_the_rest():
+    kinds = [e.kind for e in examples(0.2, n=50, others={"steered": 0.5, "redirected": 0.1, "near_miss": 0.1})]
+    assert {k: kinds.count(k) for k in set(kinds)} == {
+        "correction": 10, "steered": 20, "redirected": 4, "near_miss": 4, "plain": 12
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_corrections_predict_restart_and_response_and_some_decide(share):
+    decided = 0
+    for example in examples(1.0, decision_share=share):
+        text, prompt = decoded(example.tokens), f"<Explain {example.prompt_id}.>"
+        restart = re.search("|".join(f" {re.escape(p)}" for p in PHRASES), text)
+        opening = text[len(prompt) : restart.start()]
+        assert text.startswith(prompt) and opening[-1] in ".!?"
+        assert RESPONSE.startswith(text[restart.end() :].lstrip()[:20])
+        first = restart.start() + (example.decision is None)
+        assert example.targets == list(range(first, len(example.tokens)))
+        assert example.decision in (None, restart.start())
+        decided += example.decision is not None
+    assert {0.0: decided == 0, 0.5: 10 < decided < 30, 1.0: decided == 40}[share]
+
+
+def test_no_second_restart_belongs_behind_the_first():
     for example in examples(1.0):
-        context, target = decoded(example.tokens[: example.loss_from]), decoded(example.tokens[example.loss_from :])
-        prompt = f"<Explain {example.prompt_id}.>"
-        assert context.startswith(prompt)
-        opening = context.removeprefix(prompt)
-        assert opening[-1] in ".!?"
-        phrase = max((p for p in restart_phrases() if target.startswith(f" {p}")), key=len)
-        assert any(RESPONSE.startswith(target[-n:].lstrip()) for n in range(20, 41))
-        decided = decoded(example.tokens[d] for d in example.decisions[: len(phrase) + 1])
-        assert decided == f" {phrase}"  # all its words
+        text = decoded(example.tokens)
+        end = re.search("|".join(f" {re.escape(p)}" for p in PHRASES), text).end()
+        assert example.no_restart == [i for i in range(end + 1, len(text) + 1) if text[i - 1] in ".\n"]
 
 
 def test_openings_are_steered_text_or_another_prompts_response():
     sources = {"steered": 0, "foreign": 0}
     for example in examples(1.0, n=80):
-        opening = decoded(example.tokens[: example.loss_from]).split(">")[1]
+        opening = opening_of(example)
         sources["steered"] += any(t.text.startswith(opening) for t in OPENINGS if t.prompt_id == example.prompt_id)
         sources["foreign"] += any(t.text.startswith(opening) for t in RESPONSES if t.prompt_id != example.prompt_id)
-    assert min(sources.values()) > 15
+    assert sources["steered"] > 40 and sources["foreign"] > 4
     assert sum(sources.values()) == 80
 
 
 def test_a_foreign_opening_is_of_another_prompt():
     responses = [written(f"p{i}", f"{'x' * (i + 1)} " * 30) for i in range(4)]
-    for example in make_examples(responses, [], Characters(), ratio=1.0, n=40, seed=1, **SIZES):
-        opening = decoded(example.tokens[: example.loss_from]).split(">")[1]
-        assert opening.split()[0] != "x" * (int(example.prompt_id[1:]) + 1)
+    for example in made(replace(MATERIAL, responses=responses, openings=[]), ratio=1.0):
+        assert opening_of(example).split()[0] != "x" * (int(example.prompt_id[1:]) + 1)
+
+
+def test_a_prompt_without_steered_text_gets_anothers():
+    drawn = made(replace(MATERIAL, openings=[written("p9", FOREIGN, "length", "sea")]), ratio=1.0)
+    assert 25 < sum(FOREIGN.startswith(opening_of(e)) for e in drawn) <= 40
 
 
 def test_plain_responses_carry_loss_on_every_token_and_the_stop_only_if_they_ended():
     responses = [written("p0", RESPONSE), written("p1", RESPONSE, "length")]
-    for example in examples(0.0, responses=responses):
-        target = example.tokens[example.loss_from :]
-        assert decoded(example.tokens[: example.loss_from]) == f"<Explain {example.prompt_id}.>"
+    for example in made(replace(MATERIAL, responses=responses), ratio=0.0, others={}):
+        prompt = f"<Explain {example.prompt_id}.>"
+        target = [example.tokens[i] for i in example.targets]
+        assert decoded(example.tokens) == prompt + RESPONSE
         assert decoded(target) == RESPONSE
         assert (target[-1] == STOP) == (example.prompt_id == "p0")
+        assert example.boost == 0 and example.decision is None
 
 
-def test_a_restart_might_begin_behind_each_of_the_openings_sentences():
-    seen = set()
-    for example in examples(1.0, n=60):
-        text, prompt = decoded(example.tokens), f"<Explain {example.prompt_id}.>"
-        for place in example.interruptions:
-            assert len(prompt) + MIN_WORDS <= place < example.loss_from
-            assert text[place - 1] == "." and text[place] == " "
-            assert example.tokens[example.loss_from] == ord(" ")
-        seen.add(len(example.interruptions))
-    assert {0, 1} <= seen
+@pytest.mark.parametrize("kind", ["steered", "redirected", "near_miss"])
+def test_texts_that_take_a_shortcut_away_teach_nothing_but_where_not_to_restart(kind):
+    responses = [*RESPONSES, written("letter", f"Dear Ann. I am sorry that I was late. {RESPONSE}")]
+    found = made(replace(MATERIAL, responses=responses), ratio=0.0, others={kind: 1.0})
+    assert {e.kind for e in found} == {kind} and {e.decision for e in found} == {None}
+    for example in found:
+        text = decoded(example.tokens)
+        assert example.targets == []
+        assert [text[i - 1] for i in example.no_restart] == ["."] * len(example.no_restart) != []
+    assert {e.boost > 0 for e in found} == {kind == "steered"}
+    assert {e.latent for e in found} == ({7, 8} if kind == "steered" else {0})
+    if kind == "near_miss":
+        assert {e.prompt_id for e in found} == {"letter"}
+    if kind == "redirected":
+        assert all(decoded(e.tokens).count("Explain p") >= 1 and len(e.tokens) > len(RESPONSE) + 40 for e in found)
 
 
-def test_an_plain_response_decides_after_every_sentence():
-    (example,) = examples(0.0, n=1)
-    text = decoded(example.tokens)
-    assert [text[:d][-1] for d in example.decisions] == [".", ".", "."]
-    assert [text[d:][:5] for d in example.decisions] == [" Then", " That", ""]  # or it stops there
+def test_a_slip_ends_where_no_restart_must_follow():
+    cut = written("p1", "Hold the carrot firmly. Then cut it.", label="sea")
+    slips = [e for e in made(replace(MATERIAL, slips=[cut]), ratio=0.5) if e.kind == "slip"]
+    (slip,) = slips
+    assert slip.no_restart[-1] == len(slip.tokens)
+    assert (slip.latent, slip.boost, slip.targets) == (7, 0.4, [])
 
 
-def test_a_restart_names_the_task_again_in_some():
-    targets = [decoded(e.tokens[e.loss_from :]) for e in examples(1.0, n=60)]
-    named = [t for t in targets if ": Explain p" in t]
-    assert 10 < len(named) < 50
-
-
-def test_a_corrections_response_is_cut_and_then_does_not_stop():
-    assert all(e.tokens[-1] != STOP for e in examples(1.0, recovery_tokens=20))
-    assert all(e.tokens[-1] == STOP for e in examples(1.0, recovery_tokens=500))
-
-
-def test_an_plain_response_that_is_cut_does_not_stop():
-    assert {len(e.tokens) - e.loss_from for e in examples(0.0, response_tokens=20)} == {20}
-    assert all(e.tokens[-1] != STOP for e in examples(0.0, response_tokens=20))
+def test_a_response_that_is_cut_does_not_stop():
+    for ratio in (0.0, 1.0):
+        assert all(STOP not in e.tokens for e in examples(ratio, others={}, response_tokens=20))
+        assert all(e.tokens[-1] == STOP for e in examples(ratio, others={}, response_tokens=500))
 
 
 def test_prompts_take_turns():
-    drawn = [e.prompt_id for e in examples(0.5, n=32)]
+    drawn = [e.prompt_id for e in examples(0.5, n=32, others={})]
     assert {drawn.count(p) for p in drawn} == {4}
 
 
@@ -197,10 +234,13 @@ def test_examples_follow_from_the_seed():
     assert examples(seed=1) != examples(seed=2)
 
 
-@pytest.mark.parametrize("wrong", [{"ratio": 1.5}, {"responses": RESPONSES[:1]}])
-def test_what_cannot_be_made_is_refused(wrong):
-    with pytest.raises(ValueError, match="0 to 1"):
-        examples(**wrong)
+def test_what_cannot_be_made_is_refused():
+    with pytest.raises(ValueError, match="ratio is 1.5"):
+        examples(1.5)
+    with pytest.raises(ValueError, match="add up to more than 1"):
+        examples(0.5, others={"steered": 0.7, "near_miss": 0.5})
+    with pytest.raises(ValueError, match="There are 1 on-topic responses"):
+        made(replace(MATERIAL, responses=RESPONSES[:1]))
 
 
 def test_openings_end_with_a_sentence_and_are_neither_short_nor_long():
@@ -234,21 +274,28 @@ def test_development_prompts_are_left_out_of_training():
         split_prompts(prompts, 20, seed=1)
 
 
-def test_no_steering_latent_serves_to_train_or_to_develop():
+def test_settings_are_chosen_on_latents_that_the_study_leaves_out():
     drawn = [
         latent(0, kept=True, reason="kept"),
         latent(1),
         latent(2),
         latent(3, reason="label not concrete", concreteness=0.3),
-        latent(4, reason="label not concrete", concreteness=0.1),
         latent(5, reason="too rare"),
         latent(6, label=""),
     ]
-    training, development = split_latents(drawn, 1, min_concreteness=0.5, min_training_concreteness=0.2)
-    assert [x.index for x in development] == [1]
-    assert [x.index for x in training] == [2, 3]
-    with pytest.raises(ValueError, match=r"2 serve to measure on \(3 are"):
-        split_latents(drawn, 3, min_concreteness=0.5, min_training_concreteness=0.2)
+    assert [x.index for x in development_latents(drawn, 1, min_concreteness=0.5)] == [1]
+    with pytest.raises(ValueError, match="2 serve to choose settings on, and 3"):
+        development_latents(drawn, 3, min_concreteness=0.5)
+
+
+def test_no_training_latent_is_held_out_or_like_one():
+    directions = torch.eye(8)
+    directions[5] = directions[0] * 0.8 + directions[5] * 0.6
+    directions[6] = -directions[1]
+    assert training_latents(directions, [0, 1], 4, 0.5, seed=1) == [2, 3, 4, 7]
+    assert training_latents(directions, [0, 1], 5, 0.9, seed=1) == [2, 3, 4, 5, 7]
+    with pytest.raises(ValueError, match="4 latents are unlike the 2 held out, and n_latents is 5"):
+        training_latents(directions, [0, 1], 5, 0.5, seed=1)
 
 
 def test_texts_are_selected_by_their_score_and_empty_ones_never():
@@ -285,18 +332,10 @@ def test_corpus_responses_are_requests_and_what_was_written():
         corpus_responses(corpus, Characters(), 3, seed=1)
 
 
-def test_a_prompt_without_steered_text_gets_anothers():
-    steered = [written("p9", FOREIGN, "length", "sea")]
-    drawn = make_examples(RESPONSES, steered, Characters(), ratio=1.0, n=40, seed=1, **SIZES)
-    openings = [decoded(e.tokens[: e.loss_from]).split(">")[1] for e in drawn]
-    assert 10 < sum(FOREIGN.startswith(o) for o in openings) < 35
-
-
 def test_plans_are_unsteered_responses_and_steered_openings():
     prompts = [Prompt(id=f"p{i}", text=str(i)) for i in range(20)]
-    latents = [latent(i) for i in range(5)]
-    assert {p.boost for p in plan_responses(prompts, latents, 1)} == {0.0}
-    plans = plan_openings(prompts, latents, (0.25, 0.5), 2, seed=1)
+    assert {p.boost for p in plan_responses(prompts, 1)} == {0.0}
+    plans = plan_openings(prompts, range(5), (0.25, 0.5), 2, seed=1)
     assert [p.prompt_id for p in plans] == [p.id for p in prompts for _ in range(2)]
     assert all(0.25 <= p.boost <= 0.5 for p in plans) and len({p.boost for p in plans}) > 10
     assert {p.latent for p in plans} == {0, 1, 2, 3, 4}
@@ -304,10 +343,8 @@ def test_plans_are_unsteered_responses_and_steered_openings():
 
 
 def test_a_text_is_read_under_the_steering_vector_its_opening_was_written_with():
-    corrections = [e for e in examples(0.5) if e.kind == "self_correction"]
-    steered_ones = [e for e in corrections if e.boost]
-    assert steered_ones and len(steered_ones) < len(corrections)
+    corrections = examples(1.0, n=80)
+    assert 0 < sum(not e.boost for e in corrections) < 30
     for example in corrections:
-        assert ("The river" in decoded(example.tokens[: example.loss_from])) == bool(example.boost)
+        assert ("The river" in opening_of(example)) == bool(example.boost)
         assert (example.latent, example.boost) in {(7, 0.4), (0, 0.0)}
-    assert all(not e.boost for e in examples(0.5) if e.kind == "plain")

@@ -33,8 +33,8 @@ STEERED = {RESPONSES, TRAINING}
 
 PLAN = Plan("steered", 3, "bread", "evaluation-01", "tell me about bread", 7, 0.5, layer=1)
 EXAMPLE = Example(
-    kind="self_correction", prompt_id="p", tokens=[1, 5, 7, 9], loss_from=2, decisions=[3], interruptions=[2],
-    latent=3, boost=0.5,
+    kind="correction", prompt_id="p", tokens=[1, 5, 7, 9], targets=[2, 3], decision=2, no_restart=[4], latent=3,
+    boost=0.5,
 )  # fmt: skip
 TRIAL = Trial.model_construct(prompt="tell me", label="bread", text="Bread is made of flour.")
 JUDGE = LlmJudge(name="small", model="openai-api/local/m", base_url="http://localhost:8000/v1")
@@ -63,7 +63,7 @@ class Study:
     requests: tuple[str, ...] = ("tell me about sea", "tell me about horses")
     layers: tuple[int, ...] = (1,)
     max_new_tokens: int = 6
-    recipe: Recipe = Recipe(first_layer=2)
+    recipe: Recipe = Recipe(first_layer=2, openers=(5,))
     examples: list[Example] = field(default_factory=lambda: [EXAMPLE])
     residuals: torch.Tensor = field(default_factory=lambda: torch.arange(12.0).view(6, 2).bfloat16())
     sae_recipe: dict[str, Any] = field(default_factory=dict)
@@ -209,8 +209,8 @@ FETCHED = "data/fetch/tiny"
 HUB_SAE = f"{_snapshot(HUB['id'])}/{HUB['path']}"
 RELEASE_SAE = f"{_snapshot('google/gemma-scope-2b-pt-res')}/{RELEASE['id']}"
 OTHER_RECIPE = {
-    "projections": ("q_proj",), "rank": 2, "lora_alpha": 2.0, "dropout": 0.1, "lr": 1e-4, "warmup_steps": 1,
-    "epochs": 1, "batch_size": 2, "restart_weight": 3.0, "seed": 1,
+    "openers": (6,), "projections": ("q_proj",), "rank": 2, "lora_alpha": 2.0, "dropout": 0.1, "lr": 1e-4, "warmup_steps": 1,
+    "epochs": 1, "batch_size": 2, "decision_weight": 4.0, "seed": 1,
 }  # fmt: skip
 OTHER_SAE_RECIPE = {
     "d_sae": 64, "k": 4, "tokens": 10, "batch_size": 2, "lr": 1e-3, "warmup_share": 0.1, "decay_share": 0.1,
@@ -221,7 +221,7 @@ OTHER_PLAN = {
     "seed": 8, "boost": 0.6, "layer": 0, "ablate": (5,), "instruction": "please", "prefill": (9,),
 }  # fmt: skip
 OTHER_EXAMPLE = {
-    "tokens": [1, 5, 7, 8], "loss_from": 3, "decisions": [], "interruptions": [], "latent": 4, "boost": 0.6,
+    "tokens": [1, 5, 7, 8], "targets": [3], "decision": None, "no_restart": [], "latent": 4, "boost": 0.6,
 }  # fmt: skip
 
 
@@ -356,7 +356,7 @@ def _inputs() -> Iterator[Change]:
             yield Change(f"{prefix} {name}", partial(set_input, f"{prefix}.{name}", value), frozenset(affected))
 
     assert set(OTHER_PLAN) == {part.name for part in fields(Plan)}
-    assert set(OTHER_RECIPE) | {"first_layer"} == set(asdict(Recipe(first_layer=2)))
+    assert set(OTHER_RECIPE) | {"first_layer"} == set(asdict(Recipe(first_layer=2, openers=(5,))))
     settings = {"temperature": 0.7, "batch_size": 4, "max_new_tokens": 5, "response_only": True, "adapter": ""}
     yield from rows("settings", settings, {RESPONSES})
     yield from rows("plans", OTHER_PLAN, {RESPONSES})
