@@ -113,7 +113,10 @@ class Finetune(Shared, Generation):
     ratios: list[Share] = Field(min_length=1)
     chosen_ratio: Share
     n_examples: Positive
+    decision_share: Share
+    other_shares: dict[Literal["steered", "redirected", "near_miss"], Share]
     n_corpus_responses: Positive
+    n_corpus_openings: int = Field(ge=0)
     openings_per_prompt: Positive
     opening_tokens: Positive
     min_boost: float = Field(gt=0)
@@ -121,10 +124,11 @@ class Finetune(Shared, Generation):
     max_opening_score: float = Field(ge=0, le=100)
     min_response_score: float = Field(ge=0, le=100)
     response_tokens: Positive
-    recovery_tokens: Positive
+    n_endings: Positive
     n_development: Positive
     n_training_prompts: Positive
-    min_training_concreteness: Share
+    n_latents: Positive
+    max_cosine: Share
     min_development_concreteness: Share
     rank: Positive
     lora_alpha: float = Field(gt=0)
@@ -133,7 +137,7 @@ class Finetune(Shared, Generation):
     warmup_steps: int = Field(ge=0)
     epochs: Positive
     training_batch_size: Positive
-    restart_weight: float = Field(gt=0)
+    decision_weight: float = Field(gt=0)
     n_prompts: Positive
     n_unsteered: Positive
     n_prefills: Positive

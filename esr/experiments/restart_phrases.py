@@ -1,4 +1,4 @@
-"""Restart phrases for self-corrections: a grammar, and those of its phrases that the untuned model finds likeliest.
+"""Restart phrases for self-corrections: a grammar, and those of its endings that the untuned model finds likeliest.
 
 A model that is taught words it would hardly say learns the words and little else. No phrase quotes the prompt.
 """
@@ -10,7 +10,7 @@ from itertools import product
 
 import torch
 
-# A restart joins a halt, a verdict and an announcement, in every combination. Most halts share one first word, whose
+# A restart joins a halt and an ending, a verdict and an announcement, in every combination. Most halts share one first word, whose
 # weight is the sum of theirs: sampling below temperature 1 would suppress a choice among many first words. No halt
 # begins with a word that begins ordinary sentences ("I'm sorry"): `openers` are penalized where no restart belongs.
 HALTS = {
@@ -41,50 +41,48 @@ ANNOUNCEMENTS = (
     "Let me answer your actual question.",
     "I need to start from scratch.",
 )
-BATCH = 32  # phrases a pass
+ENDINGS = tuple(" ".join(pair) for pair in product(VERDICTS, ANNOUNCEMENTS))
 
 
-def restart_phrases() -> dict[str, int]:
-    """Every restart of the grammar with its weight, that of its halt."""
-    parts = product(HALTS, VERDICTS, ANNOUNCEMENTS)
-    return {" ".join(chosen): HALTS[chosen[0]] for chosen in parts}
+def restart_phrases(endings: Sequence[str] = ENDINGS) -> dict[str, int]:
+    """Every restart of the grammar, or with these endings, and its weight, that of its halt."""
+    return {f"{halt} {ending}": weight for (halt, weight), ending in product(HALTS.items(), endings)}
 
 
 def openers(tokenizer) -> list[int]:
-    """Token ids with which a restart of the grammar begins, after a space and at the start of a line."""
+    """Token ids with which a restart of the grammar begins, after a space and at the start of a line.
+
+    Without those of less than three letters, with which a tokenizer spells a rare word: they begin many others.
+    """
     words = {halt.split(",")[0].split()[0] for halt in HALTS}
-    ids = {
-        tokenizer(f"{before}{word}", add_special_tokens=False).input_ids[0] for word in words for before in ("", " ")
-    }
-    return sorted(ids)
+    ids = {tokenizer(before + word, add_special_tokens=False).input_ids[0] for word in words for before in ("", " ")}
+    return sorted(i for i in ids if len(tokenizer.decode([i]).strip()) > 2)
 
 
 @torch.no_grad()
-def likeliest(model, tokenizer, contexts: Sequence[Sequence[int]], n: int) -> dict[str, int]:
-    """The `n` phrases of the grammar with the highest mean log-likelihood a token after `contexts`, with their weights.
+def likeliest_endings(model, tokenizer, contexts: Sequence[Sequence[int]], n: int) -> list[str]:
+    """The `n` endings with the highest mean log-likelihood a token after `contexts` and the commonest halt.
 
-    contexts: token ids of a chat and an off-topic opening each; a phrase follows after a space. Raises ValueError when
-    the grammar has fewer than `n` phrases.
+    contexts: token ids of a chat and an off-topic opening each. Raises ValueError when the grammar has fewer endings.
     """
-    phrases = restart_phrases()
-    if not 0 < n <= len(phrases):
-        raise ValueError(f"n_phrases is {n}; the grammar has {len(phrases)} phrases: choose 1 to {len(phrases)}.")
-    tokens = {phrase: tokenizer(f" {phrase}", add_special_tokens=False).input_ids for phrase in phrases}
-    order = sorted(phrases, key=lambda phrase: (len(tokens[phrase]), phrase))  # batches of similar lengths
-    means = dict.fromkeys(phrases, 0.0)
+    if not 0 < n <= len(ENDINGS):
+        raise ValueError(f"n_endings is {n}; the grammar has {len(ENDINGS)} endings: choose 1 to {len(ENDINGS)}.")
+    halt = tokenizer(f" {next(iter(HALTS))}", add_special_tokens=False).input_ids
+    tokens = [tokenizer(f" {ending}", add_special_tokens=False).input_ids for ending in ENDINGS]
+    means = dict.fromkeys(ENDINGS, 0.0)
     for context in contexts:
-        for first in range(0, len(order), BATCH):
-            batch = order[first : first + BATCH]
-            for phrase, mean in zip(batch, _means(model, context, [tokens[p] for p in batch]), strict=True):
-                means[phrase] += mean / len(contexts)
-    chosen = sorted(phrases, key=lambda phrase: -means[phrase])[:n]
-    return {phrase: phrases[phrase] for phrase in chosen}
+        for ending, mean in zip(ENDINGS, _means(model, [*context, *halt], tokens), strict=True):
+            means[ending] += mean
+    return sorted(ENDINGS, key=lambda ending: -means[ending])[:n]
 
 
 def _means(model, context: Sequence[int], batch: Sequence[Sequence[int]]) -> list[float]:
-    """Mean log-likelihood a token of each continuation of one context, nats."""
+    """Mean log-likelihood a token of each continuation of one context, nats. The context runs once."""
+    begun = model(input_ids=torch.tensor([context], device=model.device), use_cache=True, logits_to_keep=1)
+    begun.past_key_values.batch_repeat_interleave(len(batch))
     width = max(len(tokens) for tokens in batch)
-    ids = torch.tensor([[*context, *tokens, *[0] * (width - len(tokens))] for tokens in batch], device=model.device)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=width + 1).logits[:, :-1].float()
-    found = logits.log_softmax(-1).gather(2, ids[:, -width:, None])[..., 0]
+    ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in batch], device=model.device)
+    rest = model(input_ids=ids, past_key_values=begun.past_key_values, use_cache=True).logits[:, :-1]
+    logits = torch.cat([begun.logits.expand(len(batch), 1, -1), rest], dim=1).float()
+    found = logits.log_softmax(-1).gather(2, ids[:, :, None])[..., 0]
     return [float(row[: len(tokens)].mean()) for row, tokens in zip(found, batch, strict=True)]

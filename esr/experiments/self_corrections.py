@@ -35,7 +35,7 @@ from esr.storage.digests import seeded, trial_seed
 from esr.storage.records import Latent, Prompt, Record, Trial
 
 AFTER_RESTART = (" ", "\n\n")
-SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
+SENTENCE_END = re.compile(r"(?<=[^\W\d])[.!?]+(?=\s|$)")  # not the number of a list's item
 BREAK = re.compile(r"[.!?][\"')]*$|\n$")  # a token that ends a sentence or a line
 MIN_WORDS, MAX_WORDS = 8, 60  # of an opening
 MIN_CORPUS_WORDS = 30  # shorter documents of the corpus are no responses

@@ -74,7 +74,7 @@ def _finetune(s: Sizes) -> Responses:
     prompts = min(p.n_training_prompts, s.n_finetune - p.n_development)
     evaluated = len(p.ratios) * s.n_latents * (p.n_prompts + p.n_unsteered)
     full = prompts + evaluated + 3 * p.n_prefills
-    return [(full, s.max_new_tokens), (prompts * p.openings_per_prompt, p.opening_tokens)]
+    return [(full, s.max_new_tokens), (prompts * p.openings_per_prompt + p.n_corpus_openings, p.opening_tokens)]
 
 
 def _controls(s: Sizes) -> Responses:

@@ -66,9 +66,10 @@ def weighted(weight: float) -> Recipe:
 def test_the_loss_of_a_decision_is_weighted():
     model, first = tiny_llama(), EXAMPLES[0]
     decision = first.model_copy(update={"targets": first.targets[:1]})
+    lower = inputs(model, [first])
     with only_layers(model, range(2, 3)):
-        plain, alone = (batch_loss(model, inputs(model, [e]), [e], weighted(1.0)).item() for e in (first, decision))
-        heavy = batch_loss(model, inputs(model, [first]), [first], weighted(5.0)).item()
+        plain, alone = (batch_loss(model, lower, [e], weighted(1.0)).item() for e in (first, decision))
+        heavy = batch_loss(model, lower, [first], weighted(5.0)).item()
     n = len(first.targets)
     assert heavy == pytest.approx((n * plain + 4 * alone) / (n + 4), rel=1e-5)
 
@@ -81,8 +82,9 @@ def test_where_no_restart_must_begin_the_mass_of_its_first_tokens_is_penalized()
     cross_entropy = torch.nn.functional.cross_entropy(
         model(torch.tensor([silent.tokens])).logits[0, [5, 6]], torch.tensor(silent.tokens[6:8])
     )
+    lower = inputs(model, [silent])
     with only_layers(model, range(2, 3)):
-        alone, mixed = (batch_loss(model, inputs(model, [e]), [e], weighted(3.0)).item() for e in (silent, both))
+        alone, mixed = (batch_loss(model, lower, [e], weighted(3.0)).item() for e in (silent, both))
     assert alone == pytest.approx(expected.item(), rel=1e-5)
     assert mixed == pytest.approx((2 * cross_entropy + 6 * expected).item() / 8, rel=1e-5)
 

@@ -103,10 +103,6 @@ def latent(index: int, kept=False, reason="fires on a prompt", concreteness=0.6,
     return Latent(index=index, label=label, concreteness=concreteness, kept=kept, reason=reason, **values)
 
 
-def test_there_are_hundreds_of_distinct_restarts():
-    phrases = restart_phrases()
-    assert len({p.lower() for p in phrases}) == len(phrases) > 500
-
 
 @pytest.fixture(scope="module")
 def detector():
