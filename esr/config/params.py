@@ -114,6 +114,7 @@ class Finetune(Shared, Generation):
     chosen_ratio: Share
     n_examples: Positive
     decision_share: Share
+    foreign_share: Share
     other_shares: dict[Literal["steered", "redirected", "near_miss"], Share]
     n_corpus_responses: Positive
     n_corpus_openings: int = Field(ge=0)
@@ -138,6 +139,7 @@ class Finetune(Shared, Generation):
     epochs: Positive
     training_batch_size: Positive
     decision_weight: float = Field(gt=0)
+    no_restart_weight: float = Field(gt=0)
     n_prompts: Positive
     n_unsteered: Positive
     n_prefills: Positive

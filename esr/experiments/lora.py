@@ -47,12 +47,23 @@ class Recipe:
     batch_size: int = 8
     """Examples per step, of about equal length."""
     decision_weight: float = 3.0
-    """Loss weight of the decisions to restart and not to restart; ordinary tokens have 1."""
+    """Loss weight of a token that begins a restart; ordinary tokens have 1."""
+    no_restart_weight: float = 10.0
+    """Loss weight of -log(1 - p) where no restart must begin, p the probability of its first tokens."""
     seed: int = 0
     """Seed of the adapters' initial values, the dropout and the order of the examples."""
 
     def __post_init__(self):
-        for name in ("first_layer", "rank", "lora_alpha", "lr", "epochs", "batch_size", "decision_weight"):
+        for name in (
+            "first_layer",
+            "rank",
+            "lora_alpha",
+            "lr",
+            "epochs",
+            "batch_size",
+            "decision_weight",
+            "no_restart_weight",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
         if not 0 <= self.dropout < 1 or self.warmup_steps < 0:
@@ -197,14 +208,13 @@ def batch_loss(
 ) -> Tensor:
     """Weighted mean over the examples' tokens with loss, nats.
 
-    Targets have their cross-entropy, with the weight `decision_weight` for one that begins a restart. Where no restart
-    must begin, the loss is `decision_weight` times -log(1 - p), p the probability of a restart's first tokens.
+    Targets have their cross-entropy, weighted where they begin a restart; positions where none must begin, -log(1 - p).
 
     Call within `only_layers`, with those layers' inputs. Right-pad: causal attention ignores what follows.
     """
     padded = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
     hidden = model.model(inputs_embeds=padded, use_cache=False).last_hidden_state
-    found = predictions(examples, recipe.decision_weight).to(hidden.device)
+    found = predictions(examples, recipe).to(hidden.device)
     openers = torch.tensor(recipe.openers, device=hidden.device)
     parts = zip(hidden[found.rows, found.positions].split(LOSS_PART), *found.parts(LOSS_PART), strict=True)
     total = sum(_token_losses(model, part, openers, *rest).sum() for part, *rest in parts)
@@ -243,15 +253,15 @@ class Predictions(NamedTuple):
         return [tensor.split(size) for tensor in (self.targets, self.target_weights, self.no_restart_weights)]
 
 
-def predictions(examples: Sequence[Example], decision_weight: float) -> Predictions:
+def predictions(examples: Sequence[Example], recipe: Recipe) -> Predictions:
     """Where `examples` carry loss: position i - 1 predicts token i."""
     found = []
     for row, example in enumerate(examples):
         targets, silent = set(example.targets), set(example.no_restart)
         for i in sorted(targets | silent):
-            weight = decision_weight if i == example.decision else float(i in targets)
+            weight = recipe.decision_weight if i == example.decision else float(i in targets)
             token = example.tokens[i] if i in targets else 0
-            found.append((row, i - 1, token, weight, decision_weight * (i in silent)))
+            found.append((row, i - 1, token, weight, recipe.no_restart_weight * (i in silent)))
     rows, positions, targets, *weights = zip(*found, strict=True)
     return Predictions(
         *map(torch.tensor, (rows, positions, targets)), *(torch.tensor(w, dtype=torch.float32) for w in weights)

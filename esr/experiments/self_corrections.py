@@ -39,7 +39,6 @@ SENTENCE_END = re.compile(r"(?<=[^\W\d])[.!?]+(?=\s|$)")  # not the number of a 
 BREAK = re.compile(r"[.!?][\"')]*$|\n$")  # a token that ends a sentence or a line
 MIN_WORDS, MAX_WORDS = 8, 60  # of an opening
 MIN_CORPUS_WORDS = 30  # shorter documents of the corpus are no responses
-FROM_STEERING = 0.85  # share of steered openings; the others open another prompt's response, and nothing is steered
 REDIRECTIONS = (
     "{}\n\nActually, forget that. {}",
     "{}\n\nOn second thoughts, I would rather know this: {}",
@@ -102,18 +101,20 @@ class Material:
 class Mixture:
     """How many examples of each kind.
 
-    ratio: share of self-corrections. decision_share: of those, the share whose restart is a decision. others: shares of
-    the other kinds in the rest; plain responses take what is left.
+    ratio: share of self-corrections. decision_share: of those, the share whose restart is a decision. foreign_share: of
+    those, the share that is unsteered and opens with another prompt's response. others: shares of the other kinds in
+    the rest; plain responses take what is left. response_tokens: length limit of responses.
     """
 
     n: int
     ratio: float
     decision_share: float = 0.5
+    foreign_share: float = 0.0
     others: Mapping[str, float] = field(default_factory=lambda: dict(steered=0.35, redirected=0.05, near_miss=0.1))
     response_tokens: int = 112
 
     def __post_init__(self):
-        for name in ("ratio", "decision_share"):
+        for name in ("ratio", "decision_share", "foreign_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 to 1.")
         if sum(self.others.values()) > 1:
@@ -239,7 +240,7 @@ class Writer:
 
     def correction(self, response: TrainingText) -> Example:
         """Opening, restart and response; steered where the opening was."""
-        if self.material.openings and self.rng.random() < FROM_STEERING:
+        if self.material.openings and self.rng.random() >= self.mixture.foreign_share:
             source = self.rng.choice(self.steered.get(response.prompt_id) or self.material.openings)
         else:
             source = self.rng.choice([a for a in self.material.responses if a.prompt_id != response.prompt_id])

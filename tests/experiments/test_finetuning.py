@@ -23,7 +23,16 @@ from esr.storage.records import Cut
 
 OPENERS = (3, 4)  # token ids with which a restart begins
 RECIPE = Recipe(
-    first_layer=2, openers=OPENERS, rank=4, lora_alpha=8, dropout=0.1, lr=3e-2, warmup_steps=1, epochs=12, batch_size=3, seed=1
+    first_layer=2,
+    openers=OPENERS,
+    rank=4,
+    lora_alpha=8,
+    dropout=0.1,
+    lr=3e-2,
+    warmup_steps=1,
+    epochs=12,
+    batch_size=3,
+    seed=1,
 )
 
 
@@ -59,8 +68,8 @@ def test_the_loss_is_that_of_transformers_over_the_marked_tokens(model, part, mo
         assert batch_loss(model, cached, EXAMPLES, weighted(1.0)).item() == pytest.approx(expected, rel=1e-5)
 
 
-def weighted(weight: float) -> Recipe:
-    return replace(RECIPE, decision_weight=weight)
+def weighted(decision: float, no_restart: float = 1.0) -> Recipe:
+    return replace(RECIPE, decision_weight=decision, no_restart_weight=no_restart)
 
 
 def test_the_loss_of_a_decision_is_weighted():
@@ -84,7 +93,7 @@ def test_where_no_restart_must_begin_the_mass_of_its_first_tokens_is_penalized()
     )
     lower = inputs(model, [silent])
     with only_layers(model, range(2, 3)):
-        alone, mixed = (batch_loss(model, lower, [e], weighted(3.0)).item() for e in (silent, both))
+        alone, mixed = (batch_loss(model, lower, [e], weighted(7.0, 3.0)).item() for e in (silent, both))
     assert alone == pytest.approx(expected.item(), rel=1e-5)
     assert mixed == pytest.approx((2 * cross_entropy + 6 * expected).item() / 8, rel=1e-5)
 
@@ -99,11 +108,11 @@ def test_training_silences_the_first_tokens_of_a_restart_where_none_belongs():
 
 def test_every_target_is_predicted_from_the_token_before_and_no_other():
     first = example(0, 6, 4).model_copy(update={"no_restart": [2, 6]})
-    found = predictions([first, example(1, 5, 4)], 5.0)
+    found = predictions([first, example(1, 5, 4)], weighted(5.0, 2.0))
     assert found.rows.tolist() == [0, 0, 0, 0, 1]
     assert found.positions.tolist() == [1, 3, 4, 5, 3]  # the last: behind the text
     assert found.target_weights.tolist() == [0, 5, 1, 0, 5]
-    assert found.no_restart_weights.tolist() == [5, 0, 0, 5, 0]
+    assert found.no_restart_weights.tolist() == [2, 0, 0, 2, 0]
     assert [found.targets[i].item() for i in (1, 2, 4)] == [*first.tokens[4:], example(1, 5, 4).tokens[4]]
 
 
@@ -239,6 +248,7 @@ def test_runs_are_kept_and_not_repeated(base, tmp_path, monkeypatch):
         {"epochs": 0},
         {"warmup_steps": -1},
         {"decision_weight": 0.0},
+        {"no_restart_weight": 0.0},
     ],
 )
 def test_a_wrong_recipe_is_refused(wrong):

@@ -90,7 +90,7 @@ def made(material=MATERIAL, ratio=0.5, n=40, seed=1, **mixture):
 
 
 def examples(ratio=0.5, **settings):
-    return made(ratio=ratio, **settings)
+    return made(ratio=ratio, **{"foreign_share": 0.25} | settings)
 
 
 def opening_of(example) -> str:
@@ -101,7 +101,6 @@ def opening_of(example) -> str:
 def latent(index: int, kept=False, reason="fires on a prompt", concreteness=0.6, label="sea") -> Latent:
     values = {"words": [], "density": 0.001, "prompt_activation": 1.0, "contexts": []}
     return Latent(index=index, label=label, concreteness=concreteness, kept=kept, reason=reason, **values)
-
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +162,9 @@ def test_openings_are_steered_text_or_another_prompts_response():
         opening = opening_of(example)
         sources["steered"] += any(t.text.startswith(opening) for t in OPENINGS if t.prompt_id == example.prompt_id)
         sources["foreign"] += any(t.text.startswith(opening) for t in RESPONSES if t.prompt_id != example.prompt_id)
-    assert sources["steered"] > 40 and sources["foreign"] > 4
+    assert sources["steered"] > 40 and sources["foreign"] > 8
     assert sum(sources.values()) == 80
+    assert all(e.boost for e in examples(1.0, foreign_share=0.0))
 
 
 def test_a_foreign_opening_is_of_another_prompt():

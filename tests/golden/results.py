@@ -305,6 +305,7 @@ def _training_chunk(recipe_class) -> dict[str, Any]:
     recipe = recipe_class(
         first_layer=2, openers=(7, 8), projections=("q_proj", "v_proj"), rank=2, lora_alpha=2.0, dropout=0.0,
         warmup_steps=1, epochs=2, batch_size=2, decision_weight=5.0,
+        no_restart_weight=2.0,
     )  # fmt: skip
     example = {"kind": "correction", "targets": [4, 5, 6, 7], "decision": 4, "no_restart": [6, 8], "latent": 3}
     examples = [

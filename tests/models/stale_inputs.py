@@ -209,8 +209,8 @@ FETCHED = "data/fetch/tiny"
 HUB_SAE = f"{_snapshot(HUB['id'])}/{HUB['path']}"
 RELEASE_SAE = f"{_snapshot('google/gemma-scope-2b-pt-res')}/{RELEASE['id']}"
 OTHER_RECIPE = {
-    "openers": (6,), "projections": ("q_proj",), "rank": 2, "lora_alpha": 2.0, "dropout": 0.1, "lr": 1e-4, "warmup_steps": 1,
-    "epochs": 1, "batch_size": 2, "decision_weight": 4.0, "seed": 1,
+    "openers": (6,), "projections": ("q_proj",), "rank": 2, "lora_alpha": 2.0, "dropout": 0.1, "lr": 1e-4,
+    "warmup_steps": 1, "epochs": 1, "batch_size": 2, "decision_weight": 4.0, "no_restart_weight": 5.0, "seed": 1,
 }  # fmt: skip
 OTHER_SAE_RECIPE = {
     "d_sae": 64, "k": 4, "tokens": 10, "batch_size": 2, "lr": 1e-3, "warmup_share": 0.1, "decay_share": 0.1,
