@@ -10,9 +10,9 @@ from itertools import product
 
 import torch
 
-# A restart joins a halt and an ending, a verdict and an announcement, in every combination. Most halts share one first word, whose
-# weight is the sum of theirs: sampling below temperature 1 would suppress a choice among many first words. No halt
-# begins with a word that begins ordinary sentences ("I'm sorry"): `openers` are penalized where no restart belongs.
+# A restart joins a halt and an ending, which is a verdict and an announcement, in every combination. Most halts share
+# one first word, whose weight is the sum of theirs: sampling below temperature 1 would suppress a choice among many
+# first words. No halt begins like ordinary sentences ("I'm sorry"): `openers` are penalized where no restart belongs.
 HALTS = {
     "Wait,": 8, "Wait, no,": 3, "Wait, sorry,": 2, "Wait, hold on,": 2, "Wait a moment,": 2, "Wait, I'm sorry,": 1,
     "Sorry,": 1, "Hold on,": 1, "Hang on,": 1, "Oops,": 1, "Oh no,": 1,
