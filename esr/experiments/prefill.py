@@ -9,7 +9,7 @@ response ("live"), with those after an opening for another prompt ("foreign") an
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -139,6 +139,41 @@ def detection_plans(found: Sequence[Openings], ablations: dict[str, tuple[int, .
             *(replace(plain, condition=name, ablate=latents) for name, latents in ablations.items()),
         ]
     return plans
+
+
+def competence_plans(found: Sequence[Openings], phrases: Mapping[str, int], tokenizer, seed: int) -> list[Plan]:
+    """Steered plans whose off-topic opening and a restart are prefilled: can the model answer the prompt from there?
+
+    phrases: restarts and their weights, drawn for each opening; models that are compared continue the same texts.
+    """
+    plans = []
+    for openings in found:
+        trial = openings.trial
+        drawn = seeded(seed, "restart", _key(trial)).choices(list(phrases), list(phrases.values()))[0]
+        restart = tokenizer(f" {drawn}", add_special_tokens=False).input_ids
+        plans.append(
+            Plan("restarted", trial.latent, trial.label, trial.prompt_id, trial.prompt, trial.seed, trial.boost,
+                 trial.layer, prefill=(*openings.off_topic, *restart))
+        )  # fmt: skip
+    return plans
+
+
+def competence(
+    untuned: Sequence[float], tuned: Sequence[float], latents: Sequence[int], *, min_on_topic_score: float, **interval
+) -> dict:
+    """Scores of what two models write after the same prefilled restarts, and the shares of at least the minimum.
+
+    untuned, tuned: scores of continuations, 0-100. latents: steering latent of each, the clusters.
+    """
+    result: dict = {}
+    for name, scores in (("untuned", untuned), ("tuned", tuned)):
+        on_topic = [score >= min_on_topic_score for score in scores]
+        result[name] = {
+            "score": intervals.mean(list(scores), latents, **interval),
+            "on_topic_rate": intervals.rate(on_topic, latents, **interval),
+        }
+    difference = paired_difference(list(untuned), list(tuned), latents, **interval)
+    return result | {"score_difference": difference}
 
 
 def live_trials(found: Sequence[Openings], tokenizer) -> list[Trial]:

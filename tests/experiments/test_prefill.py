@@ -99,6 +99,28 @@ def test_plans_differ_in_what_their_names_say():
     assert {(p.latent, p.prompt_id, p.seed, p.layer) for p in plans.values()} == {(0, openings.trial.prompt_id, 7, 2)}
 
 
+def test_after_a_prefilled_restart_models_continue_the_same_steered_texts():
+    steered, unsteered = two_prompts()
+    found = find(steered, unsteered)
+    phrases = {"Wait, no. Again.": 3, "Sorry. Anew.": 1}
+    plans = prefill.competence_plans(found, phrases, TOKENIZER, seed=1)
+    assert plans == prefill.competence_plans(found, phrases, TOKENIZER, seed=1)
+    for plan, openings in zip(plans, found, strict=True):
+        assert (plan.boost, plan.latent, plan.layer) == (0.4, 0, 2)
+        assert plan.prefill[: len(openings.off_topic)] == openings.off_topic
+        restart = TOKENIZER.decode(plan.prefill[len(openings.off_topic) :])
+        assert restart in {f" {phrase}" for phrase in phrases}
+
+
+def test_competence_compares_what_two_models_write_after_a_restart():
+    found = prefill.competence([10, 20, 30, 40], [30, 50, 30, 70], [1, 1, 2, 2], min_on_topic_score=35.0)
+    assert found["untuned"]["score"].estimate == 25 and found["tuned"]["score"].estimate == 45
+    assert found["untuned"]["on_topic_rate"].estimate == 0.25 and found["tuned"]["on_topic_rate"].estimate == 0.5
+    assert found["score_difference"].estimate == 20 and found["score_difference"].n == 4
+    nothing = prefill.competence([], [], [], min_on_topic_score=35.0)
+    assert nothing["score_difference"].n == nothing["tuned"]["on_topic_rate"].n == 0
+
+
 def test_the_live_response_is_split_where_the_others_begin_and_whole_again():
     steered, unsteered = two_prompts()
     (openings, _) = find(steered, unsteered)
