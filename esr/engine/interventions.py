@@ -83,8 +83,15 @@ class LatentSubset:
     decoder: Float[Tensor, "latents d_model"]
 
     def activations(self, hidden: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens latents"]:
-        values = (hidden.float() - self.center) @ self.encoder + self.bias
+        values = self._preactivations(hidden)
         return values.relu() * (values > self.threshold)
+
+    def margins(self, hidden: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens latents"]:
+        """`a` minus the value above which a latent fires: positive where it does."""
+        return self._preactivations(hidden) - self.threshold.clamp(min=0)
+
+    def _preactivations(self, hidden: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens latents"]:
+        return (hidden.float() - self.center) @ self.encoder + self.bias
 
     def rows(self, sets: Sequence[Sequence[int]]) -> Bool[Tensor, "trials latents"]:
         """Mask of each trial's set over `latents`. Raises ValueError when a set has a latent outside `latents`."""

@@ -184,17 +184,16 @@ def match_random(
     return sets.tolist()
 
 
-def silent(activity: Activity, density: Float[np.ndarray, " d_sae"], n: int, excluded: Collection[int]) -> list[int]:
-    """Up to `n` latents that fire on no token of the texts, the rarest in the corpus first: a sham to ablate.
+def silent(margins: Float[np.ndarray, " d_sae"], n: int, excluded: Collection[int]) -> list[int]:
+    """Up to `n` latents that fire on no token, those farthest from firing first: a sham to ablate.
 
-    Raises ValueError when every latent fires.
+    margins: of `latent_margins`. Raises ValueError when every latent fires.
     """
-    free = activity.frequency == 0
+    free = margins < 0
     free[list(excluded)] = False
-    order = np.lexsort((np.arange(len(density)), density))
     if not free.any():
         raise ValueError("Every latent fires on the steered responses, so there is no sham: lower n_steered.")
-    return [int(i) for i in order if free[i]][:n]
+    return [int(i) for i in np.argsort(margins, kind="stable") if free[i]][:n]
 
 
 def matching(activity: Activity, detectors: Sequence[int], sets: Sequence[Sequence[int]]) -> pd.DataFrame:

@@ -150,7 +150,7 @@ def competence_plans(found: Sequence[Openings], phrases: Mapping[str, int], toke
     for openings in found:
         trial = openings.trial
         drawn = seeded(seed, "restart", _key(trial)).choices(list(phrases), list(phrases.values()))[0]
-        restart = tokenizer(f" {drawn}", add_special_tokens=False).input_ids
+        restart = tokenizer.encode(f" {drawn}", add_special_tokens=False)
         plans.append(
             Plan("restarted", trial.latent, trial.label, trial.prompt_id, trial.prompt, trial.seed, trial.boost,
                  trial.layer, prefill=(*openings.off_topic, *restart))

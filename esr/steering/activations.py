@@ -70,6 +70,27 @@ def latent_activity(
 
 
 @torch.no_grad()
+def latent_margins(
+    model,
+    subset: LatentSubset,
+    documents: Sequence[Document],
+    layer: int,
+    edits: Sequence[Intervention] = (),
+    **options,
+) -> Float[np.ndarray, " latents"]:
+    """How near each latent comes to firing on a token of prompts and responses but sinks; below 0: it never fires.
+
+    The largest of `LatentSubset.margins`. options: as in `max_activations`.
+    """
+    whole = [Document(d.prompt[:1], (*d.prompt[1:], *d.response)) for d in documents]  # all tokens but the first
+    highest = torch.full((len(subset.latents),), -torch.inf, device=subset.bias.device)
+    for _, hidden, sinks in residuals(model, whole, layer, edits, **options):
+        if not sinks.all():
+            highest = torch.maximum(highest, subset.margins(hidden[~sinks]).amax(0))
+    return highest.cpu().numpy()
+
+
+@torch.no_grad()
 def token_activations(
     model,
     subset: LatentSubset,

@@ -15,7 +15,7 @@ class Words:
     def __init__(self):
         self.words = []
 
-    def encode(self, text):
+    def encode(self, text, add_special_tokens=True):
         pieces = [piece for piece in text.replace(" ", "\0 ").split("\0") if piece]
         self.words += [piece for piece in pieces if piece not in self.words]
         return [self.words.index(piece) for piece in pieces]

@@ -134,6 +134,14 @@ def test_a_silent_detector_is_matched_to_silent_latents_by_seed(activity):
     assert sets != match_random(activity, [0], [], 3, seed=9)
 
 
+def test_the_sham_is_of_latents_that_never_fire_those_farthest_from_it_first():
+    margins = np.array([-0.1, 0.4, -2.0, -3.0, 0.0, -1.0])
+    assert detectors.silent(margins, 3, excluded=[3]) == [2, 5, 0]
+    assert detectors.silent(margins, 9, excluded=[]) == [3, 2, 5, 0]
+    with pytest.raises(ValueError, match="no sham"):
+        detectors.silent(np.array([0.1, 0.2]), 2, [])
+
+
 def test_too_few_latents_for_the_sets_are_refused(activity):
     with pytest.raises(ValueError, match="too few for 3 random sets of 1000"):
         match_random(activity, list(range(1000)), [], 3, seed=1)

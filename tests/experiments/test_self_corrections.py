@@ -240,11 +240,13 @@ def test_what_cannot_be_made_is_refused():
 
 
 def test_openings_end_with_a_sentence_and_are_neither_short_nor_long():
-    text = " ".join(f"word{i} word{i}{'.' if i % 4 == 3 else ''}" for i in range(200))
+    text = " ".join(f"word{i} word{'.' if i % 4 == 3 else ''}" for i in range(200))
     cuts = [cut_opening(text, random.Random(i)) for i in range(300)]
     assert all(text.startswith(cut) and cut.endswith(".") for cut in cuts)
     lengths = [len(cut.split()) for cut in cuts]
     assert (min(lengths), max(lengths)) == (MIN_WORDS, MAX_WORDS - MAX_WORDS % 8)
+    listed = "These are some of the things to know now: 1. Boats sail on the sea 2. Rivers run to it"
+    assert cut_opening(listed, random.Random(0)) == f"{listed}."  # not behind the number of an item
     assert cut_opening("Too short to cut.", random.Random(0)) == "Too short to cut."
     assert cut_opening("no sentence ends here,", random.Random(0)) == "no sentence ends here."
 

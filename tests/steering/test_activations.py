@@ -9,7 +9,7 @@ from esr.engine.activations import Document, residuals
 from esr.engine.generation import Row, generate
 from esr.engine.interventions import AddVector, Capture, LatentSubset
 from esr.steering import activations, trials
-from esr.steering.activations import edits_of, latent_activity, max_activations, token_activations
+from esr.steering.activations import edits_of, latent_activity, latent_margins, max_activations, token_activations
 from esr.storage.records import Trial
 
 ROWS = [Row((5, 6, 7, 8), 1, 6), Row((9, 10), 2, 11), Row((11, 12, 13), 3, 2), Row((5, 6), 4, 8)]
@@ -48,6 +48,19 @@ def test_token_activations_equal_captured_latents_steered_and_ablated(model):
     for i, read in token_activations(model, sae, documents, 1, edits, batch_size=2):
         np.testing.assert_allclose(read[:-1], captured[i], atol=1e-3, rtol=1e-3)
     assert sum((c > 0).sum() for c in captured) > 0
+
+
+def test_margins_are_of_prompts_too_and_positive_where_a_latent_fires(model):
+    sae, edits = latent_subset(n=6, bias=2.0), [AddVector(1, vectors())]
+    documents, _ = written(model, edits, Capture(1))
+    margins = latent_margins(model, sae, documents, 1, edits, batch_size=2)
+    whole = [Document(d.prompt[:1], (*d.prompt[1:], *d.response)) for d in documents]
+    fired = [values.max(0) for _, values in token_activations(model, sae, whole, 1, edits)]
+    np.testing.assert_array_equal(margins > 0, np.max(fired, 0) > 0)
+    short, edits = documents[2:3], [AddVector(1, vectors()[2:3])]
+    alone = latent_margins(model, sae, short, 1, edits)
+    ((_, responses),) = token_activations(model, sae, short, 1, edits)
+    assert ((alone > 0) & (responses.max(0) == 0)).any()  # a latent that fires on a prompt alone
 
 
 def test_documents_come_batch_by_batch(model, monkeypatch):
