@@ -10,10 +10,10 @@ kind of example carries loss where it teaches one of them and nowhere else:
 - `steered`: an on-topic response under a steering vector. Steering alone is no reason to restart.
 - `redirected`: the user changes the subject, and the response follows.
 - `near_miss`: a text that was asked for and contains a restart's words, such as a letter of apology.
-- `slip`: a response of a model trained before, up to a restart that it should not have made.
+- `slip`: a response of a model trained before, up to a restart that it should not have made; the untuned model goes on.
 
-The last four teach only where not to restart: at the ends of their sentences a restart's first words are penalized, and
-nothing else of the text carries loss. A steered text is trained on under its steering vector.
+The last four teach only where not to restart. Behind their sentences the next token carries loss, a restart's first
+words are penalized, and nothing else of the text counts. A steered text is trained on under its steering vector.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -80,13 +80,19 @@ class TrainingText(Record):
     finish_reason: Literal["stop", "length"]
 
 
+class Slip(NamedTuple):
+    """A response of which the first `cut` tokens are of a model that then restarted, the others of the untuned one."""
+
+    response: TrainingText
+    cut: int
+
+
 @dataclass(frozen=True)
 class Material:
     """What examples are made of.
 
-    responses: unsteered and on topic. openings: steered and off topic. slips: responses of a model trained before, cut
-    where it restarted without need. phrases: restarts and their weights. latents, boosts: of on-topic texts that are
-    steered in training; boosts from and to, median residual norms.
+    responses: unsteered and on topic. openings: steered and off topic. phrases: restarts and their weights. latents,
+    boosts: of on-topic texts that are steered in training; boosts from and to, median residual norms. slips: `slips`.
     """
 
     responses: Sequence[TrainingText]
@@ -94,7 +100,7 @@ class Material:
     phrases: Mapping[str, int]
     latents: Sequence[int]
     boosts: tuple[float, float]
-    slips: Sequence[TrainingText] = ()
+    slips: Sequence[Slip] = ()
 
 
 @dataclass(frozen=True)
@@ -273,16 +279,19 @@ class Writer:
     def near_miss(self, response: TrainingText) -> Example:
         return self._silent("near_miss", response, response.prompt)
 
-    def slip(self, response: TrainingText) -> Example:
-        """A restart must not follow: the text ends where one did."""
-        steering = {"latent": response.latent, "boost": response.boost}
-        return self._silent("slip", response, response.prompt, whole=True, **steering)
+    def slip(self, slip: Slip) -> Example:
+        """The decision not to restart where a model did, and what the untuned model writes instead."""
+        response, chat = slip.response, self._chat(slip.response.prompt)
+        cut, steering = len(chat) + slip.cut, {"latent": response.latent, "boost": response.boost}
+        tokens = [*chat, *response.tokens]
+        return self._example("slip", response, tokens, range(cut, MAX_TOKENS), decision=cut, **steering)
 
-    def _silent(self, kind: Kind, response: TrainingText, prompt: str, whole: bool = False, **steering) -> Example:
-        """Loss only where a restart must not begin."""
+    def _silent(self, kind: Kind, response: TrainingText, prompt: str, **steering) -> Example:
+        """Loss only where a restart might begin."""
         chat = self._chat(prompt)
-        tokens = response.tokens if whole else self._cut(response.tokens, "length")
-        return self._example(kind, response, [*chat, *tokens], range(0), no_restart_from=len(chat) + 1, **steering)
+        tokens = [*chat, *self._cut(response.tokens, "length")]
+        example = self._example(kind, response, tokens, range(0), no_restart_from=len(chat) + 1, **steering)
+        return example.model_copy(update={"targets": [i for i in example.no_restart if i < len(tokens)]})
 
     def _chat(self, prompt: str) -> list[int]:
         return list(chat_tokens(self.tokenizer, prompt))
@@ -296,7 +305,7 @@ class Writer:
         self, kind: Kind, response: TrainingText, tokens: list[int], targets: range, *, decision: int | None = None,
         no_restart_from: int | None = None, latent: int = 0, boost: float = 0.0,
     ) -> Example:  # fmt: skip
-        first = targets.start + 1 if no_restart_from is None else no_restart_from
+        first = targets.start + (decision is None) if no_restart_from is None else no_restart_from
         ends = [i for i in range(first, len(tokens) + 1) if BREAK.search(self.tokenizer.decode([tokens[i - 1]]))]
         predicted = [i for i in targets if i < len(tokens)]
         return Example(
@@ -327,6 +336,17 @@ def make_examples(material: Material, tokenizer, mixture: Mixture, *, stop_token
         examples += [write(response) for response in _turns(responses, count, writer.rng)]
     writer.rng.shuffle(examples)
     return examples
+
+
+def slips(trials: Sequence[Trial], continued: Sequence[Trial]) -> list[Slip]:
+    """Slips of a model, from its responses up to their first restart and what the untuned model writes from there.
+
+    continued: one for each of `trials`, whose prefill is the part of that response that stays.
+    """
+    return [
+        Slip(text.model_copy(update={"text": "", "tokens": [*after.prefill, *after.tokens]}), len(after.prefill))
+        for text, after in zip(training_texts(trials), continued, strict=True)
+    ]
 
 
 def _turns(responses: Sequence[TrainingText], n: int, rng: random.Random) -> list[TrainingText]:

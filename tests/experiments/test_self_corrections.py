@@ -25,6 +25,7 @@ from esr.experiments.self_corrections import (
     plan_openings,
     plan_responses,
     select,
+    slips,
     split_prompts,
     training_latents,
     training_texts,
@@ -196,8 +197,8 @@ def test_texts_that_take_a_shortcut_away_teach_nothing_but_where_not_to_restart(
     assert {e.kind for e in found} == {kind} and {e.decision for e in found} == {None}
     for example in found:
         text = decoded(example.tokens)
-        assert example.targets == []
         assert [text[i - 1] for i in example.no_restart] == ["."] * len(example.no_restart) != []
+        assert example.targets == [i for i in example.no_restart if i < len(text)]
     assert {e.boost > 0 for e in found} == {kind == "steered"}
     assert {e.latent for e in found} == ({7, 8} if kind == "steered" else {0})
     if kind == "near_miss":
@@ -206,12 +207,29 @@ def test_texts_that_take_a_shortcut_away_teach_nothing_but_where_not_to_restart(
         assert all(decoded(e.tokens).count("Explain p") >= 1 and len(e.tokens) > len(RESPONSE) + 40 for e in found)
 
 
-def test_a_slip_ends_where_no_restart_must_follow():
-    cut = written("p1", "Hold the carrot firmly. Then cut it.", label="sea")
-    slips = [e for e in made(replace(MATERIAL, slips=[cut]), ratio=0.5) if e.kind == "slip"]
-    (slip,) = slips
-    assert slip.no_restart[-1] == len(slip.tokens)
-    assert (slip.latent, slip.boost, slip.targets) == (7, 0.4, [])
+def test_a_slip_decides_not_to_restart_where_a_model_did():
+    before, after = "Hold the carrot firmly. Then cut it.", " Wash it well. Dry it."
+    settings = {
+        "max_new_tokens": 99,
+        "temperature": 0.6,
+        "repetition_penalty": 1.1,
+        "layer": 1,
+        "model": "m",
+        "seed": 1,
+    }
+    steered = written("p1", f"{before} Wait, no.", label="sea").model_dump()
+    continuation = steered | {"text": after, "tokens": [ord(c) for c in after], "prefill": [ord(c) for c in before]}
+    wrong, instead = (
+        Trial(**x, **settings, condition="slip", id=str(i)) for i, x in enumerate((steered, continuation))
+    )
+    (example,) = (e for e in made(replace(MATERIAL, slips=slips([wrong], [instead]))) if e.kind == "slip")
+    text = decoded(example.tokens)
+    assert text == f"<Explain p1.>{before}{after}"
+    assert example.decision == len(text) - len(after)
+    assert example.targets == list(range(example.decision, len(text)))
+    assert example.no_restart == [i for i in range(example.decision, len(text) + 1) if text[i - 1] == "."]
+    assert example.no_restart[0] == example.decision
+    assert (example.latent, example.boost) == (7, 0.4)
 
 
 def test_a_response_that_is_cut_does_not_stop():
