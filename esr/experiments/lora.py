@@ -215,7 +215,7 @@ def batch_loss(
     padded = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
     hidden = model.model(inputs_embeds=padded, use_cache=False).last_hidden_state
     found = predictions(examples, recipe).to(hidden.device)
-    openers = torch.tensor(recipe.openers, device=hidden.device)
+    openers = torch.tensor(recipe.openers, dtype=torch.long, device=hidden.device)
     parts = zip(hidden[found.rows, found.positions].split(LOSS_PART), *found.parts(LOSS_PART), strict=True)
     total = sum(_token_losses(model, part, openers, *rest).sum() for part, *rest in parts)
     return total / (found.target_weights.sum() + found.no_restart_weights.sum())

@@ -52,7 +52,8 @@ def restart_phrases(endings: Sequence[str] = ENDINGS) -> dict[str, int]:
 def openers(tokenizer) -> list[int]:
     """Token ids with which a restart of the grammar begins, after a space and at the start of a line.
 
-    Without those of less than three letters, with which a tokenizer spells a rare word: they begin many others.
+    Without those of less than three letters, with which a tokenizer spells a rare word: they begin many others. Empty
+    for a tokenizer that spells every word.
     """
     words = {halt.split(",")[0].split()[0] for halt in HALTS}
     ids = {tokenizer(before + word, add_special_tokens=False).input_ids[0] for word in words for before in ("", " ")}
@@ -78,11 +79,11 @@ def likeliest_endings(model, tokenizer, contexts: Sequence[Sequence[int]], n: in
 
 def _means(model, context: Sequence[int], batch: Sequence[Sequence[int]]) -> list[float]:
     """Mean log-likelihood a token of each continuation of one context, nats. The context runs once."""
-    begun = model(input_ids=torch.tensor([context], device=model.device), use_cache=True, logits_to_keep=1)
-    begun.past_key_values.batch_repeat_interleave(len(batch))
+    context_run = model(input_ids=torch.tensor([context], device=model.device), use_cache=True, logits_to_keep=1)
+    context_run.past_key_values.batch_repeat_interleave(len(batch))
     width = max(len(tokens) for tokens in batch)
     ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in batch], device=model.device)
-    rest = model(input_ids=ids, past_key_values=begun.past_key_values, use_cache=True).logits[:, :-1]
-    logits = torch.cat([begun.logits.expand(len(batch), 1, -1), rest], dim=1).float()
+    rest = model(input_ids=ids, past_key_values=context_run.past_key_values, use_cache=True).logits[:, :-1]
+    logits = torch.cat([context_run.logits.expand(len(batch), 1, -1), rest], dim=1).float()
     found = logits.log_softmax(-1).gather(2, ids[:, :, None])[..., 0]
     return [float(row[: len(tokens)].mean()) for row, tokens in zip(found, batch, strict=True)]

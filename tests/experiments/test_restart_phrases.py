@@ -30,7 +30,7 @@ def test_there_are_hundreds_of_distinct_restarts():
     assert phrases["Wait, I got sidetracked. Let me start over."] == HALTS["Wait,"]
 
 
-def test_no_restart_quotes_the_prompt_or_begins_like_an_ordinary_sentence():
+def test_no_restart_quotes_the_prompt_or_begins_like_other_sentences():
     assert not any("{" in phrase or phrase.startswith(("I ", "I'm", "The ")) for phrase in restart_phrases())
 
 
