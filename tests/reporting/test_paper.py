@@ -5,12 +5,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from esr import paths
 from esr.reporting import numbers, paper
 from esr.statistics.estimates import NOTHING, Estimate
 
 REPOSITORY = paths.ROOT
+CHOSEN = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["finetune"]["chosen_ratio"]
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40"><rect width="60" height="40" fill="#888"/></svg>'
 
 
@@ -74,7 +76,7 @@ def root(tmp_path, monkeypatch):
     relevance |= {"labelled": {"n": 400, "mean_absolute_error": 6.1}}
     numbers.write_numbers("relevance", {model: relevance})
     both = {"unsteered": condition(0.0, 88.0), "steered": condition(1 / 12, 31.0)}
-    numbers.write_numbers("finetune", {model: {"ratios": {"0.1": both, "0.5": both}}})
+    numbers.write_numbers("finetune", {model: {"ratios": {"0.1": both, f"{CHOSEN:g}": both}}})
     offsets = [
         {"boost_sd": offset, **condition(multi, 31.0)} for offset, multi in ((-3.0, 0.0), (0.5, 0.2), (3.0, 0.1))
     ]
