@@ -257,10 +257,10 @@ def predictions(examples: Sequence[Example], recipe: Recipe) -> Predictions:
     """Where `examples` carry loss: position i - 1 predicts token i."""
     found = []
     for row, example in enumerate(examples):
-        targets, silent = set(example.targets), set(example.no_restart)
-        for i in sorted(targets | silent):
-            weight = recipe.decision_weight if i == example.decision else float(i in targets)
-            token = example.tokens[i] if i in targets else 0
+        predicted, silent = set(example.targets), set(example.no_restart)
+        for i in sorted(predicted | silent):
+            weight = recipe.decision_weight if i == example.decision else float(i in predicted)
+            token = example.tokens[i] if i in predicted else 0
             found.append((row, i - 1, token, weight, recipe.no_restart_weight * (i in silent)))
     rows, positions, targets, *weights = zip(*found, strict=True)
     return Predictions(

@@ -156,15 +156,19 @@ class Writer:
     def slip(self, slip: Slip) -> Example:
         """The decision not to restart where a model did, and what the untuned model writes instead."""
         response, chat = slip.response, self._chat(slip.response.prompt)
-        cut, steering = len(chat) + slip.cut, {"latent": response.latent, "boost": response.boost}
-        tokens = [*chat, *response.tokens]
-        return self._example("slip", response, tokens, range(cut, MAX_TOKENS), decision=cut, **steering)
+        tokens, cut = [*chat, *response.tokens], len(chat) + slip.cut
+        return self._example(
+            "slip", response, tokens, range(cut, MAX_TOKENS), decision=cut, latent=response.latent,
+            boost=response.boost,
+        )  # fmt: skip
 
-    def _silent(self, kind: Kind, response: TrainingText, prompt: str, **steering) -> Example:
+    def _silent(self, kind: Kind, response: TrainingText, prompt: str, latent: int = 0, boost: float = 0.0) -> Example:
         """Loss only where a restart might begin."""
         chat = self._chat(prompt)
         tokens = [*chat, *self._cut(response.tokens, "length")]
-        example = self._example(kind, response, tokens, range(0), no_restart_from=len(chat) + 1, **steering)
+        example = self._example(
+            kind, response, tokens, range(0), no_restart_from=len(chat) + 1, latent=latent, boost=boost
+        )
         return example.model_copy(update={"targets": [i for i in example.no_restart if i < len(tokens)]})
 
     def _chat(self, prompt: str) -> list[int]:
