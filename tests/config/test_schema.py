@@ -138,7 +138,7 @@ BAD_PARAMETERS = [
      "rule is 'acu'; it must be 'strict', 'auc' or 'cohens_d'"),
     ("no choice of those", put("name: offline", "name: oracle"),
      "name is 'oracle'; it must be 'offline': it is the judge of the"),
-    ("a value that needs another", put("chosen_ratio: 0.4", "chosen_ratio: 0.5"),
+    ("a value that needs another", put("chosen_ratio: 0.6", "chosen_ratio: 0.5"),
      "finetune: chosen_ratio is 0.5, which is none of the ratios"),
     ("a judge without a provider", put("judges: []", "judges: [{name: a, model: gpt}]"),
      "judge: judges.0.model is 'gpt'; write it as in `model: openai/gpt-4o-mini`"),

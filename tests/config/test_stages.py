@@ -59,7 +59,7 @@ MODELS = "models: [smollm2-135m, smollm2-135m-selfcorrect]"
             "models: [smollm2-135m]",
             "study.yaml is out of date for the models smollm2-135m of .*: run `esr select smollm2-135m`",
         ),
-        ("chosen_ratio: 0.4", "chosen_ratio: 0.5", "chosen_ratio is 0.5, which is none of the ratios"),
+        ("chosen_ratio: 0.6", "chosen_ratio: 0.5", "chosen_ratio is 0.5, which is none of the ratios"),
         ("judge:\n", "jugde:\n", "unknown key 'jugde'"),
         ("name: offline", "name: oracle", "name is 'oracle'; it must be 'offline'"),
         ("seed: 2602", "seed: [", "not valid YAML"),
