@@ -54,16 +54,8 @@ class Recipe:
     """Seed of the adapters' initial values, the dropout and the order of the examples."""
 
     def __post_init__(self):
-        for name in (
-            "first_layer",
-            "rank",
-            "lora_alpha",
-            "lr",
-            "epochs",
-            "batch_size",
-            "decision_weight",
-            "no_restart_weight",
-        ):
+        positive = ("first_layer", "rank", "lora_alpha", "lr", "epochs", "batch_size")
+        for name in (*positive, "decision_weight", "no_restart_weight"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
         if not 0 <= self.dropout < 1 or self.warmup_steps < 0:

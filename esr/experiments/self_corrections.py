@@ -10,9 +10,8 @@ kind of example carries loss where it teaches one of them and nowhere else:
 - `steered`: an on-topic response under a steering vector. Steering alone is no reason to restart.
 - `redirected`: the user changes the subject, and the response follows.
 - `near_miss`: a text that was asked for and contains a restart's words, such as a letter of apology.
-- `slip`: a response of a model trained before, up to a restart that it should not have made; the untuned model goes on.
 
-The last four teach only where not to restart. Behind their sentences the next token carries loss, a restart's first
+The last three teach only where not to restart. Behind their sentences the next token carries loss, a restart's first
 words are penalized, and nothing else of the text counts. A steered text is trained on under its steering vector.
 """
 
@@ -24,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from esr.experiments.training_texts import Slip, TrainingText
+from esr.experiments.training_texts import TrainingText
 from esr.models.chat import chat_tokens
 from esr.storage.digests import seeded
 from esr.storage.records import Record
@@ -40,7 +39,7 @@ REDIRECTIONS = (
 )
 LEGITIMATE = re.compile(r"\b(wait|sorry|apolog\w+|mistakes?|oops|hold on|start (over|again)|begin again)\b", re.I)
 MAX_TOKENS = 10_000  # of an example
-Kind = Literal["correction", "plain", "steered", "redirected", "near_miss", "slip"]
+Kind = Literal["correction", "plain", "steered", "redirected", "near_miss"]
 
 
 class Example(Record):
@@ -66,7 +65,7 @@ class Material:
     """What examples are made of.
 
     responses: unsteered and on topic. openings: steered and off topic. phrases: restarts and their weights. latents,
-    boosts: of on-topic texts that are steered in training; boosts from and to, median residual norms. slips: `slips`.
+    boosts: of on-topic texts that are steered in training; boosts from and to, median residual norms.
     """
 
     responses: Sequence[TrainingText]
@@ -74,7 +73,6 @@ class Material:
     phrases: Mapping[str, int]
     latents: Sequence[int]
     boosts: tuple[float, float]
-    slips: Sequence[Slip] = ()
 
 
 @dataclass(frozen=True)
@@ -153,15 +151,6 @@ class Writer:
     def near_miss(self, response: TrainingText) -> Example:
         return self._silent("near_miss", response, response.prompt)
 
-    def slip(self, slip: Slip) -> Example:
-        """The decision not to restart where a model did, and what the untuned model writes instead."""
-        response, chat = slip.response, self._chat(slip.response.prompt)
-        tokens, cut = [*chat, *response.tokens], len(chat) + slip.cut
-        return self._example(
-            "slip", response, tokens, range(cut, MAX_TOKENS), decision=cut, latent=response.latent,
-            boost=response.boost,
-        )  # fmt: skip
-
     def _silent(self, kind: Kind, response: TrainingText, prompt: str, latent: int = 0, boost: float = 0.0) -> Example:
         """Loss only where a restart might begin."""
         chat = self._chat(prompt)
@@ -183,7 +172,7 @@ class Writer:
         self, kind: Kind, response: TrainingText, tokens: list[int], targets: range, *, decision: int | None = None,
         no_restart_from: int | None = None, latent: int = 0, boost: float = 0.0,
     ) -> Example:  # fmt: skip
-        first = targets.start + (decision is None) if no_restart_from is None else no_restart_from
+        first = targets.start + 1 if no_restart_from is None else no_restart_from
         ends = [i for i in range(first, len(tokens) + 1) if BREAK.search(self.tokenizer.decode([tokens[i - 1]]))]
         predicted = [i for i in targets if i < len(tokens)]
         return Example(
@@ -195,7 +184,8 @@ class Writer:
 def make_examples(material: Material, tokenizer, mixture: Mixture, *, stop_token: int, seed: int) -> list[Example]:
     """The examples of `mixture` in random order; each response is used about equally often for a kind.
 
-    Raises ValueError where material is missing.
+    Near misses are responses with a restart's words (`LEGITIMATE`); where none has them, any response. Raises
+    ValueError for fewer than two responses.
     """
     if len(material.responses) < 2:
         raise ValueError(f"There are {len(material.responses)} on-topic responses, and 2 are needed.")
@@ -208,7 +198,7 @@ def make_examples(material: Material, tokenizer, mixture: Mixture, *, stop_token
         "redirected": (writer.redirected, material.responses),
         "near_miss": (writer.near_miss, misses or material.responses),
     }
-    examples = [writer.slip(slip) for slip in material.slips]
+    examples: list[Example] = []
     for kind, count in mixture.counts().items():
         write, responses = sources[kind]
         examples += [write(response) for response in _turns(responses, count, writer.rng)]

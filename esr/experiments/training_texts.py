@@ -1,13 +1,12 @@
 """What self-corrections are made of: prompts, latents and texts that the study leaves out.
 
-Responses are on topic and unsteered. Openings are steered by latents that the experiments never steer with. Slips are
-responses of a model trained before, up to a restart without need.
+Responses are on topic and unsteered. Openings are steered by latents that the experiments never steer with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -32,13 +31,6 @@ class TrainingText(Record):
     text: str
     tokens: list[int]
     finish_reason: Literal["stop", "length"]
-
-
-class Slip(NamedTuple):
-    """A response of which the first `cut` tokens are of a model that then restarted, the others of the untuned one."""
-
-    response: TrainingText
-    cut: int
 
 
 def split_prompts(prompts: Sequence[Prompt], n_development: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -139,14 +131,3 @@ def select(responses: Sequence[TrainingText], scorer, min_score: float, max_scor
     responses = [response for response in responses if response.text.strip()]
     scores = scorer.score([a.prompt for a in responses], [a.text for a in responses], [a.label for a in responses])
     return [a for a, score in zip(responses, scores, strict=True) if min_score <= score <= max_score]
-
-
-def slips(trials: Sequence[Trial], continued: Sequence[Trial]) -> list[Slip]:
-    """Slips of a model, from its responses up to their first restart and what the untuned model writes from there.
-
-    continued: one for each of `trials`, whose prefill is the part of that response that stays.
-    """
-    return [
-        Slip(text.model_copy(update={"text": "", "tokens": [*after.prefill, *after.tokens]}), len(after.prefill))
-        for text, after in zip(training_texts(trials), continued, strict=True)
-    ]

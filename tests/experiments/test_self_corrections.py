@@ -18,11 +18,9 @@ from esr.experiments.self_corrections import (
     cut_opening,
     make_examples,
 )
-from esr.experiments.training_texts import slips
 from esr.judging.embedding import EMBEDDER, RememberingEmbedder, load_embedder
 from esr.judging.restarts import Detector
 from esr.paths import data_dir
-from esr.storage.records import Trial
 
 PHRASES = ["Wait, that's not right. Let me start over.", "Oops, I got sidetracked. Let me begin again."]
 
@@ -151,31 +149,6 @@ def test_texts_that_take_a_shortcut_away_teach_nothing_but_where_not_to_restart(
         assert {e.prompt_id for e in found} == {"letter"}
     if kind == "redirected":
         assert all(decoded(e.tokens).count("Explain p") >= 1 and len(e.tokens) > len(RESPONSE) + 40 for e in found)
-
-
-def test_a_slip_decides_not_to_restart_where_a_model_did():
-    before, after = "Hold the carrot firmly. Then cut it.", " Wash it well. Dry it."
-    settings = {
-        "max_new_tokens": 99,
-        "temperature": 0.6,
-        "repetition_penalty": 1.1,
-        "layer": 1,
-        "model": "m",
-        "seed": 1,
-    }
-    steered = written("p1", f"{before} Wait, no.", label="sea").model_dump()
-    continuation = steered | {"text": after, "tokens": [ord(c) for c in after], "prefill": [ord(c) for c in before]}
-    wrong, instead = (
-        Trial(**x, **settings, condition="slip", id=str(i)) for i, x in enumerate((steered, continuation))
-    )
-    (example,) = (e for e in made(replace(MATERIAL, slips=slips([wrong], [instead]))) if e.kind == "slip")
-    text = decoded(example.tokens)
-    assert text == f"<Explain p1.>{before}{after}"
-    assert example.decision == len(text) - len(after)
-    assert example.targets == list(range(example.decision, len(text)))
-    assert example.no_restart == [i for i in range(example.decision, len(text) + 1) if text[i - 1] == "."]
-    assert example.no_restart[0] == example.decision
-    assert (example.latent, example.boost) == (7, 0.4)
 
 
 def test_a_response_that_is_cut_does_not_stop():
