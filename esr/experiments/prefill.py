@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
@@ -142,38 +143,47 @@ def detection_plans(found: Sequence[Openings], ablations: dict[str, tuple[int, .
 
 
 def competence_plans(found: Sequence[Openings], phrases: Mapping[str, int], tokenizer, seed: int) -> list[Plan]:
-    """Steered plans whose off-topic opening and a restart are prefilled: can the model answer the prompt from there?
+    """Steered plans that continue an off-topic opening with a restart behind it ("restarted") and, as a placebo, alone.
 
-    phrases: restarts and their weights, drawn for each opening; models that are compared continue the same texts.
+    Can a model answer the prompt after a restart? Without the placebo ("opening"), one that resists steering everywhere
+    passes too. phrases: restarts and their weights, drawn for each opening.
     """
     plans = []
     for openings in found:
         trial = openings.trial
         drawn = seeded(seed, "restart", _key(trial)).choices(list(phrases), list(phrases.values()))[0]
         restart = tokenizer.encode(f" {drawn}", add_special_tokens=False)
-        plans.append(
-            Plan("restarted", trial.latent, trial.label, trial.prompt_id, trial.prompt, trial.seed, trial.boost,
-                 trial.layer, prefill=(*openings.off_topic, *restart))
-        )  # fmt: skip
+        alone = Plan("opening", trial.latent, trial.label, trial.prompt_id, trial.prompt, trial.seed, trial.boost,
+                     trial.layer, prefill=openings.off_topic)  # fmt: skip
+        plans += [replace(alone, condition="restarted", prefill=(*openings.off_topic, *restart)), alone]
     return plans
 
 
 def competence(
-    untuned: Sequence[float], tuned: Sequence[float], latents: Sequence[int], *, min_on_topic_score: float, **interval
+    plans: Sequence[Plan], untuned: Sequence[float], tuned: Sequence[float], *, min_on_topic_score: float, **interval
 ) -> dict:
-    """Scores of what two models write after the same prefilled restarts, and the shares of at least the minimum.
+    """Per condition of `competence_plans`, what two models' continuations score and how many are on topic.
 
-    untuned, tuned: scores of continuations, 0-100. latents: steering latent of each, the clusters.
+    untuned, tuned: scores of continuations, 0-100, indexed like `plans`. score_difference: tuned minus untuned.
+    beyond_placebo: that of "restarted" minus that of "opening", over the same openings. Intervals are clustered by
+    latent.
     """
+    frame = pd.DataFrame({
+        "condition": [plan.condition for plan in plans], "latent": [plan.latent for plan in plans],
+        "untuned": np.asarray(untuned, float), "tuned": np.asarray(tuned, float),
+    })  # fmt: skip
+    frame["gain"] = frame.tuned - frame.untuned
+    restarted, opening = (frame[frame.condition == name].reset_index(drop=True) for name in ("restarted", "opening"))
     result: dict = {}
-    for name, scores in (("untuned", untuned), ("tuned", tuned)):
-        on_topic = [score >= min_on_topic_score for score in scores]
-        result[name] = {
-            "score": intervals.mean(list(scores), latents, **interval),
-            "on_topic_rate": intervals.rate(on_topic, latents, **interval),
-        }
-    difference = paired_difference(list(untuned), list(tuned), latents, **interval)
-    return result | {"score_difference": difference}
+    for condition, rows in (("restarted", restarted), ("opening", opening)):
+        result[condition] = {"score_difference": intervals.mean(rows.gain, rows.latent, **interval)}
+        for name in ("untuned", "tuned"):
+            on_topic = rows[name] >= min_on_topic_score
+            result[condition][name] = {
+                "score": intervals.mean(rows[name], rows.latent, **interval),
+                "on_topic_rate": intervals.rate(on_topic, rows.latent, **interval),
+            }
+    return result | {"beyond_placebo": intervals.mean(restarted.gain - opening.gain, opening.latent, **interval)}
 
 
 def live_trials(found: Sequence[Openings], tokenizer) -> list[Trial]:

@@ -69,11 +69,11 @@ def sizes_of(model: str) -> Sizes:
 
 
 def _finetune(s: Sizes) -> Responses:
-    """On-topic responses to train on, the evaluation of every ratio, prefilled openings of five kinds; openings."""
+    """On-topic responses to train on, the evaluation of every ratio, prefilled openings seven times; openings."""
     p = s["finetune"]
     prompts = min(p.n_training_prompts, s.n_finetune - p.n_development)
     evaluated = len(p.ratios) * s.n_latents * (p.n_prompts + p.n_unsteered)
-    full = prompts + evaluated + 5 * p.n_prefills
+    full = prompts + evaluated + 7 * p.n_prefills
     return [(full, s.max_new_tokens), (prompts * p.openings_per_prompt + p.n_corpus_openings, p.opening_tokens)]
 
 

@@ -1,6 +1,7 @@
 """Openings are cut exactly on tokens, restarts count in the continuation alone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from bread_texts import GOOD, RESTART, TOKENIZER, WRONG, Bread, Words, pieces, trial
@@ -99,26 +100,32 @@ def test_plans_differ_in_what_their_names_say():
     assert {(p.latent, p.prompt_id, p.seed, p.layer) for p in plans.values()} == {(0, openings.trial.prompt_id, 7, 2)}
 
 
-def test_after_a_prefilled_restart_models_continue_the_same_steered_texts():
+def test_competence_is_measured_after_an_opening_with_a_restart_and_alone():
     steered, unsteered = two_prompts()
     found = find(steered, unsteered)
     phrases = {"Wait, no. Again.": 3, "Sorry. Anew.": 1}
     plans = prefill.competence_plans(found, phrases, TOKENIZER, seed=1)
     assert plans == prefill.competence_plans(found, phrases, TOKENIZER, seed=1)
-    for plan, openings in zip(plans, found, strict=True):
-        assert (plan.boost, plan.latent, plan.layer) == (0.4, 0, 2)
-        assert plan.prefill[: len(openings.off_topic)] == openings.off_topic
-        restart = TOKENIZER.decode(plan.prefill[len(openings.off_topic) :])
+    assert [plan.condition for plan in plans] == ["restarted", "opening"] * len(found)
+    for restarted, alone, openings in zip(plans[::2], plans[1::2], found, strict=True):
+        assert (restarted.boost, restarted.latent, restarted.layer) == (0.4, 0, 2)
+        assert replace(restarted, condition="opening", prefill=alone.prefill) == alone
+        assert alone.prefill == openings.off_topic == restarted.prefill[: len(openings.off_topic)]
+        restart = TOKENIZER.decode(restarted.prefill[len(openings.off_topic) :])
         assert restart in {f" {phrase}" for phrase in phrases}
 
 
-def test_competence_compares_what_two_models_write_after_a_restart():
-    found = prefill.competence([10, 20, 30, 40], [30, 50, 30, 70], [1, 1, 2, 2], min_on_topic_score=35.0)
-    assert found["untuned"]["score"].estimate == 25 and found["tuned"]["score"].estimate == 45
-    assert found["untuned"]["on_topic_rate"].estimate == 0.25 and found["tuned"]["on_topic_rate"].estimate == 0.5
-    assert found["score_difference"].estimate == 20 and found["score_difference"].n == 4
-    nothing = prefill.competence([], [], [], min_on_topic_score=35.0)
-    assert nothing["score_difference"].n == nothing["tuned"]["on_topic_rate"].n == 0
+def test_competence_is_what_a_restart_adds_to_resisting_anyway():
+    alone = prefill.Plan("opening", 1, "", "p", "", 7, 0.4)
+    plans = [replace(alone, condition=c, latent=x) for x in (1, 2) for c in ("restarted", "opening")]
+    found = prefill.competence(plans, [10, 20, 30, 40], [50, 30, 40, 50], min_on_topic_score=40.0)
+    assert found["restarted"]["untuned"]["score"].estimate == 20 and found["opening"]["tuned"]["score"].estimate == 40
+    assert found["restarted"]["tuned"]["on_topic_rate"].estimate == 1
+    assert found["opening"]["untuned"]["on_topic_rate"].estimate == 0.5
+    assert found["restarted"]["score_difference"].estimate == 25 and found["opening"]["score_difference"].estimate == 10
+    assert (found["beyond_placebo"].estimate, found["beyond_placebo"].n) == (15, 2)
+    nothing = prefill.competence([], [], [], min_on_topic_score=40.0)
+    assert nothing["beyond_placebo"].n == nothing["opening"]["tuned"]["on_topic_rate"].n == 0
 
 
 def test_the_live_response_is_split_where_the_others_begin_and_whole_again():
