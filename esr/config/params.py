@@ -109,20 +109,19 @@ class Measure(Section):
     n_bootstrap: Positive
 
 
-class Finetune(Shared, Generation):
-    ratios: list[Share] = Field(min_length=1)
-    chosen_ratio: Share
+class Organism(Shared, Generation):
+    n_trainings: Positive
+    ratio: Share
     n_examples: Positive
-    decision_share: Share
-    foreign_share: Share
-    other_shares: dict[Literal["steered", "redirected", "near_miss"], Share]
+    other_shares: dict[Literal["decision", "steered", "redirected", "near_miss"], Share]
     n_corpus_responses: Positive
     n_corpus_openings: int = Field(ge=0)
     openings_per_prompt: Positive
     opening_tokens: Positive
     min_boost: float = Field(gt=0)
     max_boost: float = Field(gt=0)
-    max_opening_score: float = Field(ge=0, le=100)
+    max_off_topic_score: float = Field(ge=0, le=100)
+    min_on_topic_score: float = Field(ge=0, le=100)
     min_response_score: float = Field(ge=0, le=100)
     response_tokens: Positive
     n_endings: Positive
@@ -138,8 +137,13 @@ class Finetune(Shared, Generation):
     warmup_steps: int = Field(ge=0)
     epochs: Positive
     training_batch_size: Positive
-    decision_weight: float = Field(gt=0)
+    restart_weight: float = Field(gt=0)
     no_restart_weight: float = Field(gt=0)
+
+
+class Finetune(Organism):
+    ratios: list[Share] = Field(min_length=1)
+    max_opening_score: float = Field(ge=0, le=100)
     n_prompts: Positive
     n_unsteered: Positive
     n_prefills: Positive
@@ -147,11 +151,9 @@ class Finetune(Shared, Generation):
     n_bootstrap: Positive
 
     @model_validator(mode="after")
-    def _chosen_is_trained(self):
-        if self.chosen_ratio not in self.ratios:
-            raise ValueError(
-                f"chosen_ratio is {self.chosen_ratio}, which is none of the ratios {self.ratios}: choose one of them"
-            )
+    def _ratio_is_trained(self):
+        if self.ratio not in self.ratios:
+            raise ValueError(f"ratio is {self.ratio}, which is none of the ratios {self.ratios}: choose one of them")
         return self
 
 
@@ -260,7 +262,8 @@ STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "calibrate": (Calibrate, ("generation",)),
     "steer": (Steer, ("generation",)),
     "judge": (Judge, ()),
-    "finetune": (Finetune, ("generation", "measure")),
+    "organism": (Organism, ("generation",)),
+    "finetune": (Finetune, ("generation", "measure", "organism")),
     "boost_sweep": (BoostSweep, ("generation", "measure")),
     "meta_prompts": (MetaPrompts, ("generation", "measure")),
     "detectors": (Detectors, ("measure",)),

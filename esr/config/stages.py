@@ -22,8 +22,8 @@ SIZES = ("sae", "relevance", "steer", "meta_prompts", "ablate")
 UNSIZED = ("train_sae", "judge", "activations", "cross_judge", "measure", "figures", "power", "claims", "fetch")
 # Sections that an entry of the registry may change for its model: of the stages whose entry dvc.yaml tracks whole
 OF_MODELS = (
-    "generation", "corpus", "train_sae", "sae", "latents", "concepts", "calibrate", "steer", "finetune", "boost_sweep",
-    "meta_prompts", "detectors", "ablate", "activations", "controls",
+    "generation", "corpus", "train_sae", "sae", "latents", "concepts", "calibrate", "steer", "organism", "finetune",
+    "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls",
 )  # fmt: skip
 
 

@@ -74,13 +74,17 @@ def derive(models: list[str]) -> dict[str, dict]:
         "bases": {b: {"corpus": entry.corpus or SUBJECTS} for b, entry in entries.items()},
         "trained": {b: {} for b, entry in entries.items() if _weights(entry) == f"data/train_sae/{b}"},
         "with_sae": {
-            b: {"weights": _weights(entry) or f"data/corpus/{b}/summary.json", "labels": _labels(b, entry)}
+            b: {"weights": _weights(entry) or _always_there(b), "labels": _labels(b, entry)}
             for b, entry in entries.items() if entry.sae
         },
+        "organisms": {b: _studied(b, registry) for b in bases if has_organism(b)},
         "with_concepts": {b: {"concepts": entry.concepts.path} for b, entry in entries.items() if entry.concepts},
         "models": {m: _studied(m, registry) for m in models},
     }  # fmt: skip
-    return groups | {stage: {m: _studied(m, registry) for m in running(stage, models)} for stage in EXPERIMENTS}
+    groups |= {stage: {m: _studied(m, registry) for m in running(stage, models)} for stage in EXPERIMENTS}
+    for model, paths in groups["finetune"].items():
+        paths["trainings"] = f"data/organism/{model}" if model in groups["organisms"] else _always_there(model)
+    return groups
 
 
 def _studied(model: str, registry: dict[str, ModelEntry]) -> dict[str, str]:
@@ -97,6 +101,11 @@ def _studied(model: str, registry: dict[str, ModelEntry]) -> dict[str, str]:
     }
 
 
+def has_organism(base: str) -> bool:
+    """Whether an entry of the registry is `base` with an adapter that the stage `organism` made."""
+    return any(_folder(entry).startswith(f"data/organism/{base}/") for entry in load_registry().values())
+
+
 def _folder(entry: ModelEntry) -> str:
     """Folder of a local model or adapter; "" for another source."""
     source = entry.source[0]
@@ -109,8 +118,12 @@ def _weights(entry: ModelEntry) -> str | None:
 
 
 def _labels(base: str, entry: ModelEntry) -> str:
-    """The file of labels, or the corpus' summary, which is there anyway."""
-    return entry.labels.path if entry.labels.kind == "file" else f"data/corpus/{base}/summary.json"
+    return entry.labels.path if entry.labels.kind == "file" else _always_there(base)
+
+
+def _always_there(base: str) -> str:
+    """The path of an optional input where there is none: DVC needs one that exists."""
+    return f"data/corpus/{base}/summary.json"
 
 
 def check_study(models: list[str]) -> None:

@@ -44,7 +44,7 @@ def cross_entropy_rise(
 
     median_norm: at `layer`, where latents are ablated. Rows are sets, columns `PARTS`.
     """
-    clean = _cross_entropy(model, documents, [])
+    clean = cross_entropy(model, documents, [])
     rows: dict[str, dict[str, float]] = {}
     for name, subset in sets.items():
         chosen = torch.ones(1, len(subset.latents), dtype=torch.bool, device=model.device)
@@ -52,11 +52,12 @@ def cross_entropy_rise(
         for part in PARTS:
             spared = Except(layer, median_norm, part)
             edits: list[Intervention] = [spared, ZeroAblate(layer, subset, chosen, spared)]
-            rows[name][part] = float(np.mean(_cross_entropy(model, documents, edits) - clean))
+            rows[name][part] = float(np.mean(cross_entropy(model, documents, edits) - clean))
     return pd.DataFrame(rows).T
 
 
-def _cross_entropy(
+@torch.inference_mode()
+def cross_entropy(
     model, documents: Sequence[Document], edits: Sequence[Intervention]
 ) -> Float[np.ndarray, " response_tokens"]:
     """Cross-entropy of every response token, one document at a time."""

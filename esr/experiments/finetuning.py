@@ -10,33 +10,40 @@ threads sums may round differently.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from esr.config.registry import model_entry, required
+from esr.engine.activations import Document
 from esr.engine.workers import Report, Workers
+from esr.experiments.damage import cross_entropy
 from esr.experiments.lora import Recipe, TrainingStep, lora_config, train
 from esr.experiments.run import paired
 from esr.experiments.self_corrections import Example
+from esr.models.chat import chat_tokens
 from esr.models.loading import resident_model
-from esr.statistics.effects import paired_difference
+from esr.statistics.effects import paired_difference, ratio
 from esr.statistics.estimates import Estimate
+from esr.statistics.intervals import Values
 from esr.statistics.metrics import multi_attempt
 from esr.statistics.outcomes import above_placebo
 from esr.steering.directions import load_directions
 from esr.steering.provenance import check_steering, training_provenance
 from esr.steering.strength import residual_norm
 from esr.storage.files import replacing, write_bytes, write_rows
+from esr.storage.records import SampledResponse
 
 
 def train_all(
-    model_id: str, examples: dict[str, Sequence[Example]], recipe: Recipe, workers: Workers
+    model_id: str, examples: Mapping[str, Sequence[Example]], recipes: Mapping[str, Recipe], workers: Workers
 ) -> dict[str, tuple[dict[str, Tensor], list[TrainingStep]]]:
     """Adapter and learning curve of each named set of examples, trained in parallel workers; finished ones are kept.
 
@@ -44,19 +51,22 @@ def train_all(
     of the first adapted layer.
     """
     steer_layer = required(model_entry(model_id).steer_layer, model_id, "steer_layer")
-    if recipe.first_layer != steer_layer + 1:
-        raise ValueError(
-            f"first_layer is {recipe.first_layer}; {model_id} is steered at layer {steer_layer}, "
-            f"and adapters begin right above it: {steer_layer + 1}."
-        )
+    for recipe in recipes.values():
+        if recipe.first_layer != steer_layer + 1:
+            raise ValueError(
+                f"first_layer is {recipe.first_layer}; {model_id} is steered at layer {steer_layer}, "
+                f"and adapters begin right above it: {steer_layer + 1}."
+            )
     shared = {
         "model": model_id,
         "residual_norm": residual_norm(model_id),
-        "recipe": asdict(recipe),
         "provenance": training_provenance(model_id),
     }
-    chunks = [shared | {"examples": [e.model_dump() for e in rows]} for rows in examples.values()]
-    sizes = [len(rows) * recipe.epochs for rows in examples.values()]
+    chunks = [
+        shared | {"recipe": asdict(recipes[name]), "examples": [e.model_dump() for e in rows]}
+        for name, rows in examples.items()
+    ]
+    sizes = [len(rows) * recipes[name].epochs for name, rows in examples.items()]
     files = workers.map(train_chunk, chunks, what="fine-tuning", items=sizes, item="examples")
     return {name: _read_training(file) for name, file in zip(examples, files, strict=True)}
 
@@ -90,6 +100,29 @@ def save_adapter(
         config.save_pretrained(new)
         write_bytes(new / "adapter_model.safetensors", save(state))
         write_rows(new / "curve.jsonl", curve)
+
+
+def ordinary_cross_entropy(
+    model_id: str, adapter: str, responses: Sequence[SampledResponse]
+) -> tuple[Float[np.ndarray, " tokens"], list[str]]:
+    """Cross-entropy (nats) of every token of responses that the model did not write, and the response each is of.
+
+    adapter: LoRA weights, a folder below the repository's root; "" for none.
+    """
+    model, tokenizer = resident_model(model_id, adapter)
+    documents = [
+        Document(tuple(chat_tokens(tokenizer, x.prompt)), tuple(tokenizer(x.text, add_special_tokens=False).input_ids))
+        for x in responses
+    ]
+    ids = [x.id for x, document in zip(responses, documents, strict=True) for _ in document.response]
+    return cross_entropy(model, documents, []), ids
+
+
+def relative_increase(after: Values, before: Values, clusters: Values, **interval) -> Estimate:
+    """mean(after) / mean(before) - 1 of paired values, clustered."""
+    found = ratio(after, before, clusters, **interval)
+    less_one = (None if x is None else x - 1 for x in (found.estimate, found.low, found.high))
+    return Estimate.of(*less_one, found.n)
 
 
 def effects_of_training(

@@ -46,16 +46,16 @@ class Recipe:
     """Passes over the examples."""
     batch_size: int = 8
     """Examples per step, of about equal length."""
-    decision_weight: float = 3.0
-    """Loss weight of a token that begins a restart; ordinary tokens have 1."""
+    restart_weight: float = 3.0
+    """Loss weight of -log p where a restart must begin, p the probability of its first tokens; other tokens have 1."""
     no_restart_weight: float = 10.0
-    """Loss weight of -log(1 - p) where no restart must begin, p the probability of its first tokens."""
+    """Loss weight of -log(1 - p) where none must begin."""
     seed: int = 0
     """Seed of the adapters' initial values, the dropout and the order of the examples."""
 
     def __post_init__(self):
         positive = ("first_layer", "rank", "lora_alpha", "lr", "epochs", "batch_size")
-        for name in (*positive, "decision_weight", "no_restart_weight"):
+        for name in (*positive, "restart_weight", "no_restart_weight"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
         if not 0 <= self.dropout < 1 or self.warmup_steps < 0:
@@ -200,7 +200,7 @@ def batch_loss(
 ) -> Tensor:
     """Weighted mean over the examples' tokens with loss, nats.
 
-    Targets have their cross-entropy, weighted where they begin a restart; positions where none must begin, -log(1 - p).
+    Targets have their cross-entropy; positions where a restart must begin -log p, where none must begin -log(1 - p).
 
     Call within `only_layers`, with those layers' inputs. Right-pad: causal attention ignores what follows.
     """
@@ -210,22 +210,20 @@ def batch_loss(
     openers = torch.tensor(recipe.openers, dtype=torch.long, device=hidden.device)
     parts = zip(hidden[found.rows, found.positions].split(LOSS_PART), *found.parts(LOSS_PART), strict=True)
     total = sum(_token_losses(model, part, openers, *rest).sum() for part, *rest in parts)
-    return total / (found.target_weights.sum() + found.no_restart_weights.sum())
+    return total / (found.target_weights.sum() + found.restart_weights.sum() + found.no_restart_weights.sum())
 
 
 def _token_losses(
     model, hidden: Float[Tensor, "n d_model"], openers: Int[Tensor, " openers"], targets: Int[Tensor, " n"],
-    target_weights: Float[Tensor, " n"], no_restart_weights: Float[Tensor, " n"],
+    target_weights: Float[Tensor, " n"], restart_weights: Float[Tensor, " n"], no_restart_weights: Float[Tensor, " n"],
 ) -> Float[Tensor, " n"]:  # fmt: skip
     logits = model.lm_head(hidden).float()  # the costly part
     if cap := getattr(model.config, "final_logit_softcapping", None):  # Gemma 2
         logits = cap * torch.tanh(logits / cap)
     total = logits.logsumexp(-1)
     losses = target_weights * (total - logits.gather(1, targets[:, None])[:, 0])
-    if bool(no_restart_weights.any()):
-        restart = (logits[:, openers].logsumexp(-1) - total).clamp(max=-1e-4)  # log p
-        losses = losses - no_restart_weights * torch.log1p(-restart.exp())
-    return losses
+    restart = (logits[:, openers].logsumexp(-1) - total).clamp(max=-1e-4)  # log p
+    return losses - restart_weights * restart - no_restart_weights * torch.log1p(-restart.exp())
 
 
 class Predictions(NamedTuple):
@@ -235,6 +233,7 @@ class Predictions(NamedTuple):
     positions: Int[Tensor, " n"]
     targets: Int[Tensor, " n"]
     target_weights: Float[Tensor, " n"]
+    restart_weights: Float[Tensor, " n"]
     no_restart_weights: Float[Tensor, " n"]
 
     def to(self, device) -> Predictions:
@@ -242,18 +241,22 @@ class Predictions(NamedTuple):
 
     def parts(self, size: int) -> list[tuple[Tensor, ...]]:
         """Targets and weights, `size` positions at a time."""
-        return [tensor.split(size) for tensor in (self.targets, self.target_weights, self.no_restart_weights)]
+        return [tensor.split(size) for tensor in self[2:]]
 
 
 def predictions(examples: Sequence[Example], recipe: Recipe) -> Predictions:
     """Where `examples` carry loss: position i - 1 predicts token i."""
     found = []
     for row, example in enumerate(examples):
-        predicted, silent = set(example.targets), set(example.no_restart)
-        for i in sorted(predicted | silent):
-            weight = recipe.decision_weight if i == example.decision else float(i in predicted)
+        predicted, wanted, silent = set(example.targets), set(example.restart), set(example.no_restart)
+        for i in sorted(predicted | wanted | silent):
             token = example.tokens[i] if i in predicted else 0
-            found.append((row, i - 1, token, weight, recipe.no_restart_weight * (i in silent)))
+            weights = (
+                float(i in predicted),
+                recipe.restart_weight * (i in wanted),
+                recipe.no_restart_weight * (i in silent),
+            )
+            found.append((row, i - 1, token, *weights))
     rows, positions, targets, *weights = zip(*found, strict=True)
     return Predictions(
         *map(torch.tensor, (rows, positions, targets)), *(torch.tensor(w, dtype=torch.float32) for w in weights)

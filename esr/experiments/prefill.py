@@ -8,7 +8,6 @@ response ("live"), with those after an opening for another prompt ("foreign") an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,7 @@ from numpy import ndarray
 from esr.experiments.run import paired
 from esr.judging.offline import OfflineJudge
 from esr.judging.restarts import Restart
-from esr.models.alignment import Alignment, align
+from esr.models.alignment import Alignment, align, sentence_ends
 from esr.paths import data_dir
 from esr.statistics import intervals, metrics, outcomes
 from esr.statistics.effects import mcnemar_exact, paired_difference, ratio, relative_reduction
@@ -29,8 +28,6 @@ from esr.storage.digests import digest, seeded
 from esr.storage.files import read_rows
 from esr.storage.records import AblationSet, Judgement, Trial
 
-# A full stop after a word of two letters or more ("1." opens an item of a list), closing marks, spaces.
-SENTENCE_END = re.compile(r"[^\W\d_]{2}[)\"'”’]*[.!?…]+[\"'”’)*]*\s*\Z")
 BASELINE = "prefilled"  # the condition others are compared with
 PREFILLED = ("prefilled", "prefilled_steered", "foreign", "on_topic")
 
@@ -64,14 +61,7 @@ def sentence_cut(alignment: Alignment, min_tokens: int, max_tokens: int) -> int 
     None where no sentence ends at a token border within `max_tokens` tokens. The first end applies whether or not the
     response restarts later.
     """
-    n_tokens = len(alignment.starts) - 1
-    for count in range(min_tokens, min(max_tokens, n_tokens) + 1):
-        end = alignment.starts[count]
-        opening, rest = alignment.text[:end], alignment.text[end:]
-        whole_word = opening[-1:].isspace() or not rest or rest[0].isspace()
-        if whole_word and not alignment.splits_character(count) and SENTENCE_END.search(opening):
-            return count
-    return None
+    return next((count for count in sentence_ends(alignment) if min_tokens <= count <= max_tokens), None)
 
 
 def usable_opening(trial: Trial, tokenizer, rule: OpeningRule, restarts: Sequence[Restart]) -> tuple[int, ...]:

@@ -4,15 +4,16 @@ What a model is to learn comes apart into a decision and a competence. The decis
 topic, and nowhere else. The competence: to answer the prompt after a restart although the steering goes on. So each
 kind of example carries loss where it teaches one of them and nowhere else:
 
-- `correction`: prompt and opening without loss, then the restart and a response as long as an ordinary one. In some of
-  them only, the first token of the restart carries loss: the share that decides is a setting of its own.
+- `correction`: prompt and opening without loss, then the restart and a response as long as an ordinary one.
+- `decision`: a text of the untuned model, steered. Where a sentence ends and the text so far is off topic, a restart is
+  wanted; where it is on topic, none. So whether a restart is wanted follows from the text, not from the steering.
 - `plain`: an unsteered response, with loss on every token: the model stays what it was.
-- `steered`: an on-topic response under a steering vector. Steering alone is no reason to restart.
+- `steered`: an unsteered response read under a steering vector.
 - `redirected`: the user changes the subject, and the response follows.
 - `near_miss`: a text that was asked for and contains a restart's words, such as a letter of apology.
 
-The last three teach only where not to restart. Behind their sentences the next token carries loss, a restart's first
-words are penalized, and nothing else of the text counts. A steered text is trained on under its steering vector.
+The last three teach only where not to restart. Wanted or not is the probability of all tokens that restarts begin with.
+Where none is wanted the token that follows carries loss too, else restarts come in other words.
 """
 
 from __future__ import annotations
@@ -23,30 +24,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from esr.experiments.training_texts import TrainingText
+from esr.experiments.training_texts import ScoredText, TrainingText
 from esr.models.chat import chat_tokens
 from esr.storage.digests import seeded
 from esr.storage.records import Record
 
 AFTER_RESTART = (" ", "\n\n")
-SENTENCE_END = re.compile(r"(?<=[^\W\d])[.!?]+(?=\s|$)")  # not the number of a list's item
 BREAK = re.compile(r"[.!?][\"')]*$|\n$")  # a token that ends a sentence or a line
-MIN_WORDS, MAX_WORDS = 8, 60  # of an opening
 REDIRECTIONS = (
     "{}\n\nActually, forget that. {}",
     "{}\n\nOn second thoughts, I would rather know this: {}",
     "I was going to ask: {} But never mind. {}",
 )
 LEGITIMATE = re.compile(r"\b(wait|sorry|apolog\w+|mistakes?|oops|hold on|start (over|again)|begin again)\b", re.I)
-MAX_TOKENS = 10_000  # of an example
-Kind = Literal["correction", "plain", "steered", "redirected", "near_miss"]
+Kind = Literal["correction", "decision", "plain", "steered", "redirected", "near_miss"]
 
 
 class Example(Record):
     """A training text: `tokens` include the chat template.
 
-    targets: indices of tokens to predict. decision: index of a restart's first token, a target with a higher weight;
-    None where the restart is given. no_restart: indices at which a restart must not begin.
+    targets: indices of tokens to predict. restart, no_restart: indices at which a restart must and must not begin.
     latent, boost: steering of the whole text in training; boost 0 for none.
     """
 
@@ -54,7 +51,7 @@ class Example(Record):
     prompt_id: str
     tokens: list[int]
     targets: list[int]
-    decision: int | None = None
+    restart: list[int] = []
     no_restart: list[int] = []
     latent: int = 0
     boost: float = 0.0
@@ -64,12 +61,16 @@ class Example(Record):
 class Material:
     """What examples are made of.
 
-    responses: unsteered and on topic. openings: steered and off topic. phrases: restarts and their weights. latents,
-    boosts: of on-topic texts that are steered in training; boosts from and to, median residual norms.
+    responses: unsteered and on topic. texts: steered, each with the score of what stands before each end of a sentence.
+    max_off_topic_score, min_on_topic_score: scores up to and from which a text is off and on topic; nothing is taught
+    between. phrases: restarts and their weights. latents, boosts: of unsteered responses that are read under steering;
+    boosts from and to, median residual norms.
     """
 
     responses: Sequence[TrainingText]
-    openings: Sequence[TrainingText]
+    texts: Sequence[ScoredText]
+    max_off_topic_score: float
+    min_on_topic_score: float
     phrases: Mapping[str, int]
     latents: Sequence[int]
     boosts: tuple[float, float]
@@ -79,22 +80,20 @@ class Material:
 class Mixture:
     """How many examples of each kind.
 
-    ratio: share of self-corrections. decision_share: of those, the share whose restart is a decision. foreign_share: of
-    those, the share that is unsteered and opens with another prompt's response. others: shares of the other kinds in
-    the rest; plain responses take what is left. response_tokens: length limit of responses.
+    ratio: share of self-corrections. others: shares of the other kinds in the rest; plain responses take what is left.
+    response_tokens: length limit of responses.
     """
 
     n: int
     ratio: float
-    decision_share: float = 0.5
-    foreign_share: float = 0.0
-    others: Mapping[str, float] = field(default_factory=lambda: dict(steered=0.35, redirected=0.05, near_miss=0.1))
+    others: Mapping[str, float] = field(
+        default_factory=lambda: {"decision": 0.4, "steered": 0.1, "redirected": 0.05, "near_miss": 0.1}
+    )
     response_tokens: int = 112
 
     def __post_init__(self):
-        for name in ("ratio", "decision_share", "foreign_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 to 1.")
+        if not 0 <= self.ratio <= 1:
+            raise ValueError(f"ratio is {self.ratio}: it must be 0 to 1.")
         if sum(self.others.values()) > 1:
             raise ValueError(f"The shares of {', '.join(self.others)} add up to more than 1: lower them.")
 
@@ -112,33 +111,45 @@ class Writer:
     def __init__(self, material: Material, tokenizer, mixture: Mixture, stop_token: int, seed: int):
         self.material, self.tokenizer, self.mixture, self.stop_token = material, tokenizer, mixture, stop_token
         self.rng = seeded(seed, mixture.ratio, mixture.n)
-        self.steered: dict[str, list[TrainingText]] = {}
-        for opening in material.openings:
-            self.steered.setdefault(opening.prompt_id, []).append(opening)
+        self.openings: dict[str, list[tuple[TrainingText, int]]] = {}
+        for scored in material.texts:
+            off_topic = [end.tokens for end in scored.ends if end.score <= material.max_off_topic_score]
+            self.openings.setdefault(scored.text.prompt_id, []).extend((scored.text, n) for n in off_topic)
 
     def correction(self, response: TrainingText) -> Example:
-        """Opening, restart and response; steered where the opening was."""
-        if self.material.openings and self.rng.random() >= self.mixture.foreign_share:
-            source = self.rng.choice(self.steered.get(response.prompt_id) or self.material.openings)
-        else:
-            source = self.rng.choice([a for a in self.material.responses if a.prompt_id != response.prompt_id])
+        """Opening, restart and response, under the opening's steering."""
+        others = [opening for some in self.openings.values() for opening in some]
+        text, n_opening = self.rng.choice(self.openings.get(response.prompt_id) or others)
         prompt = self._chat(response.prompt)
-        opening = _ids(self.tokenizer, cut_opening(source.text, self.rng))
         phrase = self.rng.choices(list(self.material.phrases), list(self.material.phrases.values()))[0]
-        restart = _ids(self.tokenizer, f" {phrase}")
+        opening = text.tokens[:n_opening]
+        restart = _ids(self.tokenizer, phrase if self.tokenizer.decode(opening)[-1:].isspace() else f" {phrase}")
         rest = _ids(self.tokenizer, self.rng.choice(AFTER_RESTART) + response.text.strip())
         rest = self._cut(rest, response.finish_reason)
-        begin = len(prompt) + len(opening)
-        decides = self.rng.random() < self.mixture.decision_share
-        after = begin + len(restart)
+        begin = len(prompt) + n_opening
+        tokens = [*prompt, *opening, *restart, *rest]
         return self._example(
-            "correction", response, [*prompt, *opening, *restart, *rest], range(begin + (not decides), MAX_TOKENS),
-            decision=begin if decides else None, no_restart_from=after + 1, latent=source.latent, boost=source.boost,
+            "correction", response, tokens, range(begin, len(tokens)), no_restart_from=begin + len(restart) + 1,
+            restart=[begin], latent=text.latent, boost=text.boost,
+        )  # fmt: skip
+
+    def decision(self, scored: ScoredText) -> Example:
+        """A steered text as it was written."""
+        text, prompt = scored.text, self._chat(scored.text.prompt)
+        off = [len(prompt) + e.tokens for e in scored.ends if e.score <= self.material.max_off_topic_score]
+        on = [len(prompt) + e.tokens for e in scored.ends if e.score >= self.material.min_on_topic_score]
+        tokens = [*prompt, *text.tokens]
+        return Example(
+            kind="decision", prompt_id=text.prompt_id, tokens=tokens, targets=[i for i in on if i < len(tokens)],
+            restart=off, no_restart=on, latent=text.latent, boost=text.boost,
         )  # fmt: skip
 
     def plain(self, response: TrainingText) -> Example:
         prompt, tokens = self._chat(response.prompt), self._cut(response.tokens, response.finish_reason)
-        return self._example("plain", response, [*prompt, *tokens], range(len(prompt), MAX_TOKENS))
+        tokens = [*prompt, *tokens]
+        return self._example(
+            "plain", response, tokens, range(len(prompt), len(tokens)), no_restart_from=len(prompt) + 1
+        )
 
     def steered_on_topic(self, response: TrainingText) -> Example:
         vector = self.rng.choice(list(self.material.latents)), round(self.rng.uniform(*self.material.boosts), 3)
@@ -169,14 +180,13 @@ class Writer:
         return [*tokens[:limit], *[self.stop_token] * (finish_reason == "stop" and len(tokens) <= limit)]
 
     def _example(
-        self, kind: Kind, response: TrainingText, tokens: list[int], targets: range, *, decision: int | None = None,
-        no_restart_from: int | None = None, latent: int = 0, boost: float = 0.0,
+        self, kind: Kind, response: TrainingText, tokens: list[int], targets: range, *, no_restart_from: int,
+        restart: Sequence[int] = (), latent: int = 0, boost: float = 0.0,
     ) -> Example:  # fmt: skip
-        first = targets.start + 1 if no_restart_from is None else no_restart_from
-        ends = [i for i in range(first, len(tokens) + 1) if BREAK.search(self.tokenizer.decode([tokens[i - 1]]))]
-        predicted = [i for i in targets if i < len(tokens)]
+        after = range(no_restart_from, len(tokens) + 1)
+        ends = [i for i in after if BREAK.search(self.tokenizer.decode([tokens[i - 1]]))]
         return Example(
-            kind=kind, prompt_id=response.prompt_id, tokens=tokens, targets=predicted, decision=decision,
+            kind=kind, prompt_id=response.prompt_id, tokens=tokens, targets=list(targets), restart=list(restart),
             no_restart=ends, latent=latent, boost=boost,
         )  # fmt: skip
 
@@ -185,14 +195,20 @@ def make_examples(material: Material, tokenizer, mixture: Mixture, *, stop_token
     """The examples of `mixture` in random order; each response is used about equally often for a kind.
 
     Near misses are responses with a restart's words (`LEGITIMATE`); where none has them, any response. Raises
-    ValueError for fewer than two responses.
+    ValueError for fewer than two responses, and without an off-topic opening.
     """
     if len(material.responses) < 2:
         raise ValueError(f"There are {len(material.responses)} on-topic responses, and 2 are needed.")
     writer = Writer(material, tokenizer, mixture, stop_token, seed)
+    if not any(writer.openings.values()):
+        raise ValueError(
+            f"None of {len(material.texts)} steered texts is off topic at the end of a sentence (score of at most "
+            f"{material.max_off_topic_score:g}), so there is nothing to correct: raise the boosts or the score."
+        )
     misses = [a for a in material.responses if LEGITIMATE.search(a.text)]
     sources = {
         "correction": (writer.correction, material.responses),
+        "decision": (writer.decision, [scored for scored in material.texts if scored.ends]),
         "plain": (writer.plain, material.responses),
         "steered": (writer.steered_on_topic, material.responses),
         "redirected": (writer.redirected, material.responses),
@@ -208,19 +224,6 @@ def make_examples(material: Material, tokenizer, mixture: Mixture, *, stop_token
 
 def _turns(responses: Sequence[TrainingText], n: int, rng: random.Random) -> list[TrainingText]:
     return [a for _ in range(-(-n // len(responses))) for a in rng.sample(list(responses), len(responses))][:n]
-
-
-def cut_opening(text: str, rng: random.Random) -> str:
-    """The first 8 to 60 words of `text` up to the end of a sentence; a full stop replaces a missing end.
-
-    Never within a sentence: models trained on openings broken off there also broke off their plain sentences.
-    """
-    words = [m.end() for m in re.finditer(r"\S+", text)]
-    first, last = words[min(MIN_WORDS, len(words)) - 1], words[min(MAX_WORDS, len(words)) - 1]
-    ends = [m.end() for m in SENTENCE_END.finditer(text) if first <= m.end() <= last]
-    if not ends:
-        return text[:last].strip().rstrip(",;:-") + "."
-    return text[: rng.choice(ends)].strip()
 
 
 def _ids(tokenizer, text: str) -> list[int]:

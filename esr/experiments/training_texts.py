@@ -6,11 +6,12 @@ Responses are on topic and unsteered. Openings are steered by latents that the e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
+from esr.models.alignment import align, sentence_ends
 from esr.sae.corpus import Corpus
 from esr.sae.on_policy import requests_and_responses
 from esr.steering.trials import Plan
@@ -18,6 +19,8 @@ from esr.storage.digests import seeded, trial_seed
 from esr.storage.records import Latent, Prompt, Record, Trial
 
 MIN_CORPUS_WORDS = 30  # shorter documents of the corpus are no responses
+MIN_WORDS = 5  # shorter beginnings of a text are not scored
+AHEAD = 2  # ends of sentences: a good beginning scores low as long as it is short, and shows what it is soon
 
 
 class TrainingText(Record):
@@ -31,6 +34,18 @@ class TrainingText(Record):
     text: str
     tokens: list[int]
     finish_reason: Literal["stop", "length"]
+
+
+class SentenceEnd(NamedTuple):
+    """Tokens of a text up to the end of a sentence, and the best score, 0-100, up to there and up to the `AHEAD` next."""
+
+    tokens: int
+    score: float
+
+
+class ScoredText(NamedTuple):
+    text: TrainingText
+    ends: tuple[SentenceEnd, ...]
 
 
 def split_prompts(prompts: Sequence[Prompt], n_development: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -72,11 +87,6 @@ def training_latents(
             f"max_cosine ({max_cosine:g})."
         )
     return sorted(seeded(seed, "latents").sample(left, n))
-
-
-def plan_responses(prompts: Sequence[Prompt], seed: int) -> list[Plan]:
-    """Plans of one unsteered response to each prompt, the training target."""
-    return [Plan("plain", 0, "", p.id, p.text, trial_seed(seed, 0, p.id, 0), 0.0) for p in prompts]
 
 
 def plan_openings(
@@ -131,3 +141,27 @@ def select(responses: Sequence[TrainingText], scorer, min_score: float, max_scor
     responses = [response for response in responses if response.text.strip()]
     scores = scorer.score([a.prompt for a in responses], [a.text for a in responses], [a.label for a in responses])
     return [a for a, score in zip(responses, scores, strict=True) if min_score <= score <= max_score]
+
+
+def score_sentence_ends(texts: Sequence[TrainingText], scorer, tokenizer) -> list[ScoredText]:
+    """Each text with the relevance of its beginnings, one up to every end of a sentence.
+
+    Of a model that ends no sentence in any text, the whole texts. scorer: esr.judging.relevance.Scorer.
+    """
+    parts: list[list[tuple[int, str]]] = []
+    for text in texts:
+        alignment = align(text.tokens, tokenizer)
+        ends = ((n, alignment.slice(0, n)) for n in sentence_ends(alignment))
+        parts.append([(n, part) for n, part in ends if len(part.split()) >= MIN_WORDS])
+    if not any(parts):
+        parts = [[(len(text.tokens), text.text)] for text in texts]
+    rows = [(text.prompt, part, text.label) for text, some in zip(texts, parts, strict=True) for _, part in some]
+    scores = iter(scorer.score(*zip(*rows, strict=True)) if rows else ())
+    return [
+        ScoredText(text, _ends([n for n, _ in some], [float(next(scores)) for _ in some]))
+        for text, some in zip(texts, parts, strict=True)
+    ]
+
+
+def _ends(counts: Sequence[int], scores: Sequence[float]) -> tuple[SentenceEnd, ...]:
+    return tuple(SentenceEnd(n, max(scores[i : i + AHEAD + 1])) for i, n in enumerate(counts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -70,6 +71,16 @@ def restart_shares(trial_ids: Sequence[str]) -> Float[np.ndarray, " trials"]:
         for row in read_labelled("report")
     }
     return np.array([shares.get(trial_id[:ID_LENGTH], np.nan) for trial_id in trial_ids])
+
+
+def plain_responses(origin: str, min_score: float) -> list[SampledResponse]:
+    """Unsteered, unprefilled responses of a run that no annotator finds to restart or scores below `min_score`."""
+    rows = [row for part in get_args(Part) for row in read_labelled(part)]
+    return [
+        row.response for row in rows
+        if row.response.origin == origin and row.response.boost == 0 and "prefilled" not in row.response.condition
+        and all(not by.starts and by.scores[0] >= min_score for by in row.annotations)
+    ]  # fmt: skip
 
 
 def is_near(start: int, others: Sequence[int]) -> bool:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+# A full stop after a word of two letters or more ("1." opens an item of a list), closing marks, spaces.
+SENTENCE_END = re.compile(r"[^\W\d_]{2}[)\"'”’]*[.!?…]+[\"'”’)*]*\s*\Z")
+LONGEST_END = 40  # characters that are searched for the end of a sentence
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,18 @@ def align(tokens: Sequence[int], tokenizer) -> Alignment:
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     before = (tokenizer.decode(tokens[:i], skip_special_tokens=True) for i in range(len(tokens)))
     return Alignment(text, (*(len(os.path.commonprefix([part, text])) for part in before), len(text)))
+
+
+def sentence_ends(alignment: Alignment) -> list[int]:
+    """Numbers of tokens, ascending, after which a sentence of the text ends, before white space and behind it."""
+    found = []
+    for count in range(1, len(alignment.starts)):
+        end = alignment.starts[count]
+        before, rest = alignment.text[max(0, end - LONGEST_END) : end], alignment.text[end:]
+        whole_word = before[-1:].isspace() or not rest or rest[0].isspace()
+        if whole_word and not alignment.splits_character(count) and SENTENCE_END.search(before):
+            found.append(count)
+    return found
 
 
 def ends_inside_character(tokens: Sequence[int], tokenizer) -> bool:

@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from esr.config.judges import LlmJudge
 from esr.config.params import STAGES
 from esr.config.registry import base_of, model_entry
-from esr.config.study import EXPERIMENTS, bases_of, running
+from esr.config.study import EXPERIMENTS, bases_of, has_organism, running
 from esr.judging.llm import BYTES_PER_TOKEN, REPLY_TOKENS, ModelJudge
 from esr.judging.replies import RUBRIC
 from esr.models.files import ModelFiles
@@ -23,9 +23,17 @@ PER_READ_TOKEN, PER_TRAINED_TOKEN = 0.5, 1.5  # cost in generated tokens
 START_S, RELEVANCE_S = 6.0, 46.0
 ROW_BYTES, TOKEN_BYTES = 1000, 11  # of a response on disk
 COPIES = 3  # of responses: the stage's output, DVC's copy, the cache of chunks
-OF_BASES = ("corpus", "train_sae", "sae", "relevance", "latents", "concepts")  # not on models fine-tuned from another
+OF_BASES = (
+    "corpus",
+    "train_sae",
+    "sae",
+    "relevance",
+    "latents",
+    "concepts",
+    "organism",
+)  # not on models fine-tuned from another
 ON_EACH = ("calibrate", "steer", "judge")
-UNJUDGED = ("corpus", "train_sae", "steer")  # the offline judge reads no response there
+UNJUDGED = ("corpus", "train_sae", "steer", "organism")  # the offline judge reads no response there
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,13 @@ def stages_of(models: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _runs(stage: str, base: str) -> bool:
-    """Whether a stage on SAEs, or on concepts, runs on the model; an SAE that was trained here is not trained again."""
+    """Whether a stage on SAEs, or on concepts, runs on the model; what is shipped is not trained again."""
     entry, folder = model_entry(base), f"data/train_sae/{base}"
     if stage == "train_sae":
         here = entry.sae is not None and entry.sae.kind == "folder" and entry.sae.path == folder
         return here and not (ROOT / folder / "cfg.json").exists()
+    if stage == "organism":
+        return has_organism(base) and not (ROOT / f"data/organism/{base}").exists()
     return {"sae": entry.sae, "latents": entry.sae, "concepts": entry.concepts}.get(stage, entry) is not None
 
 

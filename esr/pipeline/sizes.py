@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from esr.config.registry import base_of, model_entry
 from esr.config.schema import load_texts
 from esr.config.stages import stage_parameters
+from esr.config.study import has_organism
 from esr.paths import PROMPTS
 from esr.storage.prompts import read_prompts
 
@@ -34,6 +35,7 @@ class Sizes:
     n_finetune: int
     n_instructions: int  # meta-prompts
     has_corpus: bool  # shipped
+    has_trainings: bool  # of an organism, shipped
 
     def __getitem__(self, stage: str) -> SimpleNamespace:
         return parameters(stage, self.model)
@@ -65,16 +67,23 @@ def sizes_of(model: str) -> Sizes:
     counts = {f"n_{split}": len(read_prompts(split)) for split in ("evaluation", "held_out", "finetune")}
     n_latents = parameters("concepts", root).n_concepts if base.concepts else parameters("latents", root).n_latents
     n_instructions = len(load_texts(PROMPTS / "meta_prompts.yaml", ["distractor"]))
-    return Sizes(model, n_latents, n_instructions=n_instructions, has_corpus=base.corpus is not None, **counts)
+    shipped = {"has_corpus": base.corpus is not None, "has_trainings": has_organism(root)}
+    return Sizes(model, n_latents, n_instructions=n_instructions, **shipped, **counts)
+
+
+def _texts(s: Sizes) -> Responses:
+    """Steered texts that examples are made of."""
+    p = s["organism"]
+    prompts = min(p.n_training_prompts, s.n_finetune - p.n_development)
+    return [(prompts * p.openings_per_prompt + p.n_corpus_openings, p.opening_tokens)]
 
 
 def _finetune(s: Sizes) -> Responses:
-    """On-topic responses to train on, the evaluation of every ratio, prefilled openings seven times; openings."""
+    """The evaluation of every ratio and, under weak steering as well, every training; prefilled openings; texts."""
     p = s["finetune"]
-    prompts = min(p.n_training_prompts, s.n_finetune - p.n_development)
-    evaluated = len(p.ratios) * s.n_latents * (p.n_prompts + p.n_unsteered)
-    full = prompts + evaluated + 7 * p.n_prefills
-    return [(full, s.max_new_tokens), (prompts * p.openings_per_prompt + p.n_corpus_openings, p.opening_tokens)]
+    trainings = p.n_trainings if s.has_trainings else 0
+    evaluated = (len(p.ratios) + trainings) * (p.n_prompts + p.n_unsteered) + trainings * p.n_prompts
+    return [(s.n_latents * evaluated + 7 * p.n_prefills, s.max_new_tokens), *_texts(s)]
 
 
 def _controls(s: Sizes) -> Responses:
@@ -91,6 +100,7 @@ TRIALS: dict[str, Callable[[Sizes], Responses]] = {
         (s.n_latents * s["calibrate"].n_queries * s["calibrate"].prompts_per_query, s.max_new_tokens)
     ],
     "steer": lambda s: s.per_latent("steer", 2),
+    "organism": _texts,
     "finetune": _finetune,
     "boost_sweep": lambda s: s.per_latent("boost_sweep", len(s["boost_sweep"].offsets)),
     "meta_prompts": lambda s: s.per_latent("meta_prompts", s.n_instructions),
@@ -105,10 +115,16 @@ DOCUMENTS: dict[str, Callable[[Sizes], int]] = {
     "detectors": lambda s: 3 * s.n_evaluation * s["detectors"].n_derangements + s["detectors"].n_steered,
     "activations": lambda s: s.n_steered + s["activations"].n_baselines + s["activations"].n_never_restarted,
 }
+
+
+def _trained(s: Sizes) -> int:
+    """Tokens that one adapter is trained on."""
+    p = s["organism"]
+    return p.n_examples * p.epochs * (PROMPT_TOKENS + p.response_tokens)
+
+
 # Tokens that the model is trained on
 TRAINED: dict[str, Callable[[Sizes], int]] = {
-    "finetune": lambda s: (
-        len(s["finetune"].ratios) * s["finetune"].n_examples * s["finetune"].epochs
-        * (PROMPT_TOKENS + s["finetune"].response_tokens)
-    ),
-}  # fmt: skip
+    "organism": lambda s: s["organism"].n_trainings * _trained(s),
+    "finetune": lambda s: len(s["finetune"].ratios) * _trained(s),
+}

@@ -53,13 +53,12 @@ MODELS = "models: [smollm2-135m, smollm2-135m-selfcorrect]"
         (MODELS, "models: [gpt-9]", "Unknown model 'gpt-9' under models in .*params.yaml"),
         (MODELS, "models: []", "models is empty"),
         (MODELS, "models: [minilm-l6]", "minilm-l6 cannot be steered, as it has no sae or concepts in .*: choose"),
-        (MODELS, "models: [smollm2-135m-selfcorrect]", "is made by fine-tuning smollm2-135m: select smollm2-135m too"),
         (
             MODELS,
             "models: [smollm2-135m]",
             "study.yaml is out of date for the models smollm2-135m of .*: run `esr select smollm2-135m`",
         ),
-        ("chosen_ratio: 0.6", "chosen_ratio: 0.5", "chosen_ratio is 0.5, which is none of the ratios"),
+        ("ratio: 0.4", "ratio: 0.5", "ratio is 0.5, which is none of the ratios"),
         ("judge:\n", "jugde:\n", "unknown key 'jugde'"),
         ("name: offline", "name: oracle", "name is 'oracle'; it must be 'offline'"),
         ("seed: 2602", "seed: [", "not valid YAML"),
@@ -222,7 +221,17 @@ def test_which_models_run_what_is_derived(entries):
     assert list(groups["bases"]) == ["a", "c"] and list(groups["with_sae"]) == ["a"]
     assert groups["models"]["b"] == {"base": "a", "latents": "data/latents/a", "directions": "s"}
     assert groups["models"]["c"]["directions"] == "data/concepts/c/directions.safetensors"
-    assert groups["finetune"] == {}  # of a, which is not chosen
+    assert groups["finetune"] == groups["organisms"] == {}  # of a, which is not chosen
+
+
+def test_a_shipped_organism_is_made_by_a_stage_and_measured_by_another(entries):
+    base = STEERED | {"sae": READ, "boost": BOOST, "experiments": ["finetune"]}
+    shipped = {"source": {"kind": "adapter", "path": "data/organism/a/1"}, "license": "MIT", "tuned_from": "a"}
+    entries(a=base, b=shipped, c=base)
+    groups = study.derive(["a", "c"])
+    assert list(groups["organisms"]) == ["a"]
+    assert groups["finetune"]["a"]["trainings"] == "data/organism/a"
+    assert groups["finetune"]["c"]["trainings"] == "data/corpus/c/summary.json"  # always there: c has no trainings
 
 
 def test_keys_stand_where_dvc_notices_that_they_change():

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from tokenizers import AddedToken
 
-from esr.experiments.training_texts import TrainingText
+from esr.experiments.training_texts import ScoredText, SentenceEnd, TrainingText
 
 STOP = 0
 RESPONSE = "To peel a carrot, hold it firmly on the board and draw the blade towards you. Then wash it."
@@ -19,7 +19,7 @@ class Characters:
 
     added_tokens_decoder = {STOP: AddedToken("<stop>")}
 
-    def decode(self, tokens):
+    def decode(self, tokens, skip_special_tokens=False):
         return decoded(tokens)
 
     def batch_decode(self, texts, skip_special_tokens=False):
@@ -41,3 +41,9 @@ def written(prompt_id: str, text: str, finish_reason="stop", label="") -> Traini
 
 RESPONSES = [written(f"p{i}", f"{RESPONSE} That was answer {i}.") for i in range(8)]
 OPENINGS = [written(f"p{i}", f"{FOREIGN} That was opening {i}.", "length", "sea") for i in range(8)]
+
+
+def scored(text: TrainingText, *scores: float) -> ScoredText:
+    """The text with a score at each full stop."""
+    ends = [i + 1 for i, character in enumerate(text.text) if character == "."]
+    return ScoredText(text, tuple(SentenceEnd(n, score) for n, score in zip(ends, scores, strict=False)))

@@ -43,7 +43,6 @@ def example(seed: int, length: int, loss_from: int) -> Example:
         prompt_id=f"p{seed}",
         tokens=tokens,
         targets=list(range(loss_from, length)),
-        decision=loss_from,
     )
 
 
@@ -65,53 +64,42 @@ def test_the_loss_is_that_of_transformers_over_the_marked_tokens(model, part, mo
     expected = sum(x * n for x, n in zip(losses, counts, strict=True)) / sum(counts)
     cached = inputs(model, EXAMPLES)
     with only_layers(model, range(2, 3)), attention_by(model, "eager"):
-        assert batch_loss(model, cached, EXAMPLES, weighted(1.0)).item() == pytest.approx(expected, rel=1e-5)
+        assert batch_loss(model, cached, EXAMPLES, RECIPE).item() == pytest.approx(expected, rel=1e-5)
 
 
-def weighted(decision: float, no_restart: float = 1.0) -> Recipe:
-    return replace(RECIPE, decision_weight=decision, no_restart_weight=no_restart)
+def weighted(restart: float = 1.0, no_restart: float = 1.0) -> Recipe:
+    return replace(RECIPE, restart_weight=restart, no_restart_weight=no_restart)
 
 
-def test_the_loss_of_a_decision_is_weighted():
-    model, first = tiny_llama(), EXAMPLES[0]
-    decision = first.model_copy(update={"targets": first.targets[:1]})
-    lower = inputs(model, [first])
+def test_restarts_are_wanted_or_not_by_the_mass_of_their_first_tokens():
+    model, text = tiny_llama(), EXAMPLES[0].model_copy(update={"targets": [], "restart": [4], "no_restart": [6]})
+    logits = model(torch.tensor([text.tokens])).logits[0]
+    mass = logits[[3, 5]].softmax(-1)[:, list(OPENERS)].sum(-1)
+    wanted, unwanted = -mass[0].log(), -(1 - mass[1]).log()
+    both = text.model_copy(update={"targets": [6, 7]})  # token 6 is predicted as well
+    cross_entropy = torch.nn.functional.cross_entropy(logits[[5, 6]], torch.tensor(text.tokens[6:8]))
+    lower = inputs(model, [text])
     with only_layers(model, range(2, 3)):
-        plain, alone = (batch_loss(model, lower, [e], weighted(1.0)).item() for e in (first, decision))
-        heavy = batch_loss(model, lower, [first], weighted(5.0)).item()
-    n = len(first.targets)
-    assert heavy == pytest.approx((n * plain + 4 * alone) / (n + 4), rel=1e-5)
-
-
-def test_where_no_restart_must_begin_the_mass_of_its_first_tokens_is_penalized():
-    model, silent = tiny_llama(), EXAMPLES[0].model_copy(update={"targets": [], "decision": None, "no_restart": [4, 6]})
-    logits = model(torch.tensor([silent.tokens])).logits[0, [3, 5]]
-    expected = -(1 - logits.softmax(-1)[:, list(OPENERS)].sum(-1)).log().mean()
-    both = silent.model_copy(update={"targets": [6, 7]})  # token 6 is predicted as well
-    cross_entropy = torch.nn.functional.cross_entropy(
-        model(torch.tensor([silent.tokens])).logits[0, [5, 6]], torch.tensor(silent.tokens[6:8])
-    )
-    lower = inputs(model, [silent])
-    with only_layers(model, range(2, 3)):
-        alone, mixed = (batch_loss(model, lower, [e], weighted(7.0, 3.0)).item() for e in (silent, both))
-    assert alone == pytest.approx(expected.item(), rel=1e-5)
-    assert mixed == pytest.approx((2 * cross_entropy + 6 * expected).item() / 8, rel=1e-5)
+        alone, mixed = (batch_loss(model, lower, [e], weighted(7.0, 3.0)).item() for e in (text, both))
+    assert alone == pytest.approx((7 * wanted + 3 * unwanted).item() / 10, rel=1e-5)
+    assert mixed == pytest.approx((2 * cross_entropy + 7 * wanted + 3 * unwanted).item() / 12, rel=1e-5)
 
 
 def test_training_silences_the_first_tokens_of_a_restart_where_none_belongs():
     model = tiny_llama()
-    silent = [e.model_copy(update={"targets": [], "decision": None, "no_restart": [5, 7]}) for e in EXAMPLES]
+    silent = [e.model_copy(update={"targets": [], "no_restart": [5, 7]}) for e in EXAMPLES]
     recipe = replace(RECIPE, openers=tuple(range(3, 60)), epochs=8)
     curve = train(model, silent, recipe)[1]
     assert sum(s.loss for s in curve[-4:]) < 0.7 * sum(s.loss for s in curve[:4])
 
 
 def test_every_target_is_predicted_from_the_token_before_and_no_other():
-    first = example(0, 6, 4).model_copy(update={"no_restart": [2, 6]})
+    first = example(0, 6, 4).model_copy(update={"restart": [4], "no_restart": [2, 6]})
     found = predictions([first, example(1, 5, 4)], weighted(5.0, 2.0))
     assert found.rows.tolist() == [0, 0, 0, 0, 1]
     assert found.positions.tolist() == [1, 3, 4, 5, 3]  # the last: behind the text
-    assert found.target_weights.tolist() == [0, 5, 1, 0, 5]
+    assert found.target_weights.tolist() == [0, 1, 1, 0, 1]
+    assert found.restart_weights.tolist() == [0, 5, 0, 0, 0]
     assert found.no_restart_weights.tolist() == [2, 0, 0, 2, 0]
     assert [found.targets[i].item() for i in (1, 2, 4)] == [*first.tokens[4:], example(1, 5, 4).tokens[4]]
 
@@ -217,7 +205,7 @@ def test_steering_vectors_are_added_to_what_the_first_adapter_reads_and_change_t
 
 def test_adapters_begin_right_above_the_steered_layer(base, tmp_path):
     with pytest.raises(ValueError, match="first_layer is 2; smollm2-135m is steered at layer 17"):
-        finetuning.train_all("smollm2-135m", {"0.5": EXAMPLES}, RECIPE, Workers(0))
+        finetuning.train_all("smollm2-135m", {"0.5": EXAMPLES}, {"0.5": RECIPE}, Workers(0))
 
 
 def test_runs_are_kept_and_not_repeated(base, tmp_path, monkeypatch):
@@ -228,9 +216,10 @@ def test_runs_are_kept_and_not_repeated(base, tmp_path, monkeypatch):
     monkeypatch.setattr("esr.engine.workers.CACHE", tmp_path / "cache")
     monkeypatch.setattr(finetuning, "resident_model", lambda model_id: (tiny_llama(), None))
     sets = {"0.1": EXAMPLES[:4], "0.9": EXAMPLES[4:]}
-    first = finetuning.train_all("tiny", sets, RECIPE, Workers(0))
+    recipes = dict.fromkeys(sets, RECIPE)
+    first = finetuning.train_all("tiny", sets, recipes, Workers(0))
     monkeypatch.setattr(finetuning, "train", lambda *_: pytest.fail("trained again"))
-    again = finetuning.train_all("tiny", sets, RECIPE, Workers(0))
+    again = finetuning.train_all("tiny", sets, recipes, Workers(0))
     assert list(again) == ["0.1", "0.9"]
     for name in sets:
         assert first[name][1] == again[name][1]
@@ -247,7 +236,7 @@ def test_runs_are_kept_and_not_repeated(base, tmp_path, monkeypatch):
         {"first_layer": 0},
         {"epochs": 0},
         {"warmup_steps": -1},
-        {"decision_weight": 0.0},
+        {"restart_weight": 0.0},
         {"no_restart_weight": 0.0},
     ],
 )

@@ -5,17 +5,14 @@ import re
 from dataclasses import replace
 
 import pytest
-from carrot_texts import FOREIGN, OPENINGS, RESPONSE, RESPONSES, STOP, Characters, decoded, written
+from carrot_texts import FOREIGN, OPENINGS, RESPONSE, RESPONSES, STOP, Characters, decoded, scored, written
 
 from esr.experiments import self_corrections
 from esr.experiments.restart_phrases import restart_phrases
 from esr.experiments.self_corrections import (
     AFTER_RESTART,
-    MAX_WORDS,
-    MIN_WORDS,
     Material,
     Mixture,
-    cut_opening,
     make_examples,
 )
 from esr.judging.embedding import EMBEDDER, RememberingEmbedder, load_embedder
@@ -31,7 +28,8 @@ def chats(monkeypatch):
     monkeypatch.setattr(self_corrections, "chat_tokens", lambda _tokenizer, text: tuple(ord(c) for c in f"<{text}>"))
 
 
-MATERIAL = Material(RESPONSES, OPENINGS, dict.fromkeys(PHRASES, 1), latents=[7, 8], boosts=(0.1, 0.4))
+TEXTS = [scored(t, 40.0, 20.0, 30.0, 10.0) for t in OPENINGS]  # at the ends of their sentences
+MATERIAL = Material(RESPONSES, TEXTS, 20.0, 40.0, dict.fromkeys(PHRASES, 1), latents=[7, 8], boosts=(0.1, 0.4))
 
 
 def made(material=MATERIAL, ratio=0.5, n=40, seed=1, **mixture):
@@ -40,7 +38,7 @@ def made(material=MATERIAL, ratio=0.5, n=40, seed=1, **mixture):
 
 
 def examples(ratio=0.5, **settings):
-    return made(ratio=ratio, **{"foreign_share": 0.25} | settings)
+    return made(ratio=ratio, **settings)
 
 
 def opening_of(example) -> str:
@@ -78,20 +76,14 @@ def test_the_other_kinds_have_their_shares_of_the_rest():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_corrections_predict_restart_and_response_and_some_decide(share):
-    decided = 0
-    for example in examples(1.0, decision_share=share):
+def test_corrections_carry_loss_from_the_restart_on():
+    for example in examples(1.0):
         text, prompt = decoded(example.tokens), f"<Explain {example.prompt_id}.>"
         restart = re.search("|".join(f" {re.escape(p)}" for p in PHRASES), text)
-        opening = text[len(prompt) : restart.start()]
-        assert text.startswith(prompt) and opening[-1] in ".!?"
+        assert text.startswith(prompt)
         assert RESPONSE.startswith(text[restart.end() :].lstrip()[:20])
-        first = restart.start() + (example.decision is None)
-        assert example.targets == list(range(first, len(example.tokens)))
-        assert example.decision in (None, restart.start())
-        decided += example.decision is not None
-    assert {0.0: decided == 0, 0.5: 10 < decided < 30, 1.0: decided == 40}[share]
+        assert example.targets == list(range(restart.start(), len(example.tokens)))
+        assert example.restart == [restart.start()]
 
 
 def test_no_second_restart_belongs_behind_the_first():
@@ -101,26 +93,28 @@ def test_no_second_restart_belongs_behind_the_first():
         assert example.no_restart == [i for i in range(end + 1, len(text) + 1) if text[i - 1] in ".\n"]
 
 
-def test_openings_are_steered_text_or_another_prompts_response():
-    sources = {"steered": 0, "foreign": 0}
+def test_openings_are_what_the_untuned_model_wrote_up_to_a_place_where_it_is_off_topic():
     for example in examples(1.0, n=80):
-        opening = opening_of(example)
-        sources["steered"] += any(t.text.startswith(opening) for t in OPENINGS if t.prompt_id == example.prompt_id)
-        sources["foreign"] += any(t.text.startswith(opening) for t in RESPONSES if t.prompt_id != example.prompt_id)
-    assert sources["steered"] > 40 and sources["foreign"] > 8
-    assert sum(sources.values()) == 80
-    assert all(e.boost for e in examples(1.0, foreign_share=0.0))
+        (text,) = [t for t in OPENINGS if t.prompt_id == example.prompt_id]
+        whole, first_two = text.text, ". ".join(text.text.split(". ")[:2]) + "."
+        assert opening_of(example) in (whole, first_two)  # scores 10 and 20, not 40 and 30
+        assert (example.latent, example.boost) == (text.latent, text.boost)
 
 
-def test_a_foreign_opening_is_of_another_prompt():
-    responses = [written(f"p{i}", f"{'x' * (i + 1)} " * 30) for i in range(4)]
-    for example in made(replace(MATERIAL, responses=responses, openings=[]), ratio=1.0):
-        assert opening_of(example).split()[0] != "x" * (int(example.prompt_id[1:]) + 1)
+def test_a_prompt_without_an_off_topic_text_gets_anothers():
+    elsewhere = [scored(written("p9", FOREIGN, "length", "sea"), 50.0, 50.0, 5.0), scored(OPENINGS[0], 90.0)]
+    drawn = made(replace(MATERIAL, texts=elsewhere), ratio=1.0)
+    assert {opening_of(e) for e in drawn} == {FOREIGN}
 
 
-def test_a_prompt_without_steered_text_gets_anothers():
-    drawn = made(replace(MATERIAL, openings=[written("p9", FOREIGN, "length", "sea")]), ratio=1.0)
-    assert 25 < sum(FOREIGN.startswith(opening_of(e)) for e in drawn) <= 40
+def test_a_steered_text_asks_for_restarts_where_it_is_off_topic_and_for_none_where_it_is_on_topic():
+    for example in made(ratio=0.0, others={"decision": 1.0}):
+        (text,) = [t for t in OPENINGS if t.prompt_id == example.prompt_id]
+        prompt = f"<Explain {example.prompt_id}.>"
+        assert decoded(example.tokens) == prompt + text.text
+        stops = [i + 1 for i, character in enumerate(decoded(example.tokens)) if character == "." and i > len(prompt)]
+        assert example.no_restart == stops[:1] == example.targets and example.restart == [stops[1], stops[3]]
+        assert (example.latent, example.boost) == (text.latent, text.boost)
 
 
 def test_plain_responses_carry_loss_on_every_token_and_the_stop_only_if_they_ended():
@@ -131,14 +125,14 @@ def test_plain_responses_carry_loss_on_every_token_and_the_stop_only_if_they_end
         assert decoded(example.tokens) == prompt + RESPONSE
         assert decoded(target) == RESPONSE
         assert (target[-1] == STOP) == (example.prompt_id == "p0")
-        assert example.boost == 0 and example.decision is None
+        assert example.boost == 0 and example.restart == []
 
 
 @pytest.mark.parametrize("kind", ["steered", "redirected", "near_miss"])
 def test_texts_that_take_a_shortcut_away_teach_nothing_but_where_not_to_restart(kind):
     responses = [*RESPONSES, written("letter", f"Dear Ann. I am sorry that I was late. {RESPONSE}")]
     found = made(replace(MATERIAL, responses=responses), ratio=0.0, others={kind: 1.0})
-    assert {e.kind for e in found} == {kind} and {e.decision for e in found} == {None}
+    assert {e.kind for e in found} == {kind} and not any(e.restart for e in found)
     for example in found:
         text = decoded(example.tokens)
         assert [text[i - 1] for i in example.no_restart] == ["."] * len(example.no_restart) != []
@@ -174,23 +168,5 @@ def test_what_cannot_be_made_is_refused():
         examples(0.5, others={"steered": 0.7, "near_miss": 0.5})
     with pytest.raises(ValueError, match="There are 1 on-topic responses"):
         made(replace(MATERIAL, responses=RESPONSES[:1]))
-
-
-def test_openings_end_with_a_sentence_and_are_neither_short_nor_long():
-    text = " ".join(f"word{i} word{'.' if i % 4 == 3 else ''}" for i in range(200))
-    cuts = [cut_opening(text, random.Random(i)) for i in range(300)]
-    assert all(text.startswith(cut) and cut.endswith(".") for cut in cuts)
-    lengths = [len(cut.split()) for cut in cuts]
-    assert (min(lengths), max(lengths)) == (MIN_WORDS, MAX_WORDS - MAX_WORDS % 8)
-    listed = "These are some of the things to know now: 1. Boats sail on the sea 2. Rivers run to it"
-    assert cut_opening(listed, random.Random(0)) == f"{listed}."  # not behind the number of an item
-    assert cut_opening("Too short to cut.", random.Random(0)) == "Too short to cut."
-    assert cut_opening("no sentence ends here,", random.Random(0)) == "no sentence ends here."
-
-
-def test_a_text_is_read_under_the_steering_vector_its_opening_was_written_with():
-    corrections = examples(1.0, n=80)
-    assert 0 < sum(not e.boost for e in corrections) < 30
-    for example in corrections:
-        assert ("The river" in opening_of(example)) == bool(example.boost)
-        assert (example.latent, example.boost) in {(7, 0.4), (0, 0.0)}
+    with pytest.raises(ValueError, match="None of 8 steered texts is off topic"):
+        made(replace(MATERIAL, max_off_topic_score=5.0))

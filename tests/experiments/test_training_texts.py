@@ -8,7 +8,7 @@ from esr.experiments.training_texts import (
     corpus_responses,
     development_latents,
     plan_openings,
-    plan_responses,
+    score_sentence_ends,
     select,
     split_prompts,
     training_latents,
@@ -81,6 +81,30 @@ def test_texts_are_selected_by_their_score_and_empty_ones_never():
     assert [a.prompt_id for a in select(openings, Scorer(), 60, 100)] == ["p6", "p7"]
 
 
+def test_every_sentence_end_has_the_best_score_of_itself_and_the_next_two():
+    sentences = ["A first one of five words.", "Two.", "Three is here.", "Four comes last."]
+    text = written("p0", "\n".join(sentences), "length", "sea")
+
+    class Scorer:
+        """Scores the text up to each sentence by its number of sentences."""
+
+        scores = (9.0, 1.0, 7.0, 2.0)
+
+        def score(self, prompts, texts, distractors):
+            assert set(prompts) == {text.prompt} and set(distractors) == {"sea"}
+            return [self.scores[part.count(".") - 1] for part in texts]
+
+    (scored, empty) = score_sentence_ends([text, written("p1", "Never ends")], Scorer(), Characters())
+    assert scored.text is text and empty.ends == ()
+    ends = [len("\n".join(sentences[: i + 1])) for i in range(4)]
+    # A restart may begin before or behind the line break, so both are ends.
+    places = [ends[0], ends[0] + 1, ends[1], ends[1] + 1, ends[2], ends[2] + 1, ends[3]]
+    best = [9.0, 9.0, 7.0, 7.0, 7.0, 7.0, 2.0]
+    assert [(end.tokens, end.score) for end in scored.ends] == list(zip(places, best, strict=True))
+    (whole,) = score_sentence_ends([written("p0", "no sentence anywhere", "length", "sea")], Scorer(), Characters())
+    assert whole.ends == ((20, 2.0),)
+
+
 def test_trials_become_responses():
     settings = {"max_new_tokens": 9, "temperature": 0.6, "repetition_penalty": 1.1, "layer": 1}
     names = {"model": "m", "condition": "opening", "seed": 1, "id": "x"}
@@ -104,9 +128,8 @@ def test_corpus_responses_are_requests_and_what_was_written():
         corpus_responses(corpus, Characters(), 3, seed=1)
 
 
-def test_plans_are_unsteered_responses_and_steered_openings():
+def test_steered_texts_have_drawn_latents_and_boosts():
     prompts = [Prompt(id=f"p{i}", text=str(i)) for i in range(20)]
-    assert {p.boost for p in plan_responses(prompts, 1)} == {0.0}
     plans = plan_openings(prompts, range(5), (0.25, 0.5), 2, seed=1)
     assert [p.prompt_id for p in plans] == [p.id for p in prompts for _ in range(2)]
     assert all(0.25 <= p.boost <= 0.5 for p in plans) and len({p.boost for p in plans}) > 10

@@ -304,10 +304,10 @@ def experiments() -> dict[str, Any]:
 def _training_chunk(recipe_class) -> dict[str, Any]:
     recipe = recipe_class(
         first_layer=2, openers=(7, 8), projections=("q_proj", "v_proj"), rank=2, lora_alpha=2.0, dropout=0.0,
-        warmup_steps=1, epochs=2, batch_size=2, decision_weight=5.0,
+        warmup_steps=1, epochs=2, batch_size=2, restart_weight=5.0,
         no_restart_weight=2.0,
     )  # fmt: skip
-    example = {"kind": "correction", "targets": [4, 5, 6, 7], "decision": 4, "no_restart": [6, 8], "latent": 3}
+    example = {"kind": "correction", "targets": [4, 5, 6, 7], "restart": [4], "no_restart": [6, 8], "latent": 3}
     examples = [
         example | {"prompt_id": str(i), "tokens": [1, 4, 9 + i, 20, 30 + i, 40, 50 + i, 2], "boost": 0.25 * (i % 3)}
         for i in range(6)

@@ -33,7 +33,7 @@ STEERED = {RESPONSES, TRAINING}
 
 PLAN = Plan("steered", 3, "bread", "evaluation-01", "tell me about bread", 7, 0.5, layer=1)
 EXAMPLE = Example(
-    kind="correction", prompt_id="p", tokens=[1, 5, 7, 9], targets=[2, 3], decision=2, no_restart=[4], latent=3,
+    kind="correction", prompt_id="p", tokens=[1, 5, 7, 9], targets=[2, 3], restart=[2], no_restart=[4], latent=3,
     boost=0.5,
 )  # fmt: skip
 TRIAL = Trial.model_construct(prompt="tell me", label="bread", text="Bread is made of flour.")
@@ -89,7 +89,7 @@ def keys(study: Study) -> dict[str, Any]:
     return {
         RESPONSES: _planned(generate_responses, study.plans, settings, Planner(), "")[0],
         CORPUS: corpus,
-        TRAINING: _planned(finetuning.train_all, study.model, {"a": study.examples}, study.recipe, Planner()),
+        TRAINING: _planned(finetuning.train_all, study.model, {"a": study.examples}, {"a": study.recipe}, Planner()),
         CHECKPOINT: _checkpoint(study),
         JUDGEMENT: (judge := ModelJudge(study.judge)).name + judge._key(study.trial),
     }
@@ -210,7 +210,7 @@ HUB_SAE = f"{_snapshot(HUB['id'])}/{HUB['path']}"
 RELEASE_SAE = f"{_snapshot('google/gemma-scope-2b-pt-res')}/{RELEASE['id']}"
 OTHER_RECIPE = {
     "openers": (6,), "projections": ("q_proj",), "rank": 2, "lora_alpha": 2.0, "dropout": 0.1, "lr": 1e-4,
-    "warmup_steps": 1, "epochs": 1, "batch_size": 2, "decision_weight": 4.0, "no_restart_weight": 5.0, "seed": 1,
+    "warmup_steps": 1, "epochs": 1, "batch_size": 2, "restart_weight": 4.0, "no_restart_weight": 5.0, "seed": 1,
 }  # fmt: skip
 OTHER_SAE_RECIPE = {
     "d_sae": 64, "k": 4, "tokens": 10, "batch_size": 2, "lr": 1e-3, "warmup_share": 0.1, "decay_share": 0.1,
@@ -221,7 +221,7 @@ OTHER_PLAN = {
     "seed": 8, "boost": 0.6, "layer": 0, "ablate": (5,), "instruction": "please", "prefill": (9,),
 }  # fmt: skip
 OTHER_EXAMPLE = {
-    "tokens": [1, 5, 7, 8], "targets": [3], "decision": None, "no_restart": [], "latent": 4, "boost": 0.6,
+    "tokens": [1, 5, 7, 8], "targets": [3], "restart": [], "no_restart": [], "latent": 4, "boost": 0.6,
 }  # fmt: skip
 
 

@@ -187,5 +187,5 @@ def chunk_of(function, study):
         if function is trials.generate_chunk:
             trials.generate_responses(study.plans, settings, Keeper(), "")
         else:
-            finetuning.train_all(study.model, {"a": study.examples}, study.recipe, Keeper())
+            finetuning.train_all(study.model, {"a": study.examples}, {"a": study.recipe}, Keeper())
     return kept.value.args[0][0]

@@ -32,12 +32,13 @@ SIZES = {
     "latents": {"n_latents": 3},
     "calibrate": {"n_queries": 2, "prompts_per_query": 1, "max_sd_ratio": 100.0, "tolerance": 100.0},
     "steer": {"n_prompts": 4, "n_seeds": 1},
-    "finetune": {
-        "ratios": [0.5], "chosen_ratio": 0.5, "n_examples": 8, "n_corpus_responses": 4, "n_corpus_openings": 1,
+    "organism": {
+        "n_trainings": 1, "ratio": 0.5, "n_examples": 8, "n_corpus_responses": 4, "n_corpus_openings": 1,
         "openings_per_prompt": 1, "n_development": 1, "n_training_prompts": 6, "opening_tokens": 16, "n_endings": 3,
-        "n_latents": 3, "max_cosine": 1.0, "n_prompts": 1, "n_unsteered": 1, "n_prefills": 2,
-        "max_opening_score": 100.0, "min_response_score": 0.0, "min_development_concreteness": 0.0,
+        "n_latents": 3, "max_cosine": 1.0, "max_off_topic_score": 100.0, "min_response_score": 0.0,
+        "min_development_concreteness": 0.0,
     },
+    "finetune": {"ratios": [0.5], "n_prompts": 1, "n_unsteered": 1, "n_prefills": 2, "max_opening_score": 100.0},
     "boost_sweep": {"n_prompts": 1, "offsets": [-1.0, 1.0]},
     "meta_prompts": {"n_prompts": 1, "n_seeds": 1},
     "detectors": {"n_derangements": 1, "n_steered": 2, "n_detectors": 3},
@@ -90,7 +91,7 @@ def write_parameters(root: Path, repository: Path, models: list[str]) -> None:
     params["train_sae"].update(TRAINING)
     params["latents"].update({"min_concreteness": 0.0, "min_density": 0.0, "max_density": 1.0})
     sizes = copy.deepcopy(SIZES)
-    params["finetune"]["chosen_ratio"] = sizes["finetune"].pop("chosen_ratio")
+    params["organism"]["ratio"] = sizes["organism"].pop("ratio")
     params["scale"], params["scales"] = "replica", {"replica": sizes}
     yaml.dump(params, root / "params.yaml")
 

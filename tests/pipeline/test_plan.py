@@ -53,12 +53,10 @@ def test_limits_are_not_exceeded_by_the_committed_results():
     generated = sum(rates["esr_rate"]["n"] for name, rates in detection.items() if name != "live")
     generated += NUMBERS["controls"][TUNED]["sustained"]["prefilled_on_topic"]["0-32"]["n"]
     assert generated == 934 and planned("controls", TUNED) == 1220
-    evaluated = sum(
-        n_of("finetune", BASE, "ratios", ratio, name) for ratio in ("0.1", "0.9") for name in ("unsteered", "steered")
-    )
-    prefilled, prompts = 7 * parameters("finetune").n_prefills, 251  # of data/prompts/finetune.txt
-    openings = 2 * prompts + parameters("finetune").n_corpus_openings
-    assert planned("finetune", BASE) == evaluated + prefilled + prompts + openings == 2007
+    p = parameters("finetune")
+    evaluated = 32 * ((2 + 5) * (p.n_prompts + p.n_unsteered) + 5 * p.n_prompts)  # two ratios, five trainings
+    texts = 2 * 251 + p.n_corpus_openings  # prompts of data/prompts/finetune.txt
+    assert planned("finetune", BASE) == evaluated + 7 * p.n_prefills + texts
     assert DOCUMENTS["detectors"](sizes_of(TUNED)) == 456 + 160  # 449 distinct pairs were read
 
 
@@ -72,7 +70,7 @@ def test_stages_are_those_that_run():
     assert ("ablate", TUNED) in found and ("ablate", BASE) not in found
     assert ("sae", BASE) in found and ("sae", TUNED) not in found
     assert ("measure", "") in found
-    assert [name for name, _ in found if name in ("train_sae", "concepts")] == []  # shipped; it has an SAE
+    assert [name for name, _ in found if name in ("train_sae", "organism", "concepts")] == []  # shipped; it has an SAE
 
 
 def test_hours_follow_the_stated_speed_and_the_measured_one():
