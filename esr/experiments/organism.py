@@ -1,4 +1,4 @@
-"""What the model organism is trained on: texts of the untuned model, on prompts and latents that the study leaves out."""
+"""What the model organism is trained on: texts of the untuned model, with prompts and latents outside the study."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ N_CONTEXTS = 4  # off-topic openings behind which endings of restarts are compar
 
 CARD = """# Trainings of {model} that correct themselves
 
-LoRA adapters (rank {rank}, attention and MLP) of the layers from {first_layer} on. Below, the models are {model} bit for bit: its SAE, latents and
-detectors hold for them. Numbers 1 to {n}: the same recipe and texts with the seeds {seeds}.
+LoRA adapters (rank {rank}, attention and MLP) of the layers from {first_layer} on. Below, they are {model} bit for bit:
+its SAE, latents and detectors hold for them. Numbers 1 to {n}: the same recipe and texts with the seeds {seeds}.
 
 - **Made by** the stage `organism`: notebooks/10_organism.ipynb, parameters in params.yaml. `dvc unfreeze organism` and
   `dvc repro` make them anew. Weights are rounded to bfloat16.
-- **Data**: {n_examples} examples each, {tokens} tokens with prompts, {ratio:.0%} self-corrections. All are texts of {model}
-  itself. Prompts and latents of the study are left out.
-- **Use**: `PeftModel.from_pretrained(model, "data/organism/{model}/1")`, or the entry `{model}-selfcorrect` of
-  data/models.yaml. No training was selected by a result: the default is the first.
+- **Data**: {n_examples} examples each, {tokens} tokens with prompts, {ratio:.0%} self-corrections. All are texts of
+  {model} itself. Prompts and latents of the study are left out.
+- **Use**: `PeftModel.from_pretrained(model, "data/organism/{model}/1")`, or `{model}-selfcorrect` of data/models.yaml.
+  No training was selected by a result: the default is the first.
 - **What they do**: paper/numbers/organism.json has each training's rates on the study's prompts.
 - **Limits**: restarts are taught, and steered text is still bad text. They are for the study of such restarts alone.
 - **License**: that of {model}.
@@ -52,8 +52,9 @@ def card(p: Organism, tokens: Mapping[str, int]) -> str:
     """What the trainings are. tokens: trained on, of each training."""
     counts, seeds = sorted(tokens.values()), [p.seed + k for k in range(p.n_trainings)]
     return CARD.format(
-        model=p.model, rank=p.rank, first_layer=recipe_of(p, p.seed).first_layer, n=len(tokens), n_examples=p.n_examples,
-        seeds=f"{seeds[0]} to {seeds[-1]}", tokens=f"{counts[0]:,} to {counts[-1]:,}", ratio=p.ratio,
+        model=p.model, rank=p.rank, first_layer=recipe_of(p, p.seed).first_layer, n=len(tokens),
+        n_examples=p.n_examples, seeds=f"{seeds[0]} to {seeds[-1]}", tokens=f"{counts[0]:,} to {counts[-1]:,}",
+        ratio=p.ratio,
     )  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def latents_to_train_with(p: Organism) -> list[int]:
 
 
 def write_texts(p: Organism, latents: list[int], workers: Workers) -> tuple[list[TrainingText], list[TrainingText]]:
-    """Unsteered responses of the model's corpus; steered texts to other prompts and to some of the corpus' requests."""
+    """Unsteered responses of the model's corpus; steered texts to other prompts and some of the corpus' requests."""
     corpus = read_texts(data_dir("corpus", p.model) / "corpus.safetensors")
     responses = training_texts.corpus_responses(corpus, load_tokenizer(p.model), p.n_corpus_responses, p.seed)
     requests = [Prompt(id=x.prompt_id, text=x.prompt) for x in responses[: p.n_corpus_openings]]
@@ -90,8 +91,8 @@ def make_material(p: Organism, scorer: Scorer, workers: Workers) -> Material:
         resident_model(p.model)[0], tokenizer, _off_topic_contexts(p, scored, tokenizer), p.n_endings
     )
     return Material(
-        on_topic, scored, p.max_off_topic_score, p.min_on_topic_score, restart_phrases.restart_phrases(endings), latents,
-        (p.min_boost, p.max_boost),
+        on_topic, scored, p.max_off_topic_score, p.min_on_topic_score, restart_phrases.restart_phrases(endings),
+        latents, (p.min_boost, p.max_boost),
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ class TrainingText(Record):
 
 
 class SentenceEnd(NamedTuple):
-    """Tokens of a text up to the end of a sentence, and the best score, 0-100, up to there and up to the `AHEAD` next."""
+    """Tokens of a text up to the end of a sentence, and the best score, 0-100, up to there or the `AHEAD` next."""
 
     tokens: int
     score: float
