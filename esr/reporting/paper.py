@@ -22,7 +22,7 @@ from esr.config.study import EXPERIMENTS, STUDY
 from esr.storage.files import write_bytes
 
 TIMESTAMP = 1767225600  # 2026-01-01, seconds since 1970: equal text gives equal bytes on any day
-SHOWN_PARAMS = {"generation", "finetune"}  # sections of params.yaml that the text prints
+SHOWN_PARAMS = {"generation", "organism"}  # sections of params.yaml that the text prints
 FONTS = "Libertinus Serif, New Computer Modern or DejaVu Sans Mono"  # shipped with typst
 
 
@@ -79,7 +79,7 @@ def main() -> int:
         print(f"The paper shows experiments that no chosen model runs ({', '.join(idle)}): paper.pdf stays as it is.")
         return 0
     if changed := [m for m in study["models"] if SHOWN_PARAMS & sections_of(model_entry(m).params)]:
-        print(f"The paper prints generation and finetune of params.yaml, and {', '.join(changed)} has its own in "
+        print(f"The paper prints generation and organism of params.yaml, and {', '.join(changed)} has its own in "
               "data/models.yaml: paper.pdf stays as it is.")  # fmt: skip
         return 0
     try:

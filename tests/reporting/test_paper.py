@@ -12,7 +12,7 @@ from esr.reporting import numbers, paper
 from esr.statistics.estimates import NOTHING, Estimate
 
 REPOSITORY = paths.ROOT
-CHOSEN = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["finetune"]["chosen_ratio"]
+CHOSEN = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["organism"]["ratio"]
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40"><rect width="60" height="40" fill="#888"/></svg>'
 
 
@@ -210,7 +210,7 @@ def test_the_paper_stays_where_no_chosen_model_runs_what_it_shows(tmp_path, monk
     assert "no chosen model runs (ablate): paper.pdf stays as it is" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("settings", [{"generation": {"batch_size": 3}}, {"scales": {"laptop": {"finetune": {}}}}, {}])
+@pytest.mark.parametrize("settings", [{"generation": {"batch_size": 3}}, {"scales": {"laptop": {"organism": {}}}}, {}])
 def test_the_paper_stays_where_a_chosen_model_has_settings_that_it_prints(tmp_path, monkeypatch, capsys, settings):
     groups = dict.fromkeys([*paper.EXPERIMENTS, "models"], {"tiny": {}})
     (tmp_path / "study.yaml").write_text(json.dumps({"study": groups}))
