@@ -67,8 +67,10 @@ def sizes_of(model: str) -> Sizes:
     counts = {f"n_{split}": len(read_prompts(split)) for split in ("evaluation", "held_out", "finetune")}
     n_latents = parameters("concepts", root).n_concepts if base.concepts else parameters("latents", root).n_latents
     n_instructions = len(load_texts(PROMPTS / "meta_prompts.yaml", ["distractor"]))
-    shipped = {"has_corpus": base.corpus is not None, "has_trainings": has_organism(root)}
-    return Sizes(model, n_latents, n_instructions=n_instructions, **shipped, **counts)
+    return Sizes(
+        model, n_latents, n_instructions=n_instructions, has_corpus=base.corpus is not None,
+        has_trainings=has_organism(root), **counts,
+    )  # fmt: skip
 
 
 def _texts(s: Sizes) -> Responses:
