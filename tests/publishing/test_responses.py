@@ -129,7 +129,7 @@ def test_each_stage_and_model_has_a_page_with_the_command_that_makes_it(tmp_path
         assert others == [other for other in pages if other != name]
 
 
-def test_what_is_not_judged_or_has_no_text_is_shown_as_such(tmp_path):
+def test_what_is_not_judged_or_has_no_text_says_so(tmp_path):
     empty = trial_of(sampled_row(), id="empty", text="")
     pairs = [(empty, judgement_of(empty).model_copy(update={"attempts": [], "outcome": "empty"}))]
     rows = data_of(*pages_of(tmp_path, pairs).values())["rows"]
