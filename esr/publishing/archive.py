@@ -57,7 +57,8 @@ def make(root: Path, folder: Path) -> dict:
     files = files_of(root)
     if not files:
         raise ArchiveError("dvc.yaml has no outputs to keep: choose models with `esr select`.")
-    manifest = {name: {"bytes": f.stat().st_size, "sha256": _sha256(f.read_bytes())} for name, f in files.items()}
+    digests = {name: _sha256(file.read_bytes()) for name, file in files.items()}
+    manifest = {name: {"bytes": file.stat().st_size, "sha256": digests[name]} for name, file in files.items()}
     folder.mkdir(parents=True, exist_ok=True)
     target, partial = folder / NAME, folder / f"{NAME}.partial"
     with (
@@ -70,10 +71,10 @@ def make(root: Path, folder: Path) -> dict:
             _add(tar, name, file.read_bytes())
     partial.replace(target)
     stages: dict[str, dict[str, int]] = {}
-    for name, entry in manifest.items():
+    for name, file in files.items():
         stage = stages.setdefault(PurePosixPath(name).parts[1], {"files": 0, "bytes": 0})
         stage["files"] += 1
-        stage["bytes"] += int(entry["bytes"])
+        stage["bytes"] += file.stat().st_size
     content = target.read_bytes()
     card = {"name": NAME, "bytes": len(content), "sha256": _sha256(content), "stages": stages}
     write_json(root / "data" / CARD, card)

@@ -68,7 +68,7 @@ def figure_files(named: Mapping[str, str], root: Path | None = None) -> dict[Pat
 
 def verdicts_of(experiment: str, claims: Sequence[Row]) -> dict[str, int]:
     """How many of an experiment's claims have each verdict, in the order of `VERDICTS`."""
-    counts = Counter(row.verdict for row in claims if row.experiment == experiment)
+    counts: Counter[str] = Counter(row.verdict for row in claims if row.experiment == experiment)
     return {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}
 
 

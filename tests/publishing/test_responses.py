@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 
@@ -14,6 +13,7 @@ from esr.publishing import responses
 from esr.publishing.pages import embedded, page
 from esr.storage.files import read_rows
 from esr.storage.records import Attempt, SampledResponse
+from tests.publishing.html_checks import Elements
 from tests.publishing.sample import MODEL, judgement_of, sampled, trial_of, write_latents, write_stage
 
 HOSTILE = (
@@ -22,36 +22,13 @@ HOSTILE = (
 )
 
 
-class Elements(HTMLParser):
-    """Tags with attributes, and the text of each script."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.scripts, self.policy, self.inside = [], {}, "", ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.inside = tag
-        if dict(attrs).get("http-equiv") == "Content-Security-Policy":
-            self.policy = dict(attrs)["content"]
-
-    def handle_endtag(self, tag):
-        self.inside = ""
-
-    def handle_data(self, data):
-        if self.inside == "script":
-            name = self.tags[-1][1].get("id", "code")
-            self.scripts[name] = self.scripts.get(name, "") + data
-
-
 def pages_of(tmp_path, pairs, stage="steer", **more):
     write_stage(tmp_path / "data", pairs, stage, **more)
     return {path.name: path.read_text() for path in responses.write_pages(tmp_path / "site", tmp_path / "data")}
 
 
 def data_of(text):
-    return json.loads(Elements(text).scripts["data"])
+    return json.loads(Elements(text).texts["data"])
 
 
 def hostile_pair():
@@ -82,9 +59,9 @@ def test_no_text_of_a_model_becomes_markup(tmp_path):
 def test_the_policy_allows_the_pages_script_alone_and_no_address(tmp_path):
     (text,) = pages_of(tmp_path, sampled(3)).values()
     found = Elements(text)
-    digest = base64.b64encode(hashlib.sha256(found.scripts["code"].encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(found.texts["script"].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in found.policy and "default-src 'none'" in found.policy
-    assert "innerHTML" not in found.scripts["code"] and "http" not in found.policy
+    assert "innerHTML" not in found.texts["script"] and "http" not in found.policy
     assert "script-src 'none'" in page("a page without a script", "")
 
 
