@@ -64,16 +64,19 @@ def read_contexts(model: str, data: Path) -> dict[int, list[str]]:
     return {}
 
 
-def entries(trials: Sequence[Trial], judgements: Mapping[str, Judgement], opened: Mapping[str, str]) -> list[dict]:
+def entries(
+    trials: Sequence[Trial], judgements: Mapping[str, Judgement], opened: Mapping[str, tuple[str, int]]
+) -> list[dict]:
     """What a page holds of each response, in the order of `trials`.
 
-    judgements: by trial. opened: by trial, prefill and continuation as the judge read them; without an entry it read
-    the trial's text. Raises ValueError for a judgement that is not of that text.
+    judgements: by trial. opened: by trial, opening and continuation as the judge read them, and the character where the
+    continuation begins; without an entry the judge read the trial's text. Raises ValueError for a judgement that is not
+    of that text.
     """
-    return [_entry(trial, judgements.get(trial.id), opened.get(trial.id, trial.text)) for trial in trials]
+    return [_entry(trial, judgements.get(trial.id), *opened.get(trial.id, (trial.text, 0))) for trial in trials]
 
 
-def _entry(trial: Trial, judgement: Judgement | None, text: str) -> dict[str, Any]:
+def _entry(trial: Trial, judgement: Judgement | None, text: str, opening: int) -> dict[str, Any]:
     made = trial.model_dump(include={"id", "condition", "latent", "label", "prompt", "seed", "layer", "instruction"})
     attempts = judgement.attempts if judgement else []
     for attempt in attempts:
@@ -81,19 +84,29 @@ def _entry(trial: Trial, judgement: Judgement | None, text: str) -> dict[str, An
             raise ValueError(
                 f"The judgement of {trial.id} is not of its text (attempt at {attempt.start}): run its stages again."
             )
-    return made | {
-        "key": f"{trial.latent} {trial.prompt_id} {trial.seed}",  # shared by the conditions that are compared
-        "boost": round(trial.boost, 3),
-        "ablated": len(trial.ablate),
-        "tokens": len(trial.tokens),
-        "finish": trial.finish_reason,
-        "adapter": trial.adapter,
-        "opening": len(text) - len(trial.text) if trial.prefill else 0,  # characters
-        "text": text,
-        "outcome": judgement.outcome if judgement else "not judged",
-        "attempts": [[a.start, a.end, len(a.restart), _rounded(a.score)] for a in attempts],
-        "thirds": [_rounded(score) for score in judgement.thirds] if judgement else [],
-    }
+    return (
+        made
+        | {
+            "key": f"{trial.latent} {trial.prompt_id} {trial.seed}",  # shared by the conditions that are compared
+            "boost": round(trial.boost, 3),
+            "ablated": len(trial.ablate),
+            "tokens": len(trial.tokens),
+            "finish": trial.finish_reason,
+            "adapter": trial.adapter,
+            "opening": _units(text[:opening]),
+            "text": text,
+            "outcome": judgement.outcome if judgement else "not judged",
+            "attempts": [
+                [_units(text[: a.start]), _units(text[: a.end]), _units(a.restart), _rounded(a.score)] for a in attempts
+            ],
+            "thirds": [_rounded(score) for score in judgement.thirds] if judgement else [],
+        }
+    )
+
+
+def _units(text: str) -> int:
+    """The length of a text as JavaScript counts it, in UTF-16 units: places in a page's rows are in these."""
+    return len(text.encode("utf-16-le")) // 2
 
 
 def _rounded(score: float | None) -> float | None:
@@ -145,8 +158,8 @@ def _form(conditions: Sequence[str]) -> str:
 <button id="more" type="button" hidden>Show more</button>"""
 
 
-def opened_texts(trials: Sequence[Trial]) -> dict[str, str]:
-    """Prefill and continuation of the trials that have a prefill, as the judge reads them.
+def opened_texts(trials: Sequence[Trial]) -> dict[str, tuple[str, int]]:
+    """Of the trials that have a prefill: prefill and continuation as the judge reads them, and where the latter begins.
 
     Raises ConfigError when their model's tokenizer is not fetched.
     """
@@ -157,7 +170,8 @@ def opened_texts(trials: Sequence[Trial]) -> dict[str, str]:
     from esr.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(base_of(opened[0].model))
-    return {trial.id: whole(trial, tokenizer)[0].text for trial in opened}
+    found = ((trial.id, *whole(trial, tokenizer)) for trial in opened)
+    return {trial_id: (response.text, start) for trial_id, response, start in found}
 
 
 def write_pages(folder: Path, data: Path, home: str = "") -> Iterator[Path]:

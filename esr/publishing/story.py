@@ -165,7 +165,7 @@ class Story:
         terms = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items())
         return (
             f'<section id="{html.escape(row.id)}"><h2>{html.escape(row.hypothesis)}</h2><p>{verdict(row.verdict)}</p>'
-            f"<dl>{terms}</dl>{_list(map(html.escape, states)) if states else ''}"
+            f"<dl>{terms}</dl>{f'<p>Checks:</p>{_list(map(html.escape, states))}' if states else ''}"
             f'<p class="links">{" · ".join(ways)}</p></section>'
         )
 

@@ -31,6 +31,11 @@ def data_of(text):
     return json.loads(Elements(text).texts["data"])
 
 
+def in_javascript(text, start, end):
+    """text.slice(start, end) as JavaScript has it."""
+    return text.encode("utf-16-le")[2 * start : 2 * end].decode("utf-16-le")
+
+
 def hostile_pair():
     text = f"{HOSTILE} Wait, {HOSTILE}"
     trial = trial_of(sampled_row(), text=text, prompt=HOSTILE, label=HOSTILE, condition="</option><script>")
@@ -75,12 +80,22 @@ def test_every_response_is_there_with_its_attempts_and_restart_words(tmp_path):
     rows = data_of(*pages_of(tmp_path, pairs).values())["rows"]
     assert [(row["id"], row["text"], row["seed"]) for row in rows] == [(t.id, t.text, t.seed) for t, _ in pairs]
     for row, (trial, judgement) in zip(rows, pairs, strict=True):
-        spans = [trial.text[start:end] for start, end, *_ in row["attempts"]]
+        spans = [in_javascript(trial.text, start, end) for start, end, *_ in row["attempts"]]
         assert "".join(spans) == trial.text and len(spans) == len(judgement.attempts)
         assert [score for *_, score in row["attempts"]] == [a.score for a in judgement.attempts]
-        words = [trial.text[start : start + length] for start, _, length, _ in row["attempts"]]
+        words = [in_javascript(trial.text, start, start + length) for start, _, length, _ in row["attempts"]]
         assert words == [a.restart for a in judgement.attempts]
     assert any(len(row["attempts"]) > 2 for row in rows)
+
+
+def test_places_are_counted_as_javascript_counts():
+    text = "So 🥖🥖 far. Wait, no 🥖. Good."
+    trial = trial_of(sampled_row(), text=text)
+    judgement = judgement_of(trial, [text.index("Wait")], [10.0, 60.0])
+    (row,) = responses.entries([trial], {trial.id: judgement}, {})
+    start, end, length, _ = row["attempts"][1]
+    assert in_javascript(text, start, start + length) == "Wait, no 🥖."
+    assert in_javascript(text, start, end) == "Wait, no 🥖. Good."
 
 
 def test_a_judgement_of_another_text_is_refused(tmp_path):
@@ -118,8 +133,8 @@ def test_a_prefilled_opening_is_a_part_of_what_the_judge_read():
     trial = trial_of(sampled_row(), text=" Wait, no. A reply.", prefill=[5, 6])
     whole = "The opening." + trial.text
     judgement = judgement_of(trial.model_copy(update={"text": whole}), [12], [10.0, 60.0])
-    (row,) = responses.entries([trial], {trial.id: judgement}, {trial.id: whole})
-    assert row["text"] == whole and whole[: row["opening"]] == "The opening."
+    (row,) = responses.entries([trial], {trial.id: judgement}, {trial.id: (whole, 12)})
+    assert row["text"] == whole and in_javascript(whole, 0, row["opening"]) == "The opening."
     with pytest.raises(ValueError, match="is not of its text"):
         responses.entries([trial], {trial.id: judgement}, {})
 
