@@ -146,3 +146,18 @@ def test_without_responses_the_command_says_what_to_do(tmp_path, monkeypatch, ca
     write_stage(tmp_path, sampled(2))
     assert responses.main([str(tmp_path / "site")]) == 0
     assert re.search(rf"{MODEL}-steer.html: [\d.]+ MB", capsys.readouterr().out)
+
+
+def test_prefilled_openings_are_decoded_as_the_judge_reads_them(monkeypatch):
+    from esr.models import loading
+    from tests.pipeline.replica import byte_tokenizer
+
+    texts = ["The ships sail north. ", "Wait, no. A reply 🥖."]
+    tokenizer = byte_tokenizer(texts)
+    opening, reply = (tokenizer(text, add_special_tokens=False).input_ids for text in texts)
+    trial = trial_of(sampled_row(), prefill=opening, tokens=reply, text=texts[1], max_new_tokens=500)
+    monkeypatch.setattr(loading, "load_tokenizer", lambda model: {"smollm2-135m": tokenizer}[model])
+    assert responses.opened_texts([trial]) == {trial.id: ("".join(texts), len(texts[0]))}
+    cut = trial.model_copy(update={"max_new_tokens": len(opening) + 1})
+    assert responses.opened_texts([cut])[trial.id][1] == len(texts[0])
+    assert responses.opened_texts([trial.model_copy(update={"prefill": []})]) == {}
