@@ -14,7 +14,9 @@ from importlib.resources import files
 from typing import Any
 
 ASSETS = files("esr.publishing") / "assets"
-FORBIDDEN_IN_JSON = {"&": "\\u0026", "<": "\\u003c", ">": "\\u003e", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+FORBIDDEN_IN_JSON = str.maketrans(
+    {"&": "\\u0026", "<": "\\u003c", ">": "\\u003e", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+)
 
 
 def asset(name: str) -> str:
@@ -77,7 +79,7 @@ def link(text: str, address: str) -> str:
 def embedded(data: Any) -> str:
     """JSON that no text in `data` can end: it holds no `<`, `>` or `&`."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.translate(str.maketrans(FORBIDDEN_IN_JSON))
+    return text.translate(FORBIDDEN_IN_JSON)
 
 
 def _allow(code: str) -> str:

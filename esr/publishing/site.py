@@ -47,14 +47,11 @@ def build(folder: Path, data: Path = paths.DATA) -> int:
         sources = responses.sources(data)
         story = Story(experiments, as_rows(read_numbers("claims")), found, sources, addresses)
         _write(new, "index.html", TITLE, story.index())
-        _write(new, "claims.html", f"Claims: {TITLE}", story.rules(NumbersFiles()))
+        _write(new, "claims.html", f"Claims: {TITLE}", story.decisions(NumbersFiles()))
         for executed in found:
             _write_notebook(new, executed, found, experiments, addresses)
-        for name, address in addresses.pages.items():
-            text = (paths.ROOT / name).read_text(encoding="utf-8")
-            base = str(PurePosixPath(name).parent)
-            shown = readdressed(markdown(text), lambda to, page=address, base=base: addresses.link(page, to, base))
-            _write(new, address, name, shown)
+        for name in addresses.pages:
+            _write_document(new, name, addresses)
         for _ in responses.write_pages(new / "responses", data, "../index.html"):
             pass
         for address, file in addresses.copied.items():
@@ -67,6 +64,13 @@ def build(folder: Path, data: Path = paths.DATA) -> int:
 def _write(folder: Path, address: str, title: str, body: str, more: list[tuple[str, str]] | None = None) -> None:
     nav = [(text, "" if address == to else relative(address, to)) for text, to in PAGES]
     write_text(folder / address, page(title, body, nav=[*nav, *(more or [])]))
+
+
+def _write_document(folder: Path, name: str, addresses: Addresses) -> None:
+    """The page of a Markdown file, its links leading to what the site has."""
+    here, base = addresses.pages[name], str(PurePosixPath(name).parent)
+    shown = markdown((paths.ROOT / name).read_text(encoding="utf-8"))
+    _write(folder, here, name, readdressed(shown, lambda written: addresses.link(here, written, base)))
 
 
 def _write_notebook(

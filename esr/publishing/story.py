@@ -96,7 +96,7 @@ class Story:
                 continue
             self.drawn[file] = section
             address = html.escape(self.addresses.of(file.relative_to(self.addresses.root).as_posix()) or "")
-            image = f'<img loading="lazy" src="{address}" {_size(file)} alt="{html.escape(text)}">'
+            image = f'<img src="{address}" {_size(file)} alt="{html.escape(text)}">'
             caption = f"<figcaption>{html.escape(text)}.</figcaption>"
             parts.append(f'<figure id="figure-{file.stem}"><a href="{address}">{image}</a>{caption}</figure>')
         return "".join(parts)
@@ -135,7 +135,7 @@ class Story:
     def _file(self, name: str) -> str:
         return link(name, self.addresses.of(name) or "")
 
-    def rules(self, files: Mapping) -> str:
+    def decisions(self, files: Mapping) -> str:
         """The page of claims: how each was decided, and what it rests on."""
         edition = rules.read_rules()
         known = {rule.id: rule for rule in edition.rules}
