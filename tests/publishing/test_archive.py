@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
     write_stage(root / "data", sampled(5), "ablate")
     (root / "data/fetch" / MODEL).mkdir(parents=True)
     (root / "data/fetch" / MODEL / "model.safetensors").write_bytes(b"weights")
-    stages = {Path(out).parts[1]: {"cmd": "true", "outs": [{out: push}]} for out, push in OUTS.items()}
+    stages = {Path(out).parts[1]: {"cmd": "true", "outs": [{out: flags}]} for out, flags in OUTS.items()}
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     git(root, "init", "-q")
     dvc(root, "init", "-q")
@@ -155,14 +155,14 @@ def test_the_data_card_says_what_the_archive_holds(study, tmp_path, monkeypatch)
 
 def test_the_recipes_of_the_data_card_bring_the_data_into_a_clone(study, tmp_path):
     """Word by word, but for the place of the remote."""
-    (unpack,), (add, push, pull) = RECIPES
+    (unpack,), (add, upload, download) = RECIPES
     expected = contents(study, "steer", "judge", "ablate")
-    for line in (add, push):
+    for line in (add, upload):
         follow(study, line.replace("REMOTE", str(tmp_path / "store")))
     git(study, "commit", "-qam", "remote")
     git(tmp_path, "clone", "-q", str(study), "clone")
     assert contents(tmp_path / "clone", "steer", "judge", "ablate") == {}
-    follow(tmp_path / "clone", pull)
+    follow(tmp_path / "clone", download)
     assert contents(tmp_path / "clone", "steer", "judge", "ablate", "fetch") == expected
     archive.make(study, tmp_path / "elsewhere")
     assert unpack.split()[-1] == archive.NAME
