@@ -80,18 +80,16 @@ def _write_notebook(
     here = executed.address
     around = notebooks.neighbours(executed, every)
     more = [(f"{word}: {other.short}", relative(here, other.address)) for word, other in around]
-    experiments_here = [e for e in experiments.experiments if e.stage == executed.stage]
-    ways = [
-        link(f"Experiment {e.id}: {e.title}", relative(here, f"index.html#experiment-{e.id}")) for e in experiments_here
-    ]
+    theirs = [e for e in experiments.experiments if e.stage == executed.stage]
+    ways = [link(f"Experiment {e.id}: {e.title}", relative(here, f"index.html#experiment-{e.id}")) for e in theirs]
     named = {
-        **{n: text for e in experiments_here for n, text in e.figures.items()},
+        **{n: text for e in theirs for n, text in e.figures.items()},
         **experiments.methods.get(executed.stage, {}),
     }
     ways += [
         link(f"Figure {file.stem}", relative(here, f"index.html#figure-{file.stem}")) for file in figure_files(named)
     ]
-    numbers = dict.fromkeys(f"paper/numbers/{name}.json" for e in experiments_here for name in e.numbers)
+    numbers = dict.fromkeys(f"paper/numbers/{name}.json" for e in theirs for name in e.numbers)
     ways += [link(name, relative(here, addresses.of(name) or "")) for name in numbers]
     source = f"notebooks/{executed.path.stem.partition('-')[0]}.ipynb"
     if address := addresses.of(source):

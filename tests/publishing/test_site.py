@@ -173,8 +173,8 @@ def test_text_stands_out_as_wcag_asks(theme):
     pairs += [("b0", "ground"), ("b4", "ground"), *((name, f"t{i}") for i in range(5) for name in ("ink", "soft"))]
     assert {pair: round(brightness_ratio(*(colour[n] for n in pair)), 1) for pair in pairs
             if brightness_ratio(*(colour[n] for n in pair)) < 4.5} == {}  # fmt: skip
-    levels = [luminance(colour[f"b{i}"]) for i in range(5)]
-    assert min(brightness_ratio(colour[f"b{i}"], colour["ground"]) for i in (0, 2, 4)) > 3 and len(set(levels)) == 5
+    bands = [luminance(colour[f"b{i}"]) for i in range(5)]
+    assert min(brightness_ratio(colour[f"b{i}"], colour["ground"]) for i in (0, 2, 4)) > 3 and len(set(bands)) == 5
 
 
 def test_a_folder_with_something_else_is_not_replaced(tmp_path):
