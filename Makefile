@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repository venv fetch repro quick bench bench-vllm test test-slow test-all lint lab clean
+.PHONY: help repository venv fetch repro quick site archive bench bench-vllm test test-slow test-all lint lab clean
 
 help: ## this list
 	@echo "make TARGET [MODELS='a b'] [PYTHON=python3.12] [PIP_FLAGS='--extra-index-url ...']"
@@ -51,6 +51,13 @@ repro: repository venv ## run the study, of other models with MODELS="a b": what
 quick: repository venv ## run the study at scale smoke, in minutes; overwrites numbers, figures and executed notebooks
 	$(BIN)/python -m esr.pipeline.kernels $(BIN)/dvc exp run --set-param scale=smoke
 	@echo "This was scale smoke. To go back: git restore params.yaml dvc.lock paper notebooks/executed && .venv/bin/dvc checkout"
+
+site: venv ## the site in site/: notebooks, figures, claims, and pages of the responses that are in data/
+	$(BIN)/python -m esr.publishing.site
+
+archive: venv ## responses, judgements and intermediates of the finished study in one file with checksums, dist/esr-data.tar.gz
+	$(BIN)/python -m esr.publishing.archive make
+	$(BIN)/python -m esr.publishing.readme
 
 bench: repository venv ## time the engine beside transformers and vLLM on the same trials: ten minutes on two free cores
 	$(BIN)/dvc repro fetch

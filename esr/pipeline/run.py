@@ -25,6 +25,7 @@ import nbformat
 from esr.config.schema import ConfigError
 from esr.config.stages import stage_parameters
 from esr.paths import CACHE, EXECUTED, NOTEBOOKS, PIPELINE, ROOT, from_root
+from esr.pipeline import times
 from esr.pipeline.kernels import kernel_manager
 from esr.storage.files import write_text
 
@@ -73,7 +74,9 @@ def run(stage: str, model: str | None = None) -> Path:
         raise ConfigError(f"{stage} runs on all models of params.yaml together: leave out --model {model}.")
     source = notebook_path(stage)
     name = f"{source.stem}-{model}.ipynb" if model else source.name
+    start = time.monotonic()
     executed = execute(source, parameters, EXECUTED / name)
+    times.record(stage, model, parameters, time.monotonic() - start)
     if stage == "fetch":
         from esr.pipeline.preflight import preflight, refuse
 

@@ -118,12 +118,20 @@ def table(decided: Sequence[Row]) -> str:
     lines = [head, ["---"] * len(head)]
     for row in decided:
         n = "–" if row.n is None else str(row.n)
-        measured = "–" if row.measured is None else _interval(row.measured, row.unit)
-        published = "–" if row.published is None else _value(row.published, row.unit)
         failed = ", ".join(row.failed_checks) or "–"
-        numbers_shown = [published, measured, n, row.model or "–"]
+        numbers_shown = [published_text(row), measured_text(row), n, row.model or "–"]
         lines.append([row.experiment, row.hypothesis, *numbers_shown, row.about, row.verdict, failed])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def published_text(row: Row) -> str:
+    """The published value with its unit; "–" where there is none."""
+    return "–" if row.published is None else _value(row.published, row.unit)
+
+
+def measured_text(row: Row) -> str:
+    """The measured value and its interval; "–" where nothing is measured."""
+    return "–" if row.measured is None else _interval(row.measured, row.unit)
 
 
 def _interval(measured: Estimate, unit: Unit) -> str:

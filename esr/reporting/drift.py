@@ -14,7 +14,7 @@ from esr.statistics.estimates import Estimate
 
 TOLERANCE = 0.05  # relative, for numbers without an interval
 SHOWN = 6  # differences listed per file
-UNCOMPARED = {"bench", "judge_speed"}  # timings vary between runs
+UNCOMPARED = {"bench", "judge_speed", "times"}  # timings vary between runs
 UNJUDGED = {"unclustered"}  # repeats the rates, with intervals of width zero without events
 VERDICTS = ("identical", "within intervals", "different")
 

@@ -1,7 +1,6 @@
 """The README's tables of measured numbers, and the drift of fresh numbers from the committed ones.
 
 python -m esr.reporting.tables compare [--strict]
-python -m esr.reporting.tables show
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import sys
 from collections.abc import Callable
 
 from esr.reporting.drift import report
-from esr.reporting.numbers import read_numbers
 from esr.statistics.estimates import Estimate
 
 
@@ -82,24 +80,11 @@ def _cell(rate: Estimate, factor: float, unit: str, digits: int = 1) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m esr.reporting.tables", description="Compare and show the measured numbers."
-    )
+    parser = argparse.ArgumentParser(prog="python -m esr.reporting.tables", description="Compare the measured numbers.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("compare", help="working tree against the last commit")
     command.add_argument("--strict", action="store_true", help="exit with 1 when something is different")
-    commands.add_parser("show", help="tables as the README shows them")
     options = parser.parse_args(arguments)
-    if options.command == "show":
-        esr, finetune = read_numbers("esr"), read_numbers("finetune")
-        tables = (
-            results_table(esr),
-            outcomes_table(esr),
-            finetuning_table(finetune),
-            judge_table(read_numbers("judge")),
-        )
-        print(*tables, sep="\n\n")
-        return 0
     try:
         verdict, text = report()
     except ValueError as error:  # an invalid file

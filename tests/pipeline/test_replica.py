@@ -16,6 +16,7 @@ from esr.reporting.rules import read_rules
 WRITTEN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = {name: stage.get("do", stage) for name, stage in WRITTEN.items()}
 FETCHES = {"fetch", "fetch_folder", "fetch_embedder", "fetch_adapter"}  # the replica's models come from folders
+REPLICA = (str(Path(__file__).with_name("replica.py")),)
 CONFIGURATION = {"data/models.yaml", "data/study.yaml"}  # a stage depends on its model's entry, under `params`
 
 
@@ -28,13 +29,13 @@ def replica(tmp_path_factory):
     return root
 
 
-def run(root, *arguments, **variables):
+def run(root, *arguments, program=REPLICA, **variables):
     environment = {name: value for name, value in os.environ.items() if name != PIPELINE} | variables
     environment |= {
         "ESR_ROOT": str(root), "ESR_CACHE": str(root / ".cache"), "ESR_WORKERS": "0", "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
-    command = [sys.executable, str(Path(__file__).with_name("replica.py")), *arguments]
+    command = [sys.executable, *program, *arguments]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -116,6 +117,20 @@ def test_claims_are_decided_from_these_numbers(replica):
     ran = [rule for rule in ran if rule.model == "organism" or rule.outcome[0] not in ("meta_prompts", "controls")]
     # its windows are shorter than the one that the rule names
     assert {rule.id for rule in ran if rows[rule.id]["measured"] is None} == {"sustained"}
+
+
+def test_every_response_of_every_stage_is_on_a_page(replica, tmp_path):
+    """Those with a prefilled opening, too: the judge's places are in opening and continuation together."""
+    done = run(replica, str(tmp_path), program=("-m", "esr.publishing.responses"), **{PIPELINE: "test"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = list(replica.glob("data/*/*/responses.jsonl"))
+    assert {path.name for path in tmp_path.iterdir()} == {f"{f.parts[-2]}-{f.parts[-3]}.html" for f in files}
+    for file in files:
+        text = (tmp_path / f"{file.parts[-2]}-{file.parts[-3]}.html").read_text()
+        rows = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])["rows"]
+        assert [row["id"] for row in rows] == [json.loads(line)["id"] for line in file.read_text().splitlines()]
+        opened = [row for row in rows if row["opening"]]
+        assert bool(opened) == (file.parts[-3] == "controls")
 
 
 @pytest.mark.parametrize(("stage", "model"), [("judge", "tiny"), ("measure", ""), ("figures", "")])

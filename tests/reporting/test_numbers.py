@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from esr import paths
-from esr.reporting import claims, drift, numbers, tables
+from esr.reporting import drift, numbers, tables
 from esr.statistics.estimates import Estimate
 
 REPOSITORY = paths.ROOT
@@ -150,24 +150,3 @@ def test_nothing_to_compare_with_is_one_sentence_and_no_failure(root, capsys, mo
     monkeypatch.setenv("PATH", str(root))
     assert tables.main(["compare"]) == 0
     assert "git is not installed" in capsys.readouterr().out
-
-
-def claims_table(content):
-    return claims.table(claims.as_rows(content))
-
-
-@pytest.mark.parametrize(
-    ("name", "table"),
-    [
-        ("esr", tables.results_table),
-        ("esr", tables.outcomes_table),
-        ("finetune", tables.finetuning_table),
-        ("judge", tables.judge_table),
-        ("claims", claims_table),
-    ],
-)
-def test_the_readme_shows_the_committed_numbers(name, table):
-    text = subprocess.run(
-        ["git", "show", f"HEAD:paper/numbers/{name}.json"], cwd=REPOSITORY, check=True, capture_output=True, text=True
-    ).stdout
-    assert table(numbers.parse_numbers(text)) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
