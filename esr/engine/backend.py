@@ -22,6 +22,7 @@ from esr.engine.generation import generate
 from esr.engine.guard import watched
 from esr.engine.interventions import Capture, Step, apply
 from esr.engine.rows import Response, Row
+from esr.models.vllm import VllmModel
 
 Collected = tuple[int, Float[Tensor, "response_tokens d_model"], Bool[Tensor, " response_tokens"]]
 
@@ -109,4 +110,8 @@ class TransformersBackend:
 
 def backend_of(loaded) -> Backend:
     """The backend that runs what `esr.models.loading.resident_model` loaded."""
+    if isinstance(loaded, VllmModel):
+        from esr.engine.vllm.backend import resident_backend
+
+        return resident_backend(loaded)
     return TransformersBackend(loaded)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -34,6 +35,24 @@ class LayerEdit:
     def __post_init__(self):
         if (self.subset is None) != (self.chosen is None):
             raise ValueError("An ablation needs its latents (subset) and which of them each trial ablates (chosen).")
+
+    def of_trial(self, trial: int) -> LayerEdit:
+        """The edit of one trial, with the latents alone that it ablates."""
+        vectors = None if self.vectors is None else self.vectors[trial : trial + 1]
+        subset = chosen = None
+        if self.subset is not None and self.chosen is not None and bool(self.chosen[trial].any()):
+            subset = self.subset.only(self.chosen[trial])
+            chosen = self.chosen[trial : trial + 1, self.chosen[trial]]
+        return replace(self, vectors=vectors, subset=subset, chosen=chosen)
+
+    def of_trials(self, trials: slice) -> LayerEdit:
+        """The edits of some trials that follow each other."""
+        vectors, chosen = (None if part is None else part[trials] for part in (self.vectors, self.chosen))
+        return replace(self, vectors=vectors, chosen=chosen)
+
+    def to(self, device: torch.device) -> LayerEdit:
+        vectors, chosen = (None if part is None else part.to(device) for part in (self.vectors, self.chosen))
+        return replace(self, vectors=vectors, chosen=chosen, subset=self.subset and self.subset.to(device))
 
     def guard(self) -> Guard:
         return Guard(

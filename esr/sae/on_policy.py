@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from esr.config.registry import model_entry
 from esr.engine.backend import backend_of
 from esr.engine.rows import Row
 from esr.engine.workers import Report, Workers
@@ -76,8 +77,10 @@ def write_corpus(model_id: str, requests: list[str], layers: list[int], max_new_
     }
     chunks = [shared | {"requests": requests[i : i + SHARD], "seed": i} for i in range(0, len(requests), SHARD)]
     sizes = [len(chunk["requests"]) for chunk in chunks]
-    limit = max_new_tokens
-    return workers.map(write_shard, chunks, what="corpus", items=sizes, item="documents", units_per_item=limit)
+    return workers.map(
+        write_shard, chunks, what="corpus", items=sizes, item="documents", units_per_item=max_new_tokens,
+        alone=model_entry(model_id).backend == "vllm",
+    )  # fmt: skip
 
 
 def write_shard(chunk: dict, report: Report) -> bytes:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,13 +156,25 @@ def generate_responses(plans: Sequence[Plan], settings: Settings, workers: Worke
     chunks = [Chunk(settings, steering, penalty, provenance, tuple(plans[i] for i in part)) for part in parts]
     files = workers.map(
         generate_chunk, [asdict(chunk) for chunk in chunks], what=what, items=[len(part) for part in parts],
-        item="responses", units_per_item=settings.max_new_tokens,
+        item="responses", units_per_item=settings.max_new_tokens, alone=entry.backend == "vllm",
     )  # fmt: skip
     trials: dict[int, Trial] = {}
-    for part, file in zip(parts, files, strict=True):
-        rows = [Trial.model_validate(row) for row in json.loads(file.read_bytes())]
-        trials |= dict(zip(part, rows, strict=True))
+    for part, chunk, file in zip(parts, chunks, files, strict=True):
+        trials |= dict(zip(part, _read_chunk(file, chunk), strict=True))
     return [trials[i] for i in range(len(plans))]
+
+
+def _read_chunk(file: Path, chunk: Chunk) -> list[Trial]:
+    """A chunk's rows. Raises ValueError unless they are those of its plans, one each: it may come from another host."""
+    try:
+        rows = [Trial.model_validate(row) for row in json.loads(file.read_bytes())]
+    except ValueError:
+        raise ValueError(
+            f"{file} is damaged, or written by another version: delete it and run the stage again."
+        ) from None
+    if [row.id for row in rows] != [trial_id(chunk, plan) for plan in chunk.plans]:
+        raise ValueError(f"{file} holds rows of other trials than planned: delete it and run the stage again.")
+    return rows
 
 
 def chunk_indices(plans: Sequence[Plan], batch_size: int) -> list[Sequence[int]]:
@@ -212,8 +225,23 @@ def _naming_trials(plans: Sequence[Plan]) -> Iterator[None]:
 
 
 def _trial(chunk: Chunk, plan: Plan, response: Response, tokenizer) -> Trial:
+    return Trial(
+        id=trial_id(chunk, plan),
+        tokens=response.tokens,
+        text=tokenizer.decode(response.tokens, skip_special_tokens=True),
+        finish_reason=response.finish_reason,
+        **_fields(chunk, plan),
+    )
+
+
+def trial_id(chunk: Chunk, plan: Plan) -> str:
+    """Digest of all that determines the trial."""
+    return digest(_fields(chunk, plan), chunk.steering.residual_norm, chunk.steering.sae_norm, chunk.provenance)
+
+
+def _fields(chunk: Chunk, plan: Plan) -> dict[str, Any]:
     settings = chunk.settings
-    fields = asdict(plan) | {
+    return asdict(plan) | {
         "model": settings.model,
         "ablate": list(plan.ablate),
         "prefill": list(plan.prefill),
@@ -223,13 +251,6 @@ def _trial(chunk: Chunk, plan: Plan, response: Response, tokenizer) -> Trial:
         "repetition_penalty": chunk.repetition_penalty,
         "response_only": settings.response_only,
     }
-    return Trial(
-        id=digest(fields, chunk.steering.residual_norm, chunk.steering.sae_norm, chunk.provenance),
-        tokens=response.tokens,
-        text=tokenizer.decode(response.tokens, skip_special_tokens=True),
-        finish_reason=response.finish_reason,
-        **fields,
-    )
 
 
 def user_message(plan: Plan | Trial) -> str:

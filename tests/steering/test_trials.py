@@ -115,7 +115,9 @@ def test_responses_are_the_same_bits_in_any_order_of_chunks_and_in_a_run_that_re
     monkeypatch.setattr(
         trials,
         "model_entry",
-        lambda _id: SimpleNamespace(steer_layer=1, sae_layer=1, sampling=Sampling(repetition_penalty=1.1)),
+        lambda _id: SimpleNamespace(
+            backend="transformers", steer_layer=1, sae_layer=1, sampling=Sampling(repetition_penalty=1.1)
+        ),
     )
     model.generation_config.eos_token_id = 2
     plans = plan_condition("steered", {3: 0.4, 8: 0.6}, {3: "", 8: ""}, PROMPTS, n_prompts=8, n_seeds=1, seed=1)
