@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repository venv fetch repro quick site archive bench bench-vllm test test-slow test-all lint lab clean
+.PHONY: help repository venv fetch repro quick site archive bench setup-vllm test test-slow test-vllm test-all lint lab clean
 
 help: ## this list
 	@echo "make TARGET [MODELS='a b'] [PYTHON=python3.12] [PIP_FLAGS='--extra-index-url ...']"
@@ -63,9 +63,9 @@ bench: repository venv ## time the engine beside transformers and vLLM on the sa
 	$(BIN)/dvc repro fetch
 	$(BIN)/python -m benchmarks.run
 
-bench-vllm: $(VLLM) ## make .venv-vllm, so that `make bench` times vLLM with vllm-lens too: 3.4 GB
+setup-vllm: $(VLLM) ## make .venv-vllm with vLLM for CPUs and vllm-lens, for `backend: vllm` and `make bench`: 3.4 GB; on GPUs see docs/vllm.md
 
-$(VLLM): benchmarks/vllm-requirements.txt
+$(VLLM): vllm-requirements.txt
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	@echo "Installing the pinned packages of $<: a few minutes."
 	.venv-vllm/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps --ignore-requires-python -r $<
@@ -76,6 +76,9 @@ test: venv ## the tests one waits for: science, exact edits, every notebook on a
 
 test-slow: venv ## what takes longer: forked kernels, replicas of the published models, the README's recipes, the pipeline at scale smoke; ends at the first failure
 	$(BIN)/python -m pytest -x $(SLOW)
+
+test-vllm: venv $(VLLM) ## the contract of both backends on vLLM, and what must not pass it unsteered; minutes
+	ESR_TEST_VLLM=1 $(BIN)/python -m pytest -s tests/engine/test_vllm.py
 
 test-all: test test-slow ## both
 

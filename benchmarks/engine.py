@@ -14,6 +14,7 @@ import esr.engine.workers
 from benchmarks.matmul import time_matmuls
 from benchmarks.results import MatmulTiming, Timing
 from benchmarks.trials import TEMPERATURE, residual_norm
+from esr.engine import backend
 from esr.engine.workers import ChunkFunction, Report, Workers, default_count
 from esr.models.loading import resident_model
 from esr.steering import trials
@@ -46,7 +47,7 @@ class Untouched:
 
 def write_unsteered(chunk: dict, report: Report) -> bytes:
     """The steered chunk without edit and guard: the difference in time is the cost of steering."""
-    with patch.object(trials, "build_edits", lambda steering, plans, device: ([], [Untouched(plans[0].layer)])):
+    with patch.object(backend, "guarded", lambda edits: ([], [Untouched(edits[0].layer)])):
         return write_to_the_limit(chunk, report)
 
 

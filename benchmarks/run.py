@@ -92,7 +92,7 @@ def measure(sizes: Sizes, folder: Path) -> dict:
     model_id, with_vllm = default_model(), vllm_client.available()
     turns = [turn for turn in TURNS if turn != "vllm_lens" or with_vllm]
     if not with_vllm:
-        say("vLLM is not installed (make bench-vllm): its numbers will be null")
+        say("vLLM is not installed (make setup-vllm): its numbers will be null")
     orders = [turns[:: 1 if n % 2 == 0 else -1] for n in range(sizes.rounds)]
     steps = ["loading", *(turn for order in orders for turn in order), "batch sizes", "scaling"]
     schedule = Schedule(steps, GUESSES if sizes is FULL else dict.fromkeys(GUESSES, 10.0))

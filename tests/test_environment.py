@@ -51,11 +51,13 @@ def test_every_import_of_the_package_is_a_direct_dependency():
     provided = packages_distributions()
     needed = [*PROJECT["dependencies"], *EXTRAS["judges"]]
     direct = {canonicalize_name(Requirement(line).name) for line in needed}
+    of_vllm = {"vllm", "vllm_lens"}  # in the environment of vllm-requirements.txt, where this module runs
     for module in sorted((ROOT / "esr").rglob("*.py")):
         for node in ast.walk(ast.parse(module.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"esr"}:
+            others = of_vllm if module == ROOT / "esr/engine/vllm/server.py" else set()
+            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"esr"} - others:
                 assert direct & set(map(canonicalize_name, provided.get(top, []))), f"{module.name} imports {top}"
 
 

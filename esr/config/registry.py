@@ -20,6 +20,20 @@ Layer = Annotated[int, Field(ge=0)]
 Experiment = Literal[
     "finetune", "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"
 ]  # fmt: skip
+# Arguments of vLLM's engine that this project sets itself, or under which edits would not be seen to arrive
+NOT_FOR_VLLM = {
+    "model": "it is the model's own folder",
+    "dtype": "it follows from the machine",
+    "seed": "every response has its own",
+    "generation_config": "sampling settings come from params.yaml",
+    "skip_tokenizer_init": "prompts are token ids",
+    "enable_prefix_caching": "responses to equal prompts have other edits",
+    "async_scheduling": "a pass may then run beyond the end of a response",
+    "enforce_eager": "hooks need the eager mode",
+    "worker_extension_cls": "it is that of vllm-lens",
+    "speculative_config": "draft tokens pass without edits",
+    "enable_lora": "adapters are merged",
+}
 OF_SAES = {"detectors", "ablate", "activations", "controls"}  # read or ablate latents
 
 
@@ -140,7 +154,8 @@ class ModelEntry(Section):
     scorer this one shares; every field but `NOT_SHARED` is then the base's, `OF_BASE` always, others unless given.
     corpus: a file of this model's responses, shipped; the stage `corpus` generates them where there is none.
     experiments: stages that run on the model beyond those that run on all. params: settings of this model in place of
-    those of params.yaml, laid out as there; esr.config.stages checks them.
+    those of params.yaml, laid out as there; esr.config.stages checks them. backend: what runs the model where it
+    generates, is read or scored; vllm: arguments of vLLM's engine, such as tensor_parallel_size.
     """
 
     source: Annotated[list[AnySource], Field(min_length=1, examples=["{kind: hub, id: Qwen/Qwen2.5-7B-Instruct}"])]
@@ -156,6 +171,8 @@ class ModelEntry(Section):
     sampling: Sampling = Sampling()
     template: Template = Template()
     experiments: list[Experiment] = []
+    backend: Literal["transformers", "vllm"] = "transformers"
+    vllm: dict[str, str | int | float | bool] = {}
     params: dict[str, dict[str, Any]] = {}
 
     @field_validator("source", mode="before")
@@ -193,6 +210,19 @@ class ModelEntry(Section):
         if needs_detectors and "detectors" not in self.experiments:
             raise ValueError(
                 f"experiments has {sorted(needs_detectors)[0]} without detectors, which it reads: add detectors"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _backend_runs_it(self):
+        if self.vllm and self.backend != "vllm":
+            raise ValueError(f"vllm has settings, and backend is {self.backend}: write backend: vllm, or remove vllm")
+        for name in self.vllm.keys() & NOT_FOR_VLLM:
+            raise ValueError(f"vllm.{name} cannot be set, because {NOT_FOR_VLLM[name]}: remove it")
+        if self.backend == "vllm" and "finetune" in self.experiments:
+            raise ValueError(
+                "backend is vllm, and experiments has finetune, which trains with transformers: remove finetune, or "
+                "write backend: vllm at the fine-tuned model alone"
             )
         return self
 

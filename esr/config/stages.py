@@ -47,13 +47,16 @@ class Study(Section):
         return models
 
 
-def stage_parameters(stage: str, model: str | None = None) -> dict[str, Any]:
-    """Checked parameters of `stage` at the chosen scale, flat, for its notebook.
+def stage_parameters(stage: str, model: str | None = None, scale: str | None = None) -> dict[str, Any]:
+    """Checked parameters of `stage` at the chosen scale, or at another `scale`, flat, for its notebook.
 
     Raises ConfigError for an unknown stage, scale or model, and for a wrong key, type or value anywhere in params.yaml.
     """
     refuse_unknown(stage, STAGES, "Unknown stage")
     params = load_yaml(PARAMS)
+    if scale:
+        refuse_unknown(scale, params.get("scales") or {}, "Unknown scale")
+        params["scale"] = scale
     _check_file(params)
     model = model or params["models"][0]
     _check_entry(model, params["scales"])

@@ -54,7 +54,7 @@ def residuals(
     overflows.
     """
     check_architecture(model)
-    _check_lengths(model.config, documents)
+    check_lengths(model.config, documents)
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     progress, done, tokens = Progress(what, len(order), "responses"), 0, 0
     for batch in split(order, batch_size):
@@ -72,7 +72,8 @@ def residuals(
         progress.update(done, tokens)
 
 
-def _check_lengths(config, documents: Sequence[Document]) -> None:
+def check_lengths(config, documents: Sequence[Document]) -> None:
+    """Raise ValueError for a document longer than the model's positions."""
     limit = max_positions(config)
     for i, document in enumerate(documents):
         if len(document) > limit:

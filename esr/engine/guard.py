@@ -17,7 +17,7 @@ from torch import Tensor
 
 from esr.engine.finite import non_finite
 from esr.engine.interventions import LatentSubset
-from esr.engine.sinks import sink_mask
+from esr.engine.sinks import Part, part_mask, sink_mask
 
 
 class SteeringError(RuntimeError):
@@ -28,7 +28,8 @@ class Guard:
     """Watches one layer as its first intervention, which edits nothing.
 
     vectors: added to every token of each trial (to response tokens alone with `response_only`); None adds nothing.
-    chosen: the latents of `subset` that each trial ablates, after the addition, but on no sink of `median_norm`.
+    chosen: the latents of `subset` that each trial ablates, after the addition, on the tokens of `part`; sinks are
+    those of `median_norm`.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Guard:
         subset: LatentSubset | None = None,
         chosen: Bool[Tensor, "trials latents"] | None = None,
         median_norm: float = math.inf,
+        part: Part = "without sinks",
     ):
+        self.part = part
         self.layer, self.vectors, self.response_only = layer, vectors, response_only
         self.subset, self.chosen, self.median_norm = subset, chosen, median_norm
         self.raw: Tensor | None = None
@@ -70,8 +73,8 @@ class Guard:
             added = self.vectors[self.trials].to(expected.dtype)[:, None, :] * mask[:, :, None].to(expected.dtype)
             expected = expected + added
         if self.subset is not None and self.chosen is not None:
-            others = ~sink_mask(self.raw, self.median_norm, self.positions)
-            chosen = self.chosen[self.trials][:, None] & others[:, :, None]
+            sinks = sink_mask(self.raw, self.median_norm, self.positions)
+            chosen = self.chosen[self.trials][:, None] & part_mask(self.part, sinks, self.response)[:, :, None]
             ablated = (self.subset.activations(expected) * chosen) @ self.subset.decoder
             rounding = torch.finfo(expected.dtype).eps * (expected.abs() + ablated.abs())
             wrong = (received.float() - (expected.float() - ablated)).abs() > rounding

@@ -82,6 +82,16 @@ class LatentSubset:
     center: Float[Tensor, " d_model"]
     decoder: Float[Tensor, "latents d_model"]
 
+    def only(self, mask: Bool[Tensor, " latents"]) -> LatentSubset:
+        """The latents where `mask` is True."""
+        kept = tuple(latent for latent, keep in zip(self.latents, mask.tolist(), strict=True) if keep)
+        weights = self.encoder[:, mask], self.bias[mask], self.threshold[mask]
+        return LatentSubset(kept, *weights, self.center, self.decoder[mask])
+
+    def to(self, device: torch.device) -> LatentSubset:
+        weights = (self.encoder, self.bias, self.threshold, self.center, self.decoder)
+        return LatentSubset(self.latents, *(weight.to(device) for weight in weights))
+
     def activations(self, hidden: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens latents"]:
         values = self._preactivations(hidden)
         return values.relu() * (values > self.threshold)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from esr.engine.architecture import max_positions
@@ -22,10 +23,15 @@ class Row:
 
 @dataclass
 class Response:
-    """Generated token ids without the stop token, and why generation ended: `stop` or `length`."""
+    """Generated token ids without the stop token, and why generation ended: `stop` or `length`.
+
+    residuals: by layer, of each token of prompt and response but a last one that was never run, `[tokens, d_model]`;
+    of the layers that were asked for.
+    """
 
     tokens: list[int] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] = "length"
+    residuals: dict[int, Tensor] = field(default_factory=dict)
 
 
 def check_rows(config: PreTrainedConfig, rows: Sequence[Row], batch_size: int, stop_tokens: Sequence[int]) -> None:

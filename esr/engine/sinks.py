@@ -6,11 +6,15 @@ latent is read, counted or ablated on a sink. Steering edits every token, as in 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SINK_NORM = 4.0  # times the median norm; the sinks of the models tried have 21 to 134
+# Tokens that an ablation may reach
+Part = Literal["without sinks", "every token", "sinks", "prompt without sinks", "response without sinks"]
 
 
 def sink_mask(
@@ -23,6 +27,18 @@ def sink_mask(
     """
     mask = hidden.float().norm(dim=-1) > SINK_NORM * median_norm
     return mask if positions is None else mask | (positions == 0)
+
+
+def part_mask(part: Part, sinks: Bool[Tensor, "*tokens"], response: Bool[Tensor, "*tokens"]) -> Bool[Tensor, "*tokens"]:
+    """True on the tokens of `part`. response: the mask of `esr.engine.interventions.Step`."""
+    masks: dict[str, Bool[Tensor, "*tokens"]] = {
+        "without sinks": ~sinks,
+        "every token": torch.ones_like(sinks),
+        "sinks": sinks,
+        "prompt without sinks": ~response & ~sinks,
+        "response without sinks": response & ~sinks,
+    }
+    return masks[part]
 
 
 class Sinks:
@@ -41,3 +57,16 @@ class Sinks:
 
     def prompt_key(self, trial):
         return ()
+
+
+class Spared(Sinks):
+    """Has an ablation leave alone all tokens but those of `part`, among them the sinks that it is meant to spare."""
+
+    def __init__(self, layer: int, median_norm: float, part: Part):
+        super().__init__(layer, median_norm)
+        self.part = part
+
+    def edit(self, hidden, step):
+        super().edit(hidden, step)
+        self.mask = ~part_mask(self.part, self.mask, step.response)
+        return hidden

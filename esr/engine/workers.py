@@ -2,8 +2,9 @@
 
 A chunk is the unit of work and of resumption. Its key is a hash of its function's name and of its content, which holds
 the provenance of all that the function reads (esr.models.provenance). Its result is written once, atomically, under
-`.cache/esr/`, where a later run finds it. With one thread a process, results do not depend on the number of cores or
-workers, and small models use cores better (SmolLM2-135M on two cores: 760 tokens/s in two processes, 540 in one).
+`.cache/esr/`, where a later run finds it, and so do other hosts (esr.engine.shards). With one thread a process, results
+do not depend on the number of cores or workers, and small models use cores better (SmolLM2-135M on two cores: 760
+tokens/s in two processes, 540 in one).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from esr.engine.processes import forking_python
+from esr.engine.shards import Shard, check_merge, is_there, keep, wait_for_others
 from esr.paths import CACHE
 from esr.progress import Progress
 from esr.storage.digests import digest
-from esr.storage.files import write_bytes
 
 # (items finished, units done) -> None, called by a chunk's function as it goes
 Report = Callable[[int, int], None]
@@ -66,23 +67,33 @@ class Workers:
         items: Sequence[int],
         item: str,
         units_per_item: int | None = None,
+        alone: bool = False,
     ) -> list[Path]:
         """Files with the results of `function` over JSON-like `chunks`, in their order; finished chunks are not rerun.
 
-        items: items (responses) of each chunk; units_per_item: tokens an item takes at most; both are for progress. An
-        error in a chunk ends the run; chunks that finished before stay finished.
+        items: items (responses) of each chunk; units_per_item: tokens an item takes at most; both are for progress.
+        alone: run one chunk at a time, in one process, since the function uses all cores or GPUs by itself. An
+        error in a chunk ends the run; chunks that finished before stay finished. A shard runs its own chunks, and
+        raises ShardEnd where others are missing; a merging run raises ValueError where any is missing.
         """
         paths = [chunk_path(function, chunk) for chunk in chunks]
-        missing = [i for i, path in enumerate(paths) if not path.exists()]
+        missing = [i for i, path in enumerate(paths) if not is_there(path, CACHE)]
+        check_merge(what, missing, len(paths))
+        shard = Shard.current()
+        if shard:
+            missing = [i for i in missing if shard.has(i)]
         to_do = sum(items[i] for i in missing)
         progress = Progress(what, sum(items), item, max_units=to_do * units_per_item if units_per_item else None)
         progress.reuse(sum(items) - to_do)
         work = [(chunks[i], paths[i]) for i in missing]
-        if missing and (self.count == 0 or (self.pool is None and to_do <= self.few)):
+        few = not alone and self.pool is None and to_do <= self.few
+        if missing and (self.count == 0 or few):
             with one_thread():
                 self._run_here(function, work, progress)
         elif missing:
-            self._run(function, work, progress)
+            self._run(function, work, progress, 1 if alone else self.count)
+        if shard:
+            wait_for_others(what, shard, paths, CACHE)
         return paths
 
     def _run_here(self, function, work, progress) -> None:
@@ -93,20 +104,18 @@ class Workers:
             progress.update(*done)
 
         for chunk, path in work:
-            write_bytes(path, function(chunk, report))
+            keep(path, function(chunk, report), CACHE)
         progress.update(*done, force=True)
 
-    def _run(self, function, work, progress) -> None:
+    def _run(self, function, work, progress, count: int) -> None:
         if self.pool is None:
             context = multiprocessing.get_context("spawn")
             self.counters = (context.Value("q", 0), context.Value("q", 0))
             context.set_executable(forking_python() or sys.executable)
-            self.pool = ProcessPoolExecutor(
-                self.count, mp_context=context, initializer=_begin, initargs=(self.counters,)
-            )
+            self.pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(self.counters,))
         for counter in self.counters:
             counter.value = 0
-        futures: set[Future] = {self.pool.submit(_work, function, chunk, path) for chunk, path in work}
+        futures: set[Future] = {self.pool.submit(_work, function, chunk, path, CACHE) for chunk, path in work}
         while futures:
             done, futures = wait(futures, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in done:
@@ -168,10 +177,10 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-def _work(function, chunk, path) -> None:
+def _work(function, chunk, path, cache) -> None:
     def report(finished: int, units: int) -> None:
         for counter, amount in zip(_counters, (finished, units), strict=True):
             with counter.get_lock():
                 counter.value += amount
 
-    write_bytes(path, function(chunk, report))
+    keep(path, function(chunk, report), cache)

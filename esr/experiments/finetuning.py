@@ -23,6 +23,7 @@ from torch import Tensor
 
 from esr.config.registry import model_entry, required
 from esr.engine.activations import Document
+from esr.engine.backend import backend_of
 from esr.engine.workers import Report, Workers
 from esr.experiments.damage import cross_entropy
 from esr.experiments.lora import Recipe, TrainingStep, lora_config, train
@@ -115,7 +116,7 @@ def ordinary_cross_entropy(
         for x in responses
     ]
     ids = [x.id for x, document in zip(responses, documents, strict=True) for _ in document.response]
-    return cross_entropy(model, documents, []), ids
+    return cross_entropy(backend_of(model), documents, []), ids
 
 
 def relative_increase(after: Values, before: Values, clusters: Values, **interval) -> Estimate:

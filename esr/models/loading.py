@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from esr.config.registry import model_entry
 from esr.config.schema import ConfigError
 from esr.models.chat import end_of_turn, use_template
 from esr.models.devices import compute_dtype, device
+from esr.models.vllm import VllmModel
 from esr.paths import ROOT, data_dir
 from esr.storage.digests import file_stamp
 
@@ -56,8 +58,17 @@ def load_tokenizer(model_id: str):
 def resident_model(model_id: str, adapter: str = ""):
     """Model and tokenizer, loaded once per process while their files stay, so workers keep them between chunks.
 
-    adapter: folder of LoRA weights, relative to the repository's root; "" for none.
+    The model is what the `backend` of its entry runs: a transformers model, or a `VllmModel`. adapter: folder of LoRA
+    weights, relative to the repository's root; "" for none. Raises ConfigError for an adapter with vLLM.
     """
+    entry = model_entry(model_id)
+    if entry.backend == "vllm":
+        if adapter:
+            raise ConfigError(
+                f"{model_id} runs on vLLM, which gets no adapter here ({adapter}): add an entry with the merged model, "
+                "or write `backend: transformers`."
+            )
+        return _resident_vllm(model_id, json.dumps(entry.vllm, sort_keys=True), _stamps(model_folder(model_id)))
     folder = ROOT / adapter if adapter else None
     return _resident(model_id, folder, _stamps(model_folder(model_id)), _stamps(folder) if folder else ())
 
@@ -65,6 +76,12 @@ def resident_model(model_id: str, adapter: str = ""):
 @lru_cache(maxsize=1)
 def _resident(model_id: str, adapter: Path | None, *_stamps: tuple):
     return load_model(model_id, adapter=adapter), load_tokenizer(model_id)
+
+
+@lru_cache(maxsize=1)
+def _resident_vllm(model_id: str, options: str, *_stamps: tuple):
+    dtype = str(compute_dtype()).removeprefix("torch.")
+    return VllmModel(model_folder(model_id), dtype, json.loads(options)), load_tokenizer(model_id)
 
 
 def _stamps(folder: Path) -> tuple:

@@ -7,6 +7,7 @@ says do not count. `esr.steering.provenance` adds what steers.
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from esr.config.registry import model_entry
 from esr.config.schema import ConfigError
 from esr.models.layout import LICENSES, RECORD
 from esr.models.loading import model_folder
+from esr.models.vllm import versions
 from esr.storage.digests import file_digest
 
 # Numerics version of each room. Raise a room's version in the change that makes it compute anything else from the same
@@ -58,7 +60,20 @@ def model_provenance(model_id: str) -> dict[str, Any]:
 
 def corpus_provenance(model_id: str) -> dict[str, Any]:
     """Of unsteered responses and their residuals. Raises ConfigError as `model_provenance` does."""
-    return environment() | {"numerics": numerics("models", "engine", "sae")} | model_provenance(model_id)
+    found = environment() | {"numerics": numerics("models", "engine", "sae")} | model_provenance(model_id)
+    return found | backend_provenance(model_id)
+
+
+def backend_provenance(model_id: str) -> dict[str, Any]:
+    """Of the backend of a model's entry; empty for transformers, which `environment` describes.
+
+    Raises FileNotFoundError or ValueError when vLLM is asked for and not installed as it must be.
+    """
+    entry = model_entry(model_id)
+    if entry.backend == "transformers":
+        return {}
+    cores = len(os.sched_getaffinity(0))  # on a CPU, sums in vLLM's kernels depend on their number
+    return {"backend": {"kind": entry.backend, "options": entry.vllm, "versions": versions(), "cores": cores}}
 
 
 def adapter_digests(folder: Path) -> dict[str, str]:

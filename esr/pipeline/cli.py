@@ -92,15 +92,18 @@ def check(models: list[str]) -> int:
     return int(failed)
 
 
-def plan(models: list[str], tokens_per_second: float | None, over: float, changed: bool) -> None:
+def plan(given: argparse.Namespace) -> None:
     """Print what a run of the models takes, unless it takes less than `over` minutes."""
     from esr.pipeline import plan as plans
 
-    costs = plans.costs(known(models) or studied(), tokens_per_second, plans.changed_stages() if changed else None)
-    if over and not plans.is_longer(costs, over * 60):
+    changed = plans.changed_stages() if given.changed else None
+    costs = plans.costs(known(given.models) or studied(), given.tokens_per_second, changed, given.scale)
+    if given.over and not plans.is_longer(costs, given.over * 60):
         return
     print(table(plans.rows(costs)))
-    print(plans.basis(tokens_per_second))
+    print(plans.basis(given.tokens_per_second))
+    if given.hosts:
+        print(plans.on_hosts(costs, given.hosts, given.usd_per_hour))
 
 
 def label(given: argparse.Namespace) -> None:
@@ -186,11 +189,18 @@ def main(arguments: list[str] | None = None) -> None:
         elif given.command == "judge":
             validate_judge(given)
         else:
-            plan(given.models, given.tokens_per_second, given.over, given.changed)
+            plan(given)
     except (ConfigError, FileNotFoundError, ValueError, RuntimeError) as error:  # RuntimeError: of a judge
         if given.traceback:
             raise
         raise SystemExit(f"error: {from_root(str(error))}") from None
+
+
+def positive(text: str) -> int:
+    """The number of hosts. Raises ValueError, which argparse reports."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -211,6 +221,9 @@ def parser() -> argparse.ArgumentParser:
                 "--over", type=float, default=0, metavar="MINUTES", help="print only what takes longer"
             )
             command.add_argument("--changed", action="store_true", help="only stages that `dvc repro` would run")
+            command.add_argument("--scale", help="a scale of params.yaml in place of the chosen one, as in paper")
+            command.add_argument("--hosts", type=positive, metavar="N", help="also the command and hours of each host")
+            command.add_argument("--usd-per-hour", type=float, metavar="X", help="price of a host, with --hosts")
     _add_label(commands)
     _add_judge(commands)
     return parser

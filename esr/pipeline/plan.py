@@ -55,8 +55,8 @@ class Cost:
 class Subject:
     """A model as far as it is known: sizes of its runs, parameters, memory and speed in generated tokens a second."""
 
-    def __init__(self, model: str, tokens_per_second: float | None):
-        self.sizes, self.base, self.stated = sizes_of(model), base_of(model), tokens_per_second
+    def __init__(self, model: str, tokens_per_second: float | None, scale: str | None = None):
+        self.sizes, self.base, self.stated = sizes_of(model, scale), base_of(model), tokens_per_second
         self.files = ModelFiles(self.base, data_dir("fetch", self.base))
 
     @cached_property
@@ -89,11 +89,17 @@ class Subject:
         return self.stated or (self.n_parameters and measured / self.n_parameters)
 
 
-def costs(models: Sequence[str], tokens_per_second: float | None = None, changed: set[str] | None = None) -> list[Cost]:
+def costs(
+    models: Sequence[str],
+    tokens_per_second: float | None = None,
+    changed: set[str] | None = None,
+    scale: str | None = None,
+) -> list[Cost]:
     """The cost of every stage. tokens_per_second: generated, of every model; by default measured and scaled by the
-    number of parameters. changed: names that DVC gives the stages to be counted; default: all."""
+    number of parameters. changed: names that DVC gives the stages to be counted; default: all. scale: in place of that
+    of params.yaml."""
     found = [(stage, m) for stage, m in stages_of(models) if changed is None or _names(stage, m) & changed]
-    subjects = {model: Subject(model, tokens_per_second) for model in {model for _, model in found if model}}
+    subjects = {model: Subject(model, tokens_per_second, scale) for model in {model for _, model in found if model}}
     return [_cost(stage, subjects[m], m) if m else _cost_of_all(stage) for stage, m in found]
 
 
@@ -217,6 +223,21 @@ def basis(tokens_per_second: float | None) -> str:
         f"{machine['cores']} cores, {machine['dtype']} (paper/numbers/bench.json), in inverse proportion to the number "
         f"of parameters{slower}. State another speed with --tokens-per-second."
     )
+
+
+def on_hosts(found: Sequence[Cost], hosts: int, usd_per_hour: float | None) -> str:
+    """For each stage that hosts share: its hours on each, the command there, and the price of all hosts together."""
+    lines = [f"On {hosts} hosts, I from 1 to {hosts}; hours on each:"]
+    shared = [cost for cost in found if cost.stage in TRIALS and cost.model]
+    for cost in shared:
+        hours = "?" if cost.hours is None else f"{cost.hours / hosts:.2f}"
+        command = f"python -m esr.pipeline.run {cost.stage} --model {cost.model} --shard I/{hosts} --wait 3600"
+        lines.append(f"{hours:>8}  {command}")
+    total = _total([cost.hours for cost in shared])
+    if usd_per_hour is not None:
+        price = "?" if total is None else f"{total * usd_per_hour:,.2f}"
+        lines.append(f"{price} dollars at {usd_per_hour:g} a host and hour. Then `--merge {hosts}`, and `dvc repro`.")
+    return "\n".join(lines)
 
 
 def changed_stages() -> set[str]:

@@ -1,6 +1,7 @@
 """Run a stage: its notebook, with the parameters of params.yaml, through papermill.
 
     python -m esr.pipeline.run steer --model smollm2-135m
+    python -m esr.pipeline.run steer --model smollm2-135m --shard 2/5    # one of five hosts: docs/hosts.md
 
 The executed copy goes to notebooks/executed/, free of times and random ids, so that it changes only when results do.
 """
@@ -22,11 +23,13 @@ from typing import Any
 
 import nbformat
 
-from esr.config.schema import ConfigError
+from esr.config.schema import ConfigError, refuse_unknown
 from esr.config.stages import stage_parameters
+from esr.engine.shards import MERGE, SHARD, WAIT, Shard, ShardEnd
 from esr.paths import CACHE, EXECUTED, NOTEBOOKS, PIPELINE, ROOT, from_root
 from esr.pipeline import times
 from esr.pipeline.kernels import kernel_manager
+from esr.pipeline.sizes import TRIALS
 from esr.storage.files import write_text
 
 # nbformat imports jsonschema, which compiles a grammar of IRIs: 3 s of every stage, for a check not used here.
@@ -105,6 +108,9 @@ def execute(source: Path, parameters: dict[str, Any], executed: Path) -> Path:
                 kernel_manager_class=kernel_manager(), start_timeout=START_S,
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
+        if error.ename == ShardEnd.__name__:
+            shutil.rmtree(working.parent)
+            raise ShardEnd(error.evalue) from None
         raise NotebookError(_failure(error, source, working)) from error
     notebook = nbformat.read(working, as_version=4)
     for warning in stderr_of(notebook):
@@ -193,14 +199,41 @@ def show_progress(log: Path) -> Iterator[None]:
         log.unlink(missing_ok=True)
 
 
+def share(stage: str, shard: str | None, wait: float | None, merge: int | None) -> None:
+    """Have the stage run as a shard, or put shards together. Raises ConfigError for what cannot be shared."""
+    if shard and merge:
+        raise ConfigError("--shard computes and --merge puts together: give one of them.")
+    if wait is not None and not shard:
+        raise ConfigError("--wait is for shards: add --shard, or leave it out.")
+    if merge is not None and merge < 1:
+        raise ConfigError(f"--merge is {merge}: give the number of shards, 1 or more.")
+    if shard or merge:
+        refuse_unknown(stage, TRIALS, "Hosts cannot share the stage")  # of others each host would run all
+    if shard:
+        Shard.parse(shard)
+        os.environ[SHARD], os.environ[WAIT] = shard, str(wait or 0)
+    if merge:
+        os.environ[MERGE] = str(merge)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the notebook of a stage with the parameters of params.yaml.")
     parser.add_argument("stage")
     parser.add_argument("--model", help="id in data/models.yaml; stages over all models take none")
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="run every N-th chunk, from the I-th, and end there unless the others are finished",
+    )
+    parser.add_argument("--wait", metavar="S", type=float, help="seconds that a shard waits for chunks of other shards")
+    parser.add_argument("--merge", metavar="N", type=int, help="write the outputs that N shards computed, or refuse")
     arguments = parser.parse_args()
     try:
+        share(arguments.stage, arguments.shard, arguments.wait, arguments.merge)
         run(arguments.stage, arguments.model)
+    except ShardEnd as end:
+        print(end)
     except (ConfigError, FileNotFoundError, ValueError, NotebookError) as error:
         if arguments.traceback:
             raise

@@ -36,9 +36,10 @@ class Sizes:
     n_instructions: int  # meta-prompts
     has_corpus: bool  # shipped
     has_trainings: bool  # of an organism, shipped
+    scale: str | None = None  # in place of that of params.yaml
 
     def __getitem__(self, stage: str) -> SimpleNamespace:
-        return parameters(stage, self.model)
+        return parameters(stage, self.model, self.scale)
 
     @property
     def max_new_tokens(self) -> int:
@@ -55,21 +56,22 @@ class Sizes:
 
 
 @cache
-def parameters(stage: str, model: str | None = None) -> SimpleNamespace:
+def parameters(stage: str, model: str | None = None, scale: str | None = None) -> SimpleNamespace:
     """Raises ConfigError for a mistake in params.yaml."""
-    return SimpleNamespace(**stage_parameters(stage, model))
+    return SimpleNamespace(**stage_parameters(stage, model, scale))
 
 
-def sizes_of(model: str) -> Sizes:
-    """Raises ConfigError for a mistake in params.yaml."""
+def sizes_of(model: str, scale: str | None = None) -> Sizes:
+    """scale: in place of that of params.yaml. Raises ConfigError for a mistake there."""
     root = base_of(model)
     base = model_entry(root)
     counts = {f"n_{split}": len(read_prompts(split)) for split in ("evaluation", "held_out", "finetune")}
-    n_latents = parameters("concepts", root).n_concepts if base.concepts else parameters("latents", root).n_latents
+    drawn = parameters("concepts" if base.concepts else "latents", root, scale)
+    n_latents = drawn.n_concepts if base.concepts else drawn.n_latents
     n_instructions = len(load_texts(PROMPTS / "meta_prompts.yaml", ["distractor"]))
     return Sizes(
         model, n_latents, n_instructions=n_instructions, has_corpus=base.corpus is not None,
-        has_trainings=has_organism(root), **counts,
+        has_trainings=has_organism(root), scale=scale, **counts,
     )  # fmt: skip
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from esr.engine.generation import Row, generate
-from esr.engine.interventions import Capture
+from esr.config.registry import model_entry
+from esr.engine.backend import backend_of
+from esr.engine.rows import Row
 from esr.engine.workers import Report, Workers
 from esr.models.chat import chat_tokens, control_tokens
 from esr.models.loading import resident_model, stop_tokens
@@ -76,8 +77,10 @@ def write_corpus(model_id: str, requests: list[str], layers: list[int], max_new_
     }
     chunks = [shared | {"requests": requests[i : i + SHARD], "seed": i} for i in range(0, len(requests), SHARD)]
     sizes = [len(chunk["requests"]) for chunk in chunks]
-    limit = max_new_tokens
-    return workers.map(write_shard, chunks, what="corpus", items=sizes, item="documents", units_per_item=limit)
+    return workers.map(
+        write_shard, chunks, what="corpus", items=sizes, item="documents", units_per_item=max_new_tokens,
+        alone=model_entry(model_id).backend == "vllm",
+    )  # fmt: skip
 
 
 def write_shard(chunk: dict, report: Report) -> bytes:
@@ -92,19 +95,17 @@ def write_shard(chunk: dict, report: Report) -> bytes:
         Row(chat_tokens(tokenizer, request), chunk["seed"] + i, chunk["max_new_tokens"])
         for i, request in enumerate(chunk["requests"])
     ]
-    captures = [Capture(layer) for layer in chunk["layers"]]
-    written = generate(
-        model,
+    written = backend_of(model).generate(
         rows,
-        captures,
         batch_size=chunk["batch_size"],
         temperature=chunk["temperature"],
         repetition_penalty=chunk["repetition_penalty"],
         stop_tokens=stop_tokens(model, tokenizer),
+        collect=chunk["layers"],
         on_progress=lambda new, finished: report(finished, new),
     )
     documents = [list(row.prompt)[1:] + response.tokens for row, response in zip(rows, written, strict=True)]
-    residuals = [[capture.residuals(i)[1:] for capture in captures] for i in range(len(rows))]
+    residuals = [[response.residuals[layer][1:] for layer in chunk["layers"]] for response in written]
     # The last token of a response cut by the length limit is never run: keep the tokens that residuals cover.
     lengths = [min([len(d), *map(len, r)]) for d, r in zip(documents, residuals, strict=True)]
     tensors = {

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from esr.engine.activations import Document, residuals
-from esr.engine.interventions import Intervention, LatentSubset
+from esr.engine.activations import Document
+from esr.engine.backend import Backend
+from esr.engine.edits import LayerEdit
+from esr.engine.interventions import LatentSubset
 from esr.models.chat import chat_tokens
 from esr.sae.encoding import tokens_at_once
 from esr.steering.trials import Steering, build_edits, user_message
@@ -22,7 +24,7 @@ def documents_of(trials: Sequence[Trial], tokenizer) -> list[Document]:
     return [Document(chat_tokens(tokenizer, user_message(t), t.prefill), tuple(t.tokens)) for t in trials]
 
 
-def edits_of(trials: Sequence[Trial], device) -> list[Intervention]:
+def edits_of(trials: Sequence[Trial], device) -> list[LayerEdit]:
     """Edits under which the trials of one model were generated, indexed like `trials`: steering, then ablation.
 
     Raises ValueError for trials of several models.
@@ -30,20 +32,20 @@ def edits_of(trials: Sequence[Trial], device) -> list[Intervention]:
     kinds = sorted({(t.model, t.response_only) for t in trials})
     if len(kinds) > 1:
         raise ValueError(f"Trials of several models or kinds of steering ({kinds}): pass those of one at a time.")
-    return build_edits(Steering.of(*kinds[0]), trials, device)[1] if kinds else []
+    return build_edits(Steering.of(*kinds[0]), trials, device) if kinds else []
 
 
 @torch.no_grad()
 def max_activations(
-    model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **options
+    backend: Backend, sae, documents: Sequence[Document], layer: int, edits: Sequence[LayerEdit] = (), **options
 ) -> Float[np.ndarray, "documents d_sae"]:
     """Every latent's largest activation over the response's tokens but sinks; 0 where there are none.
 
-    Applies the whole SAE to one document at a time, in batches of tokens. options: as in `residuals`, the median norm
-    of the SAE's layer among them.
+    Applies the whole SAE to one document at a time, in batches of tokens. options: as in
+    `Backend.collect`, the median norm of the SAE's layer among them.
     """
     maxima = np.zeros((len(documents), sae.W_dec.shape[0]), dtype=np.float32)
-    for i, hidden, sinks in residuals(model, documents, layer, edits, **options):
+    for i, hidden, sinks in backend.collect(documents, layer, edits, **options):
         if not sinks.all():
             pieces = [sae.encode(piece.float()).amax(0) for piece in hidden[~sinks].split(tokens_at_once(sae))]
             maxima[i] = torch.stack(pieces).amax(0).cpu().numpy()
@@ -52,12 +54,12 @@ def max_activations(
 
 @torch.no_grad()
 def latent_activity(
-    model, sae, documents: Sequence[Document], layer: int, edits: Sequence[Intervention] = (), **options
+    backend: Backend, sae, documents: Sequence[Document], layer: int, edits: Sequence[LayerEdit] = (), **options
 ) -> Activity:
     """How often and how strongly every latent fires on response tokens but sinks. options: as in `max_activations`."""
     fired = summed = torch.zeros((), dtype=torch.float64)
     tokens = 0
-    for _, hidden, sinks in residuals(model, documents, layer, edits, **options):
+    for _, hidden, sinks in backend.collect(documents, layer, edits, **options):
         hidden = hidden[~sinks]
         for piece in hidden.split(tokens_at_once(sae)):
             activations = sae.encode(piece.float())
@@ -71,11 +73,11 @@ def latent_activity(
 
 @torch.no_grad()
 def latent_margins(
-    model,
+    backend: Backend,
     subset: LatentSubset,
     documents: Sequence[Document],
     layer: int,
-    edits: Sequence[Intervention] = (),
+    edits: Sequence[LayerEdit] = (),
     **options,
 ) -> Float[np.ndarray, " latents"]:
     """How near each latent comes to firing on a token of prompts and responses but sinks; below 0: it never fires.
@@ -84,7 +86,7 @@ def latent_margins(
     """
     whole = [Document(d.prompt[:1], (*d.prompt[1:], *d.response)) for d in documents]  # all tokens but the first
     highest = torch.full((len(subset.latents),), -torch.inf, device=subset.bias.device)
-    for _, hidden, sinks in residuals(model, whole, layer, edits, **options):
+    for _, hidden, sinks in backend.collect(whole, layer, edits, **options):
         if not sinks.all():
             highest = torch.maximum(highest, subset.margins(hidden[~sinks]).amax(0))
     return highest.cpu().numpy()
@@ -92,18 +94,18 @@ def latent_margins(
 
 @torch.no_grad()
 def token_activations(
-    model,
+    backend: Backend,
     subset: LatentSubset,
     documents: Sequence[Document],
     layer: int,
-    edits: Sequence[Intervention] = (),
+    edits: Sequence[LayerEdit] = (),
     **options,
 ) -> Iterator[tuple[int, Float[np.ndarray, "response_tokens latents"]]]:
     """Index of each document and the subset's activations on its response tokens, 0 on sinks.
 
     options: as in `max_activations`.
     """
-    for i, hidden, sinks in residuals(model, documents, layer, edits, **options):
+    for i, hidden, sinks in backend.collect(documents, layer, edits, **options):
         yield i, (subset.activations(hidden) * ~sinks[:, None]).cpu().numpy()
 
 

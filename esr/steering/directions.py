@@ -20,7 +20,8 @@ from torch import Tensor
 
 from esr.config.registry import base_of, check_latents, model_entry
 from esr.config.schema import ConfigError, Section, load_yaml, validate
-from esr.engine.activations import Document, residuals
+from esr.engine.activations import Document
+from esr.engine.backend import Backend
 from esr.models.chat import chat_tokens
 from esr.paths import data_dir
 from esr.sae import loading
@@ -62,11 +63,13 @@ def read_concepts(path: Path) -> ConceptFile:
     return concepts
 
 
-def mean_residuals(model, tokenizer, layer: int, request: str, texts: Sequence[str]) -> Float[Tensor, "texts d_model"]:
+def mean_residuals(
+    backend: Backend, tokenizer, layer: int, request: str, texts: Sequence[str]
+) -> Float[Tensor, "texts d_model"]:
     """Mean residual at `layer` over each text's tokens as a response to `request`, without outlier tokens."""
     prompt = chat_tokens(tokenizer, request)
     documents = [Document(prompt, tuple(tokenizer(text, add_special_tokens=False).input_ids)) for text in texts]
-    found = {i: hidden for i, hidden, _ in residuals(model, documents, layer, what="concepts")}
+    found = {i: hidden for i, hidden, _ in backend.collect(documents, layer, what="concepts")}
     together = torch.cat([found[i] for i in range(len(texts))])
     regular = non_outlier(together).split([len(found[i]) for i in range(len(texts))])
     return torch.stack([found[i][regular[i]].float().mean(0).cpu() for i in range(len(texts))])

@@ -8,7 +8,7 @@ from typing import Any
 
 from esr.config.registry import SaeSource, model_entry
 from esr.config.schema import ConfigError
-from esr.models.provenance import adapter_digests, environment, model_provenance, numerics
+from esr.models.provenance import adapter_digests, backend_provenance, environment, model_provenance, numerics
 from esr.paths import ROOT
 from esr.sae.formats import describe, sae_config, sae_weights_path
 from esr.steering.directions import directions_file
@@ -23,11 +23,15 @@ def engine_provenance(model_id: str, adapter: str = "") -> dict[str, Any]:
     """
     rooms = numerics("models", "engine", "sae", "steering")
     found = environment(*(("peft",) if adapter else ())) | {"numerics": rooms} | model_provenance(model_id)
-    return found | {
-        "adapter": adapter_digests(ROOT / adapter) if adapter else {},
-        "sampling": model_entry(model_id).sampling.model_dump(),
-        "steering": steering_provenance(model_id),
-    }
+    return (
+        found
+        | backend_provenance(model_id)
+        | {
+            "adapter": adapter_digests(ROOT / adapter) if adapter else {},
+            "sampling": model_entry(model_id).sampling.model_dump(),
+            "steering": steering_provenance(model_id),
+        }
+    )
 
 
 def training_provenance(model_id: str) -> dict[str, Any]:

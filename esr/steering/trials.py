@@ -11,16 +11,16 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from esr.config.registry import model_entry, required
+from esr.engine.backend import backend_of
+from esr.engine.edits import LayerEdit
 from esr.engine.finite import NonFiniteError
-from esr.engine.generation import Response, Row, generate
-from esr.engine.guard import Guard, watched
-from esr.engine.interventions import AddVector, Intervention, ZeroAblate
-from esr.engine.sinks import Sinks
+from esr.engine.rows import Response, Row
 from esr.engine.workers import Report, Workers, split
 from esr.models.chat import chat_tokens
 from esr.models.loading import resident_model, stop_tokens
@@ -156,13 +156,25 @@ def generate_responses(plans: Sequence[Plan], settings: Settings, workers: Worke
     chunks = [Chunk(settings, steering, penalty, provenance, tuple(plans[i] for i in part)) for part in parts]
     files = workers.map(
         generate_chunk, [asdict(chunk) for chunk in chunks], what=what, items=[len(part) for part in parts],
-        item="responses", units_per_item=settings.max_new_tokens,
+        item="responses", units_per_item=settings.max_new_tokens, alone=entry.backend == "vllm",
     )  # fmt: skip
     trials: dict[int, Trial] = {}
-    for part, file in zip(parts, files, strict=True):
-        rows = [Trial.model_validate(row) for row in json.loads(file.read_bytes())]
-        trials |= dict(zip(part, rows, strict=True))
+    for part, chunk, file in zip(parts, chunks, files, strict=True):
+        trials |= dict(zip(part, _read_chunk(file, chunk), strict=True))
     return [trials[i] for i in range(len(plans))]
+
+
+def _read_chunk(file: Path, chunk: Chunk) -> list[Trial]:
+    """A chunk's rows. Raises ValueError unless they are those of its plans, one each: it may come from another host."""
+    try:
+        rows = [Trial.model_validate(row) for row in json.loads(file.read_bytes())]
+    except ValueError:
+        raise ValueError(
+            f"{file} is damaged, or written by another version: delete it and run the stage again."
+        ) from None
+    if [row.id for row in rows] != [trial_id(chunk, plan) for plan in chunk.plans]:
+        raise ValueError(f"{file} holds rows of other trials than planned: delete it and run the stage again.")
+    return rows
 
 
 def chunk_indices(plans: Sequence[Plan], batch_size: int) -> list[Sequence[int]]:
@@ -185,12 +197,12 @@ def generate_chunk(content: dict, report: Report) -> bytes:
     check_steering(settings.model, chunk.provenance)
     model, tokenizer = resident_model(settings.model, settings.adapter)
     rows = [Row(chat_tokens(tokenizer, user_message(p), p.prefill), p.seed, settings.max_new_tokens) for p in plans]
-    guards, edits = build_edits(chunk.steering, plans, model.device)
-    with _naming_trials(plans), watched(model, guards):
-        responses = generate(
-            model,
+    backend = backend_of(model)
+    edits = build_edits(chunk.steering, plans, backend.device)
+    with _naming_trials(plans):
+        responses = backend.generate(
             rows,
-            [*guards, *edits],
+            edits,
             batch_size=settings.batch_size,
             temperature=settings.temperature,
             repetition_penalty=chunk.repetition_penalty,
@@ -213,8 +225,23 @@ def _naming_trials(plans: Sequence[Plan]) -> Iterator[None]:
 
 
 def _trial(chunk: Chunk, plan: Plan, response: Response, tokenizer) -> Trial:
+    return Trial(
+        id=trial_id(chunk, plan),
+        tokens=response.tokens,
+        text=tokenizer.decode(response.tokens, skip_special_tokens=True),
+        finish_reason=response.finish_reason,
+        **_fields(chunk, plan),
+    )
+
+
+def trial_id(chunk: Chunk, plan: Plan) -> str:
+    """Digest of all that determines the trial."""
+    return digest(_fields(chunk, plan), chunk.steering.residual_norm, chunk.steering.sae_norm, chunk.provenance)
+
+
+def _fields(chunk: Chunk, plan: Plan) -> dict[str, Any]:
     settings = chunk.settings
-    fields = asdict(plan) | {
+    return asdict(plan) | {
         "model": settings.model,
         "ablate": list(plan.ablate),
         "prefill": list(plan.prefill),
@@ -224,13 +251,6 @@ def _trial(chunk: Chunk, plan: Plan, response: Response, tokenizer) -> Trial:
         "repetition_penalty": chunk.repetition_penalty,
         "response_only": settings.response_only,
     }
-    return Trial(
-        id=digest(fields, chunk.steering.residual_norm, chunk.steering.sae_norm, chunk.provenance),
-        tokens=response.tokens,
-        text=tokenizer.decode(response.tokens, skip_special_tokens=True),
-        finish_reason=response.finish_reason,
-        **fields,
-    )
 
 
 def user_message(plan: Plan | Trial) -> str:
@@ -238,30 +258,25 @@ def user_message(plan: Plan | Trial) -> str:
     return f"{plan.prompt}\n\n{plan.instruction}" if plan.instruction else plan.prompt
 
 
-def build_edits(steering: Steering, plans: Sequence[Plan | Trial], device) -> tuple[list[Guard], list[Intervention]]:
-    """Guards and edits of these plans: at each edited layer the steering vectors, then the ablation, off sinks."""
+def build_edits(steering: Steering, plans: Sequence[Plan | Trial], device) -> list[LayerEdit]:
+    """Edits of these plans: at each edited layer the steering vectors, then the ablation, off sinks."""
     ablated = [p.ablate for p in plans]
     layers = {_steered_layer(p) for p in plans if p.boost}
     if any(ablated):
         layers.add(required(steering.sae_layer, steering.model, "sae"))
-    guards: list[Guard] = []
-    edits: list[Intervention] = []
-    norm = steering.sae_norm or math.inf
+    edits: list[LayerEdit] = []
     for layer in sorted(layers):
-        vectors = subset = chosen = sinks = None
+        vectors = subset = chosen = None
         if layer == steering.sae_layer and any(ablated):
             subset = load_latent_subset(steering.model, sorted({x for latents in ablated for x in latents}))
-            chosen, sinks = subset.rows(ablated), Sinks(layer, norm)
-            edits.append(sinks)
+            chosen = subset.rows(ablated)
         boosts = torch.tensor([p.boost if p.layer == layer else 0.0 for p in plans])
         if boosts.any():
             directions = load_directions(steering.model, [p.latent for p in plans])
             vectors = (boosts[:, None] * steering.residual_norm * directions).to(device)
-            edits.append(AddVector(layer, vectors, steering.response_only))
-        if subset is not None and chosen is not None and sinks is not None:
-            edits.append(ZeroAblate(layer, subset, chosen, sinks))
-        guards.append(Guard(layer, vectors, steering.response_only, subset, chosen, norm))
-    return guards, edits
+        norm = steering.sae_norm or math.inf
+        edits.append(LayerEdit(layer, vectors, steering.response_only, subset, chosen, norm))
+    return edits
 
 
 def _steered_layer(plan: Plan | Trial) -> int:

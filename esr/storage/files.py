@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -123,7 +124,7 @@ def write_json(path: Path, content: dict) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # two hosts may have equal process ids
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

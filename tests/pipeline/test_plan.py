@@ -110,3 +110,19 @@ def test_the_command_is_silent_about_short_runs(capsys):
     text = capsys.readouterr().out
     assert text.splitlines()[0].split()[:4] == ["stage", "model", "trials", "tokens"]
     assert "total" in text and "Hours at 10 tokens a second" in text
+
+
+def test_another_scale_is_planned_without_a_change_of_params_yaml():
+    paper = next(cost for cost in plan.costs([BASE], 1000.0, scale="paper") if cost.stage == "steer")
+    assert paper.trials == 60 * 38 * 2 * 2 and paper.tokens == paper.trials * 512
+    assert next(cost for cost in plan.costs([BASE], 1000.0) if cost.stage == "steer").trials == 640
+    with pytest.raises(ValueError, match="Unknown scale 'papre'.*did you mean 'paper'"):
+        plan.costs([BASE], scale="papre")
+
+
+def test_hosts_get_their_command_their_hours_and_a_price(capsys):
+    cli.main(["plan", BASE, "--scale", "paper", "--tokens-per-second", "1000", "--hosts", "8", "--usd-per-hour", "10"])
+    text = capsys.readouterr().out
+    (cost,) = [c for c in plan.costs([BASE], 1000.0, scale="paper") if c.stage == "steer"]
+    assert f"{cost.hours / 8:.2f}  python -m esr.pipeline.run steer --model {BASE} --shard I/8 --wait 3600" in text
+    assert "dollars at 10 a host and hour" in text and "judge --model" not in text

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ablation, latent_subset
+from conftest import latent_subset
 
 from esr.engine.activations import Document, residuals
+from esr.engine.backend import TransformersBackend
+from esr.engine.edits import LayerEdit, interventions_of
 from esr.engine.generation import Row, generate
-from esr.engine.interventions import AddVector, Capture, LatentSubset
+from esr.engine.interventions import Capture, LatentSubset
 from esr.steering import activations, trials
 from esr.steering.activations import edits_of, latent_activity, latent_margins, max_activations, token_activations
 from esr.storage.records import Trial
@@ -22,7 +24,7 @@ def vectors(scale=4.0):
 
 def written(model, edits, capture):
     """Documents as generated under `edits`, and what `capture` saw of each response: all its tokens but the last."""
-    responses = generate(model, ROWS, [*edits, capture], **SAMPLING)
+    responses = generate(model, ROWS, [*interventions_of(edits), capture], **SAMPLING)
     documents = [Document(row.prompt, tuple(response.tokens)) for row, response in zip(ROWS, responses, strict=True)]
     return documents, [capture.residuals(i)[len(row.prompt) :] for i, row in enumerate(ROWS)]
 
@@ -30,9 +32,10 @@ def written(model, edits, capture):
 @pytest.mark.parametrize("response_only", [False, True])
 @pytest.mark.parametrize("layer", [1, 2])
 def test_residuals_equal_those_captured_in_generation_each_under_its_vector(model, layer, response_only):
-    edits = [AddVector(1, vectors(), response_only)]
+    edits = [LayerEdit(1, vectors(), response_only)]
     documents, captured = written(model, edits, Capture(layer))
-    read = {i: hidden for i, hidden, _ in residuals(model, documents, layer, edits, batch_size=3)}
+    hooks = interventions_of(edits)
+    read = {i: hidden for i, hidden, _ in residuals(model, documents, layer, hooks, batch_size=3)}
     assert sorted(read) == [0, 1, 2, 3]
     for i, expected in enumerate(captured):
         assert read[i].shape == (len(documents[i].response), 32)
@@ -43,23 +46,23 @@ def test_residuals_equal_those_captured_in_generation_each_under_its_vector(mode
 
 def test_token_activations_equal_captured_latents_steered_and_ablated(model):
     sae = latent_subset(n=6, bias=2.0)
-    edits = [AddVector(1, vectors()), *ablation(1, sae, [(10, 12), (), (11,), ()])]
+    edits = [LayerEdit(1, vectors(), subset=sae, chosen=sae.rows([(10, 12), (), (11,), ()]))]
     documents, captured = written(model, edits, Capture(1, keep=sae.activations))
-    for i, read in token_activations(model, sae, documents, 1, edits, batch_size=2):
+    for i, read in token_activations(TransformersBackend(model), sae, documents, 1, edits, batch_size=2):
         np.testing.assert_allclose(read[:-1], captured[i], atol=1e-3, rtol=1e-3)
     assert sum((c > 0).sum() for c in captured) > 0
 
 
 def test_margins_are_of_prompts_too_and_positive_where_a_latent_fires(model):
-    sae, edits = latent_subset(n=6, bias=2.0), [AddVector(1, vectors())]
+    sae, edits = latent_subset(n=6, bias=2.0), [LayerEdit(1, vectors())]
     documents, _ = written(model, edits, Capture(1))
-    margins = latent_margins(model, sae, documents, 1, edits, batch_size=2)
+    margins = latent_margins(TransformersBackend(model), sae, documents, 1, edits, batch_size=2)
     whole = [Document(d.prompt[:1], (*d.prompt[1:], *d.response)) for d in documents]
-    fired = [values.max(0) for _, values in token_activations(model, sae, whole, 1, edits)]
+    fired = [values.max(0) for _, values in token_activations(TransformersBackend(model), sae, whole, 1, edits)]
     np.testing.assert_array_equal(margins > 0, np.max(fired, 0) > 0)
-    short, edits = documents[2:3], [AddVector(1, vectors()[2:3])]
-    alone = latent_margins(model, sae, short, 1, edits)
-    ((_, responses),) = token_activations(model, sae, short, 1, edits)
+    short, edits = documents[2:3], [LayerEdit(1, vectors()[2:3])]
+    alone = latent_margins(TransformersBackend(model), sae, short, 1, edits)
+    ((_, responses),) = token_activations(TransformersBackend(model), sae, short, 1, edits)
     assert ((alone > 0) & (responses.max(0) == 0)).any()  # a latent that fires on a prompt alone
 
 
@@ -92,16 +95,16 @@ class TinySae:
 
 def test_whole_sae_maxima_and_activity_are_those_of_the_tokens(model):
     sae = latent_subset(n=6, bias=2.0)
-    edits = [AddVector(1, vectors())]
+    edits = [LayerEdit(1, vectors())]
     documents, _ = written(model, edits, Capture(1))
     documents.append(Document((5,), ()))  # an empty response has no activation
-    edits = [AddVector(1, torch.cat([vectors(), torch.zeros(1, 32)]))]
-    tokens = dict(token_activations(model, sae, documents, 1, edits))
-    maxima = max_activations(model, TinySae(sae), documents, 1, edits)
+    edits = [LayerEdit(1, torch.cat([vectors(), torch.zeros(1, 32)]))]
+    tokens = dict(token_activations(TransformersBackend(model), sae, documents, 1, edits))
+    maxima = max_activations(TransformersBackend(model), TinySae(sae), documents, 1, edits)
     for i in range(len(ROWS)):
         np.testing.assert_allclose(maxima[i], tokens[i].max(0), rtol=1e-5)
     assert (maxima[-1] == 0).all()
-    activity = latent_activity(model, TinySae(sae), documents, 1, edits)
+    activity = latent_activity(TransformersBackend(model), TinySae(sae), documents, 1, edits)
     every = np.concatenate([tokens[i] for i in range(len(ROWS))])
     assert activity.tokens == len(every)
     np.testing.assert_allclose(activity.frequency, (every > 0).mean(0))
@@ -110,7 +113,7 @@ def test_whole_sae_maxima_and_activity_are_those_of_the_tokens(model):
 
 def test_nothing_to_read_is_an_error(model):
     with pytest.raises(ValueError, match="with a token"):
-        latent_activity(model, TinySae(latent_subset()), [Document((5,), ())], 1)
+        latent_activity(TransformersBackend(model), TinySae(latent_subset()), [Document((5,), ())], 1)
 
 
 def trial(latent, boost, ablate=(), model="smollm2-135m"):
@@ -124,13 +127,9 @@ def trial(latent, boost, ablate=(), model="smollm2-135m"):
 def test_trials_have_the_edits_they_were_generated_under(monkeypatch):
     monkeypatch.setattr(trials, "residual_norm", lambda _model: 100.0)
     monkeypatch.setattr(trials, "sae_norm", lambda _model: 90.0)
-    sinks, steer, ablate = edits_of([trial(3, 0.5), trial(8, 0.0), trial(8, 0.25, ablate=(5,))], "cpu")
-    torch.testing.assert_close(steer.vectors.norm(dim=-1), torch.tensor([50.0, 0.0, 25.0]))
-    assert (sinks.median_norm, steer.layer, ablate.layer) == (90.0, 17, 17) and ablate.chosen[:, 0].tolist() == [
-        False,
-        False,
-        True,
-    ]
+    [edit] = edits_of([trial(3, 0.5), trial(8, 0.0), trial(8, 0.25, ablate=(5,))], "cpu")
+    torch.testing.assert_close(edit.vectors.norm(dim=-1), torch.tensor([50.0, 0.0, 25.0]))
+    assert (edit.median_norm, edit.layer) == (90.0, 17) and edit.chosen[:, 0].tolist() == [False, False, True]
     assert edits_of([trial(8, 0.0)], "cpu") == [] == edits_of([], "cpu")
     with pytest.raises(ValueError, match="several models"):
         edits_of([trial(3, 0.5), trial(3, 0.5, model="smollm2-135m-selfcorrect")], "cpu")

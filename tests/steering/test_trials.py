@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from esr.config.registry import Sampling
+from esr.engine.edits import guarded
 from esr.engine.finite import NonFiniteError
 from esr.engine.workers import Workers
 from esr.steering import trials
@@ -63,19 +64,20 @@ def test_every_plan_gets_its_layer_vector_and_ablation():
         replace(base[0], layer=17, boost=0.0),
     ]
     steering = Steering("smollm2-135m", sae_layer=17, residual_norm=100.0, sae_norm=90.0)
-    guards, edits = build_edits(steering, plans, "cpu")
-    assert [type(e).__name__ + str(e.layer) for e in edits] == [
-        "AddVector12", "Sinks17", "AddVector17", "ZeroAblate17",
+    edits = build_edits(steering, plans, "cpu")
+    guards, hooks = guarded(edits)
+    assert [type(hook).__name__ + str(hook.layer) for hook in hooks] == [
+        "Guard12", "Guard17", "AddVector12", "Sinks17", "AddVector17", "ZeroAblate17",
     ]  # fmt: skip
-    assert [g.layer for g in guards] == [12, 17]
-    norms = torch.stack([edits[0].vectors.norm(dim=-1), edits[2].vectors.norm(dim=-1)])
+    assert hooks[:2] == guards
+    norms = torch.stack([edit.vectors.norm(dim=-1) for edit in edits])
     torch.testing.assert_close(norms, torch.tensor([[0.0, 25.0, 0.0], [50.0, 0.0, 0.0]]))
-    assert edits[3].subset.latents == (5, 9) and edits[3].chosen.tolist() == [
+    assert edits[1].subset.latents == (5, 9) and edits[1].chosen.tolist() == [
         [True, True],
         [False, False],
         [False, False],
     ]
-    assert build_edits(steering, plans[2:], "cpu") == ([], [])
+    assert build_edits(steering, plans[2:], "cpu") == []
 
 
 def test_a_chunk_is_the_same_after_a_detour_through_json():
@@ -113,7 +115,9 @@ def test_responses_are_the_same_bits_in_any_order_of_chunks_and_in_a_run_that_re
     monkeypatch.setattr(
         trials,
         "model_entry",
-        lambda _id: SimpleNamespace(steer_layer=1, sae_layer=1, sampling=Sampling(repetition_penalty=1.1)),
+        lambda _id: SimpleNamespace(
+            backend="transformers", steer_layer=1, sae_layer=1, sampling=Sampling(repetition_penalty=1.1)
+        ),
     )
     model.generation_config.eos_token_id = 2
     plans = plan_condition("steered", {3: 0.4, 8: 0.6}, {3: "", 8: ""}, PROMPTS, n_prompts=8, n_seeds=1, seed=1)
