@@ -103,7 +103,7 @@ def save_adapter(
         write_rows(new / "curve.jsonl", curve)
 
 
-def ordinary_cross_entropy(
+def cross_entropy_of_responses(
     model_id: str, adapter: str, responses: Sequence[SampledResponse]
 ) -> tuple[Float[np.ndarray, " tokens"], list[str]]:
     """Cross-entropy (nats) of every token of responses that the model did not write, and the response each is of.

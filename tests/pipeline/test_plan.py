@@ -54,7 +54,7 @@ def test_limits_are_not_exceeded_by_the_committed_results():
     generated += NUMBERS["controls"][TUNED]["sustained"]["prefilled_on_topic"]["0-32"]["n"]
     assert generated == 934 and planned("controls", TUNED) == 1220
     p = parameters("finetune")
-    evaluated = 32 * ((2 + 5) * (p.n_prompts + p.n_unsteered) + 5 * p.n_prompts)  # two ratios, five trainings
+    evaluated = 32 * 2 * (p.n_prompts + p.n_unsteered)  # two ratios; no training of an organism is shipped
     texts = 2 * 251 + p.n_corpus_openings  # prompts of data/prompts/finetune.txt
     assert planned("finetune", BASE) == evaluated + 7 * p.n_prefills + texts
     assert DOCUMENTS["detectors"](sizes_of(TUNED)) == 456 + 160  # 449 distinct pairs were read
@@ -70,7 +70,7 @@ def test_stages_are_those_that_run():
     assert ("ablate", TUNED) in found and ("ablate", BASE) not in found
     assert ("sae", BASE) in found and ("sae", TUNED) not in found
     assert ("measure", "") in found
-    assert [name for name, _ in found if name in ("train_sae", "organism", "concepts")] == []  # shipped; it has an SAE
+    assert [name for name, _ in found if name in ("train_sae", "organism", "concepts")] == []  # shipped; none; it has an SAE
 
 
 def test_hours_follow_the_stated_speed_and_the_measured_one():
