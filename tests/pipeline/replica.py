@@ -113,7 +113,7 @@ def entries() -> dict:
     return {
         MODEL: steered | trained,
         TUNED: {
-            "source": {"kind": "adapter", "path": f"data/finetune/{MODEL}/selfcorrect"}, "license": "none",
+            "source": {"kind": "adapter", "path": f"data/organism/{MODEL}/1"}, "license": "none",
             "tuned_from": MODEL, "experiments": OF_TUNED,
         },
         CONCEPTS: steered | {"concepts": {"path": "data/prompts/concepts.yaml", "layer": STEER_LAYER}},
@@ -209,7 +209,7 @@ def runs() -> list[tuple[str, str | None]]:
     of_each = ["calibrate", "steer", "judge"]
     return [
         ("fetch", EMBEDDER),
-        *((stage, MODEL) for stage in ["fetch", *of_base, *of_each, "finetune", "detectors"]),
+        *((stage, MODEL) for stage in ["fetch", *of_base, *of_each, "organism", "finetune", "detectors"]),
         *((stage, TUNED) for stage in ["fetch", *of_each, *OF_TUNED]),
         *((stage, CONCEPTS) for stage in ["fetch", "corpus", "relevance", "concepts", *of_each]),
         *((stage, model) for stage in further for model in (MODEL, TUNED, CONCEPTS)),

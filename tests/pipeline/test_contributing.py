@@ -71,6 +71,7 @@ def copy(tmp_path_factory):
     for name in (
         "params.yaml",
         "dvc.yaml",
+        "data/experiments.yaml",
         "data/models.yaml",
         "data/study.yaml",
         "data/published.json",

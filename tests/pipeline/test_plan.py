@@ -70,7 +70,8 @@ def test_stages_are_those_that_run():
     assert ("ablate", TUNED) in found and ("ablate", BASE) not in found
     assert ("sae", BASE) in found and ("sae", TUNED) not in found
     assert ("measure", "") in found
-    assert [name for name, _ in found if name in ("train_sae", "organism", "concepts")] == []  # shipped; none; it has an SAE
+    # The SAE is shipped, no organism is, and a model with an SAE needs no concepts.
+    assert [name for name, _ in found if name in ("train_sae", "organism", "concepts")] == []
 
 
 def test_hours_follow_the_stated_speed_and_the_measured_one():
