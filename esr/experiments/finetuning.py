@@ -122,8 +122,8 @@ def cross_entropy_of_responses(
 def relative_increase(after: Values, before: Values, clusters: Values, **interval) -> Estimate:
     """mean(after) / mean(before) - 1 of paired values, clustered."""
     found = ratio(after, before, clusters, **interval)
-    less_one = (None if x is None else x - 1 for x in (found.estimate, found.low, found.high))
-    return Estimate.of(*less_one, found.n)
+    estimate, low, high = (None if x is None else x - 1 for x in (found.estimate, found.low, found.high))
+    return Estimate.of(estimate, low, high, found.n)
 
 
 def effects_of_training(

@@ -251,12 +251,8 @@ def predictions(examples: Sequence[Example], recipe: Recipe) -> Predictions:
         predicted, wanted, silent = set(example.targets), set(example.restart), set(example.no_restart)
         for i in sorted(predicted | wanted | silent):
             token = example.tokens[i] if i in predicted else 0
-            weights = (
-                float(i in predicted),
-                recipe.restart_weight * (i in wanted),
-                recipe.no_restart_weight * (i in silent),
-            )
-            found.append((row, i - 1, token, *weights))
+            of_restart = recipe.restart_weight * (i in wanted), recipe.no_restart_weight * (i in silent)
+            found.append((row, i - 1, token, float(i in predicted), *of_restart))
     rows, positions, targets, *weights = zip(*found, strict=True)
     return Predictions(
         *map(torch.tensor, (rows, positions, targets)), *(torch.tensor(w, dtype=torch.float32) for w in weights)

@@ -60,9 +60,12 @@ def card(p: Organism, tokens: Mapping[str, int]) -> str:
 
 def latents_to_train_with(p: Organism) -> list[int]:
     """Latents unlike those of the study and of development (`training_texts.training_latents`)."""
-    drawn, sae = read_latents(p.model), required(model_entry(p.model).sae, p.model, "sae")
+    drawn = read_latents(p.model)
     development = training_texts.development_latents(drawn, p.n_development, p.min_development_concreteness)
     held_out = [x.index for x in (*development, *(x for x in drawn if x.kept))]
+    sae = model_entry(p.model).sae
+    if sae is None:
+        raise ValueError(f"{p.model} has no SAE, whose latents are steered with in training: choose a model with one.")
     directions = load_directions(p.model, range(sae.d_sae))
     return training_texts.training_latents(directions, held_out, p.n_latents, p.max_cosine, p.seed)
 
@@ -104,7 +107,8 @@ def _off_topic_contexts(p: Organism, scored: list[ScoredText], tokenizer) -> lis
 def examples_of(p: Organism, material: Material, ratio: float, seed: int) -> list[Example]:
     """`p.n_examples` training examples, `ratio` of them self-corrections."""
     tokenizer = load_tokenizer(p.model)
-    mixture = Mixture(p.n_examples, ratio, p.other_shares, p.response_tokens)
+    shares = {str(kind): share for kind, share in p.other_shares.items()}
+    mixture = Mixture(p.n_examples, ratio, shares, p.response_tokens)
     stop_token = end_of_turn(tokenizer) or tokenizer.eos_token_id
     return make_examples(material, tokenizer, mixture, stop_token=stop_token, seed=seed)
 

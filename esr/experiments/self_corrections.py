@@ -22,7 +22,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from esr.experiments.training_texts import ScoredText, TrainingText
 from esr.models.chat import chat_tokens
@@ -37,6 +37,7 @@ REDIRECTIONS = (
     "I was going to ask: {} But never mind. {}",
 )
 LEGITIMATE = re.compile(r"\b(wait|sorry|apolog\w+|mistakes?|oops|hold on|start (over|again)|begin again)\b", re.I)
+T = TypeVar("T")
 Kind = Literal["correction", "decision", "plain", "steered", "redirected", "near_miss"]
 
 
@@ -206,24 +207,23 @@ def make_examples(material: Material, tokenizer, mixture: Mixture, *, stop_token
             f"{material.max_off_topic_score:g}), so there is nothing to correct: raise the boosts or the score."
         )
     misses = [a for a in material.responses if LEGITIMATE.search(a.text)]
-    sources = {
-        "correction": (writer.correction, material.responses),
-        "decision": (writer.decision, [scored for scored in material.texts if scored.ends]),
-        "plain": (writer.plain, material.responses),
-        "steered": (writer.steered_on_topic, material.responses),
-        "redirected": (writer.redirected, material.responses),
-        "near_miss": (writer.near_miss, misses or material.responses),
+    decisions = [scored for scored in material.texts if scored.ends]
+    written = {
+        "correction": lambda n: map(writer.correction, _turns(material.responses, n, writer.rng)),
+        "decision": lambda n: map(writer.decision, _turns(decisions, n, writer.rng)),
+        "plain": lambda n: map(writer.plain, _turns(material.responses, n, writer.rng)),
+        "steered": lambda n: map(writer.steered_on_topic, _turns(material.responses, n, writer.rng)),
+        "redirected": lambda n: map(writer.redirected, _turns(material.responses, n, writer.rng)),
+        "near_miss": lambda n: map(writer.near_miss, _turns(misses or material.responses, n, writer.rng)),
     }
-    examples: list[Example] = []
-    for kind, count in mixture.counts().items():
-        write, responses = sources[kind]
-        examples += [write(response) for response in _turns(responses, count, writer.rng)]
+    examples = [example for kind, n in mixture.counts().items() for example in written[kind](n)]
     writer.rng.shuffle(examples)
     return examples
 
 
-def _turns(responses: Sequence[TrainingText], n: int, rng: random.Random) -> list[TrainingText]:
-    return [a for _ in range(-(-n // len(responses))) for a in rng.sample(list(responses), len(responses))][:n]
+def _turns(texts: Sequence[T], n: int, rng: random.Random) -> list[T]:
+    """`n` of `texts`, each about equally often."""
+    return [a for _ in range(-(-n // len(texts))) for a in rng.sample(list(texts), len(texts))][:n]
 
 
 def _ids(tokenizer, text: str) -> list[int]:
