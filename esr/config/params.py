@@ -140,6 +140,15 @@ class Organism(Shared, Generation):
     restart_weight: float = Field(gt=0)
     no_restart_weight: float = Field(gt=0)
 
+    @model_validator(mode="after")
+    def _off_and_on_topic_exclude_each_other(self):
+        if self.max_off_topic_score >= self.min_on_topic_score:
+            raise ValueError(
+                f"max_off_topic_score is {self.max_off_topic_score} and min_on_topic_score {self.min_on_topic_score}: "
+                "a text would be both, so make the first the smaller"
+            )
+        return self
+
 
 class Finetune(Organism):
     ratios: list[Share] = Field(min_length=1)

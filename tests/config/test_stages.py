@@ -59,6 +59,7 @@ MODELS = "models: [smollm2-135m, smollm2-135m-selfcorrect]"
             "study.yaml is out of date for the models smollm2-135m of .*: run `esr select smollm2-135m`",
         ),
         ("ratio: 0.4", "ratio: 0.5", "ratio is 0.5, which is none of the ratios"),
+        ("min_on_topic_score: 35.0", "min_on_topic_score: 15.0", "a text would be both, so make the first the smaller"),
         ("judge:\n", "jugde:\n", "unknown key 'jugde'"),
         ("name: offline", "name: oracle", "name is 'oracle'; it must be 'offline'"),
         ("seed: 2602", "seed: [", "not valid YAML"),

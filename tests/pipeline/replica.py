@@ -35,8 +35,8 @@ SIZES = {
     "organism": {
         "n_trainings": 1, "ratio": 0.5, "n_examples": 8, "n_corpus_responses": 4, "n_corpus_openings": 1,
         "openings_per_prompt": 1, "n_development": 1, "n_training_prompts": 6, "opening_tokens": 16, "n_endings": 3,
-        "n_latents": 3, "max_cosine": 1.0, "max_off_topic_score": 100.0, "min_response_score": 0.0,
-        "min_development_concreteness": 0.0,
+        "n_latents": 3, "max_cosine": 1.0, "max_off_topic_score": 99.0, "min_on_topic_score": 100.0,
+        "min_response_score": 0.0, "min_development_concreteness": 0.0,
     },
     "finetune": {"ratios": [0.5], "n_prompts": 1, "n_unsteered": 1, "n_prefills": 2, "max_opening_score": 100.0},
     "boost_sweep": {"n_prompts": 1, "offsets": [-1.0, 1.0]},
