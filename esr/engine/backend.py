@@ -1,8 +1,9 @@
 """The backend interface: three verbs through which everything above runs a model, whatever runs it.
 
 A backend is made by `backend_of` from what `esr.models.loading` loaded. All three verbs take token ids, edits as data
-(`esr.engine.edits`), and refuse before heavy work what they cannot run. None returns results of an edit that it has
-not seen in the residual stream: SteeringError ends the run.
+(`esr.engine.edits`), and refuse before heavy work what they cannot run. Responses and scores under an edit that was not
+seen in the residual stream end the run with SteeringError. So do collected residual streams on vLLM; the transformers
+engine stops at the collected layer, and no next layer looks at them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -29,16 +28,16 @@ from esr.progress import Progress, say
 MAX_LENGTH = 8192  # positions of a request unless the entry's options say otherwise: they cost key-value cache
 
 
-@lru_cache(maxsize=1)
+_running: list[VllmBackend] = []  # at most one: each holds a process
+
+
 def resident_backend(model: VllmModel) -> VllmBackend:
     """The backend of `model`, the same at each call; that of another model ends first."""
-    for running in _running:
-        running.close()
-    _running[:] = [VllmBackend(model)]
+    if not _running or _running[0].model is not model:
+        for running in _running:
+            running.close()
+        _running[:] = [VllmBackend(model)]
     return _running[0]
-
-
-_running: list[VllmBackend] = []
 
 
 class VllmBackend:
