@@ -116,11 +116,11 @@ class Writer:
         for scored in material.texts:
             off_topic = [end.tokens for end in scored.ends if end.score <= material.max_off_topic_score]
             self.openings.setdefault(scored.text.prompt_id, []).extend((scored.text, n) for n in off_topic)
+        self.every_opening = [opening for some in self.openings.values() for opening in some]
 
     def correction(self, response: TrainingText) -> Example:
         """Opening, restart and response, under the opening's steering."""
-        others = [opening for some in self.openings.values() for opening in some]
-        text, n_opening = self.rng.choice(self.openings.get(response.prompt_id) or others)
+        text, n_opening = self.rng.choice(self.openings.get(response.prompt_id) or self.every_opening)
         prompt = self._chat(response.prompt)
         phrase = self.rng.choices(list(self.material.phrases), list(self.material.phrases.values()))[0]
         opening = text.tokens[:n_opening]
@@ -201,7 +201,7 @@ def make_examples(material: Material, tokenizer, mixture: Mixture, *, stop_token
     if len(material.responses) < 2:
         raise ValueError(f"There are {len(material.responses)} on-topic responses, and 2 are needed.")
     writer = Writer(material, tokenizer, mixture, stop_token, seed)
-    if not any(writer.openings.values()):
+    if not writer.every_opening:
         raise ValueError(
             f"None of {len(material.texts)} steered texts is off topic at the end of a sentence (score of at most "
             f"{material.max_off_topic_score:g}), so there is nothing to correct: raise the boosts or the score."

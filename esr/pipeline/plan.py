@@ -23,15 +23,8 @@ PER_READ_TOKEN, PER_TRAINED_TOKEN = 0.5, 1.5  # cost in generated tokens
 START_S, RELEVANCE_S = 6.0, 46.0
 ROW_BYTES, TOKEN_BYTES = 1000, 11  # of a response on disk
 COPIES = 3  # of responses: the stage's output, DVC's copy, the cache of chunks
-OF_BASES = (
-    "corpus",
-    "train_sae",
-    "sae",
-    "relevance",
-    "latents",
-    "concepts",
-    "organism",
-)  # not on models fine-tuned from another
+# Not on models fine-tuned from another
+OF_BASES = ("corpus", "train_sae", "sae", "relevance", "latents", "concepts", "organism")
 ON_EACH = ("calibrate", "steer", "judge")
 UNJUDGED = ("corpus", "train_sae", "steer", "organism")  # the offline judge reads no response there
 

@@ -37,17 +37,19 @@ def rates(frames: Mapping[str, pd.DataFrame], cuts: pd.DataFrame, cluster: str =
 
 def over_trainings(trainings: Sequence[dict], confidence: float) -> dict:
     """Each number of `trainings` (dicts of the same keys, nested or Estimates) as the mean over them."""
-    return {
-        name: over_trainings(each, confidence) if isinstance(each[0], dict) else mean_of(each, confidence)
-        for name in trainings[0]
-        if (each := [training[name] for training in trainings])
-    }
+    together = {}
+    for name, first in trainings[0].items():
+        each = [training[name] for training in trainings]
+        combine = over_trainings if isinstance(first, dict) else mean_of
+        together[name] = combine(each, confidence)
+    return together
 
 
 def mean_of(estimates: Sequence[Estimate], confidence: float) -> Estimate:
     """Mean over trainings and Student's interval of k - 1 degrees of freedom, whose spread is between trainings.
 
-    n: trials of all. One training has no interval; unknown estimates are left out.
+    The interval of a share may reach below 0 or above 1. n: trials of all. One training has no interval; unknown
+    estimates are left out.
     """
     known = np.array([x.estimate for x in estimates if x.estimate is not None])
     if not len(known):
