@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from esr import paths
 from esr.config.schema import load_yaml
-from esr.config.stages import PARAMS
+from esr.config.stages import PARAMS, stage_parameters
 from esr.reporting.numbers import write_numbers
 from esr.storage.digests import digest
 from esr.storage.files import write_json
@@ -43,12 +43,20 @@ def recorded() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def summary() -> dict[str, Any]:
-    """The content of paper/numbers/times.json. Raises FileNotFoundError before the first run."""
-    kept = recorded()
-    if not kept:
-        raise FileNotFoundError(f"{FILE} does not exist: no stage has run here yet (dvc repro).")
+    """The content of paper/numbers/times.json: of runs with the parameters that the stages have now.
+
+    Raises FileNotFoundError without such a run.
+    """
+    seconds: dict[str, dict[str, float]] = {}
+    for stage, models in recorded().items():
+        for model, entry in models.items():
+            if entry["parameters"] == digest(stage_parameters(stage, model or None)):
+                seconds.setdefault(stage, {})[model] = entry["seconds"]
+    if not seconds:
+        raise FileNotFoundError(
+            f"{FILE} has no run with the present parameters: no stage has run here yet (dvc repro)."
+        )
     machine = {"cores": joblib.cpu_count(), "architecture": platform.machine()}
-    seconds = {stage: {model: entry["seconds"] for model, entry in models.items()} for stage, models in kept.items()}
     return {"machine": machine, "scale": load_yaml(PARAMS)["scale"], "seconds": seconds}
 
 
