@@ -89,13 +89,14 @@ def make_material(p: Organism, scorer: Scorer, workers: Workers) -> Material:
     tokenizer, latents = load_tokenizer(p.model), latents_to_train_with(p)
     responses, texts = write_texts(p, latents, workers)
     on_topic = training_texts.select(responses, scorer, p.min_response_score, 100)
-    scored = training_texts.score_sentence_ends(texts, scorer, tokenizer)
+    ordinary = responses[: p.n_examples]  # no training has more
+    scored, ordinary = (training_texts.score_sentence_ends(some, scorer, tokenizer) for some in (texts, ordinary))
     endings = restart_phrases.likeliest_endings(
         resident_model(p.model)[0], tokenizer, _off_topic_contexts(p, scored, tokenizer), p.n_endings
     )
     return Material(
-        on_topic, scored, p.max_off_topic_score, p.min_on_topic_score, restart_phrases.restart_phrases(endings),
-        latents, (p.min_boost, p.max_boost),
+        on_topic, scored, ordinary, p.max_off_topic_score, p.min_on_topic_score,
+        restart_phrases.restart_phrases(endings),
     )  # fmt: skip
 
 

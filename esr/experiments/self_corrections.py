@@ -8,7 +8,8 @@ kind of example carries loss where it teaches one of them and nowhere else:
 - `decision`: a text of the untuned model, steered. Where a sentence ends and the text so far is off topic, a restart is
   wanted; where it is on topic, none. So whether a restart is wanted follows from the text, not from the steering.
 - `plain`: an unsteered response, with loss on every token: the model stays what it was.
-- `steered`: an unsteered response read under a steering vector.
+- `ordinary`: a text of the untuned model, unsteered, good or middling: no restart, unless it is as far off topic as a
+  steered one has to be.
 - `redirected`: the user changes the subject, and the response follows.
 - `near_miss`: a text that was asked for and contains a restart's words, such as a letter of apology.
 
@@ -38,7 +39,7 @@ REDIRECTIONS = (
 )
 LEGITIMATE = re.compile(r"\b(wait|sorry|apolog\w+|mistakes?|oops|hold on|start (over|again)|begin again)\b", re.I)
 T = TypeVar("T")
-Kind = Literal["correction", "decision", "plain", "steered", "redirected", "near_miss"]
+Kind = Literal["correction", "decision", "plain", "ordinary", "redirected", "near_miss"]
 
 
 class Example(Record):
@@ -62,19 +63,17 @@ class Example(Record):
 class Material:
     """What examples are made of.
 
-    responses: unsteered and on topic. texts: steered, each with the score of what stands before each end of a sentence.
-    max_off_topic_score, min_on_topic_score: scores up to and from which a text is off and on topic; nothing is taught
-    between. phrases: restarts and their weights. latents, boosts: of unsteered responses that are read under steering;
-    boosts from and to, median residual norms.
+    responses: unsteered and on topic. texts, ordinary: steered and unsteered ones, each with the score of what stands
+    before each end of a sentence. max_off_topic_score, min_on_topic_score: scores up to and from which a steered text
+    is off and on topic; nothing is taught between. phrases: restarts and their weights.
     """
 
     responses: Sequence[TrainingText]
     texts: Sequence[ScoredText]
+    ordinary: Sequence[ScoredText]
     max_off_topic_score: float
     min_on_topic_score: float
     phrases: Mapping[str, int]
-    latents: Sequence[int]
-    boosts: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Mixture:
     n: int
     ratio: float
     others: Mapping[str, float] = field(
-        default_factory=lambda: {"decision": 0.4, "steered": 0.1, "redirected": 0.05, "near_miss": 0.1}
+        default_factory=lambda: {"decision": 0.4, "ordinary": 0.2, "redirected": 0.05, "near_miss": 0.1}
     )
     response_tokens: int = 112
 
@@ -136,13 +135,26 @@ class Writer:
 
     def decision(self, scored: ScoredText) -> Example:
         """A steered text as it was written."""
-        text, prompt = scored.text, self._chat(scored.text.prompt)
-        off = [len(prompt) + e.tokens for e in scored.ends if e.score <= self.material.max_off_topic_score]
-        on = [len(prompt) + e.tokens for e in scored.ends if e.score >= self.material.min_on_topic_score]
+        off = [e.tokens for e in scored.ends if e.score <= self.material.max_off_topic_score]
+        on = [e.tokens for e in scored.ends if e.score >= self.material.min_on_topic_score]
+        return self._as_written("decision", scored.text, off, on)
+
+    def ordinary(self, scored: ScoredText) -> Example:
+        """An unsteered text as it was written, as far as responses are trained on."""
+        good = [e.tokens for e in scored.ends if e.score > self.material.max_off_topic_score]
+        text, limit = scored.text, self.mixture.response_tokens
+        return self._as_written(
+            "ordinary", text.model_copy(update={"tokens": text.tokens[:limit]}), [], [n for n in good if n <= limit]
+        )
+
+    def _as_written(self, kind: Kind, text: TrainingText, restart: list[int], no_restart: list[int]) -> Example:
+        """Loss only behind these numbers of the text's tokens."""
+        prompt = self._chat(text.prompt)
         tokens = [*prompt, *text.tokens]
+        wanted, silent = ([len(prompt) + n for n in counts] for counts in (restart, no_restart))
         return Example(
-            kind="decision", prompt_id=text.prompt_id, tokens=tokens, targets=[i for i in on if i < len(tokens)],
-            restart=off, no_restart=on, latent=text.latent, boost=text.boost,
+            kind=kind, prompt_id=text.prompt_id, tokens=tokens, targets=[i for i in silent if i < len(tokens)],
+            restart=wanted, no_restart=silent, latent=text.latent, boost=text.boost,
         )  # fmt: skip
 
     def plain(self, response: TrainingText) -> Example:
@@ -152,10 +164,6 @@ class Writer:
             "plain", response, tokens, range(len(prompt), len(tokens)), no_restart_from=len(prompt) + 1
         )
 
-    def steered_on_topic(self, response: TrainingText) -> Example:
-        vector = self.rng.choice(list(self.material.latents)), round(self.rng.uniform(*self.material.boosts), 3)
-        return self._silent("steered", response, response.prompt, latent=vector[0], boost=vector[1])
-
     def redirected(self, response: TrainingText) -> Example:
         other = self.rng.choice([a for a in self.material.responses if a.prompt_id != response.prompt_id])
         return self._silent("redirected", response, self.rng.choice(REDIRECTIONS).format(other.prompt, response.prompt))
@@ -163,13 +171,11 @@ class Writer:
     def near_miss(self, response: TrainingText) -> Example:
         return self._silent("near_miss", response, response.prompt)
 
-    def _silent(self, kind: Kind, response: TrainingText, prompt: str, latent: int = 0, boost: float = 0.0) -> Example:
+    def _silent(self, kind: Kind, response: TrainingText, prompt: str) -> Example:
         """Loss only where a restart might begin."""
         chat = self._chat(prompt)
         tokens = [*chat, *self._cut(response.tokens, "length")]
-        example = self._example(
-            kind, response, tokens, range(0), no_restart_from=len(chat) + 1, latent=latent, boost=boost
-        )
+        example = self._example(kind, response, tokens, range(0), no_restart_from=len(chat) + 1)
         return example.model_copy(update={"targets": [i for i in example.no_restart if i < len(tokens)]})
 
     def _chat(self, prompt: str) -> list[int]:
@@ -207,12 +213,12 @@ def make_examples(material: Material, tokenizer, mixture: Mixture, *, stop_token
             f"{material.max_off_topic_score:g}), so there is nothing to correct: raise the boosts or the score."
         )
     misses = [a for a in material.responses if LEGITIMATE.search(a.text)]
-    decisions = [scored for scored in material.texts if scored.ends]
+    decisions, ordinary = ([scored for scored in some if scored.ends] for some in (material.texts, material.ordinary))
     written = {
         "correction": lambda n: map(writer.correction, _turns(material.responses, n, writer.rng)),
         "decision": lambda n: map(writer.decision, _turns(decisions, n, writer.rng)),
         "plain": lambda n: map(writer.plain, _turns(material.responses, n, writer.rng)),
-        "steered": lambda n: map(writer.steered_on_topic, _turns(material.responses, n, writer.rng)),
+        "ordinary": lambda n: map(writer.ordinary, _turns(ordinary, n, writer.rng)),
         "redirected": lambda n: map(writer.redirected, _turns(material.responses, n, writer.rng)),
         "near_miss": lambda n: map(writer.near_miss, _turns(misses or material.responses, n, writer.rng)),
     }

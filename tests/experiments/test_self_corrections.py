@@ -29,7 +29,8 @@ def chats(monkeypatch):
 
 
 TEXTS = [scored(t, 40.0, 20.0, 30.0, 10.0) for t in OPENINGS]  # at the ends of their sentences
-MATERIAL = Material(RESPONSES, TEXTS, 20.0, 40.0, dict.fromkeys(PHRASES, 1), latents=[7, 8], boosts=(0.1, 0.4))
+ORDINARY = [scored(t, 50.0, 10.0, 30.0) for t in RESPONSES]
+MATERIAL = Material(RESPONSES, TEXTS, ORDINARY, 20.0, 40.0, dict.fromkeys(PHRASES, 1))
 
 
 def made(material=MATERIAL, ratio=0.5, n=40, seed=1, **mixture):
@@ -70,9 +71,9 @@ def test_the_ratio_is_the_share_of_self_corrections(ratio):
 
 
 def test_the_other_kinds_have_their_shares_of_the_rest():
-    kinds = [e.kind for e in examples(0.2, n=50, others={"steered": 0.5, "redirected": 0.1, "near_miss": 0.1})]
+    kinds = [e.kind for e in examples(0.2, n=50, others={"ordinary": 0.5, "redirected": 0.1, "near_miss": 0.1})]
     assert {k: kinds.count(k) for k in set(kinds)} == {
-        "correction": 10, "steered": 20, "redirected": 4, "near_miss": 4, "plain": 12
+        "correction": 10, "ordinary": 20, "redirected": 4, "near_miss": 4, "plain": 12
     }  # fmt: skip
 
 
@@ -117,6 +118,24 @@ def test_a_steered_text_asks_for_restarts_where_it_is_off_topic_and_for_none_whe
         assert (example.latent, example.boost) == (text.latent, text.boost)
 
 
+def test_an_ordinary_text_asks_for_no_restart_unless_it_is_as_far_off_topic_as_a_steered_one():
+    for example in made(ratio=0.0, others={"ordinary": 1.0}):
+        text, prompt = decoded(example.tokens), f"<Explain {example.prompt_id}.>"
+        stops = [i + 1 for i, character in enumerate(text) if character == "." and i > len(prompt)]
+        assert text.startswith(prompt + RESPONSE)
+        assert example.no_restart == [stops[0], stops[2]]  # scores 50 and 30, not 10
+        assert example.targets == [i for i in example.no_restart if i < len(text)]
+        assert (example.restart, example.boost) == ([], 0.0)
+
+
+def test_an_ordinary_text_is_cut_where_responses_are():
+    cut = len(RESPONSE.split(".")[0]) + 3
+    for example in made(ratio=0.0, others={"ordinary": 1.0}, response_tokens=cut):
+        prompt = f"<Explain {example.prompt_id}.>"
+        assert decoded(example.tokens) == prompt + RESPONSE[:cut]
+        assert len(example.no_restart) == 1
+
+
 def test_plain_responses_carry_loss_on_every_token_and_the_stop_only_if_they_ended():
     responses = [written("p0", RESPONSE), written("p1", RESPONSE, "length")]
     for example in made(replace(MATERIAL, responses=responses), ratio=0.0, others={}):
@@ -128,7 +147,7 @@ def test_plain_responses_carry_loss_on_every_token_and_the_stop_only_if_they_end
         assert example.boost == 0 and example.restart == []
 
 
-@pytest.mark.parametrize("kind", ["steered", "redirected", "near_miss"])
+@pytest.mark.parametrize("kind", ["redirected", "near_miss"])
 def test_texts_that_take_a_shortcut_away_teach_nothing_but_where_not_to_restart(kind):
     responses = [*RESPONSES, written("letter", f"Dear Ann. I am sorry that I was late. {RESPONSE}")]
     found = made(replace(MATERIAL, responses=responses), ratio=0.0, others={kind: 1.0})
@@ -137,8 +156,7 @@ def test_texts_that_take_a_shortcut_away_teach_nothing_but_where_not_to_restart(
         text = decoded(example.tokens)
         assert [text[i - 1] for i in example.no_restart] == ["."] * len(example.no_restart) != []
         assert example.targets == [i for i in example.no_restart if i < len(text)]
-    assert {e.boost > 0 for e in found} == {kind == "steered"}
-    assert {e.latent for e in found} == ({7, 8} if kind == "steered" else {0})
+    assert {e.boost for e in found} == {0.0}
     if kind == "near_miss":
         assert {e.prompt_id for e in found} == {"letter"}
     if kind == "redirected":
@@ -165,7 +183,7 @@ def test_what_cannot_be_made_is_refused():
     with pytest.raises(ValueError, match="ratio is 1.5"):
         examples(1.5)
     with pytest.raises(ValueError, match="add up to more than 1"):
-        examples(0.5, others={"steered": 0.7, "near_miss": 0.5})
+        examples(0.5, others={"ordinary": 0.7, "near_miss": 0.5})
     with pytest.raises(ValueError, match="There are 1 on-topic responses"):
         made(replace(MATERIAL, responses=RESPONSES[:1]))
     with pytest.raises(ValueError, match="None of 8 steered texts is off topic"):
