@@ -89,8 +89,8 @@ def make_material(p: Organism, scorer: Scorer, workers: Workers) -> Material:
     tokenizer, latents = load_tokenizer(p.model), latents_to_train_with(p)
     responses, texts = write_texts(p, latents, workers)
     on_topic = training_texts.select(responses, scorer, p.min_response_score, 100)
-    ordinary = responses[: p.n_examples]  # no training has more
-    scored, ordinary = (training_texts.score_sentence_ends(some, scorer, tokenizer) for some in (texts, ordinary))
+    some = responses[: p.n_examples]  # no training has more of them
+    scored, ordinary = (training_texts.score_sentence_ends(x, scorer, tokenizer) for x in (texts, some))
     endings = restart_phrases.likeliest_endings(
         resident_model(p.model)[0], tokenizer, _off_topic_contexts(p, scored, tokenizer), p.n_endings
     )

@@ -320,9 +320,9 @@ def test_wrong_settings_of_any_chosen_model_are_found_before_the_first_stage(ent
 
 
 def test_an_empty_section_of_a_scale_is_completed_by_the_other_place(params):
-    params("    controls: {n_prefills: 150}\n", "    controls:\n")
-    params("controls:\n  max_off", "controls:\n  n_prefills: 150\n  max_off")
-    assert stage_parameters("controls")["n_prefills"] == 150
+    params("    controls: {n_prefills: 100}\n", "    controls:\n")
+    params("controls:\n  max_off", "controls:\n  n_prefills: 100\n  max_off")
+    assert stage_parameters("controls")["n_prefills"] == 100
 
 
 def test_the_seed_of_a_shipped_result_may_be_an_entrys(entries):
