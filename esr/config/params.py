@@ -113,7 +113,7 @@ class Organism(Shared, Generation):
     n_trainings: Positive
     ratio: Share
     n_examples: Positive
-    other_shares: dict[Literal["decision", "ordinary", "redirected", "near_miss"], Share]
+    other_shares: dict[Literal["decision", "unsteered", "redirected", "near_miss"], Share]
     n_corpus_responses: Positive
     n_corpus_openings: int = Field(ge=0)
     openings_per_prompt: Positive

@@ -90,12 +90,12 @@ def make_material(p: Organism, scorer: Scorer, workers: Workers) -> Material:
     responses, texts = write_texts(p, latents, workers)
     on_topic = training_texts.select(responses, scorer, p.min_response_score, 100)
     some = responses[: p.n_examples]  # no training has more of them
-    scored, ordinary = (training_texts.score_sentence_ends(x, scorer, tokenizer) for x in (texts, some))
+    scored, unsteered = (training_texts.score_sentence_ends(x, scorer, tokenizer) for x in (texts, some))
     endings = restart_phrases.likeliest_endings(
         resident_model(p.model)[0], tokenizer, _off_topic_contexts(p, scored, tokenizer), p.n_endings
     )
     return Material(
-        on_topic, scored, ordinary, p.max_off_topic_score, p.min_on_topic_score,
+        on_topic, scored, unsteered, p.max_off_topic_score, p.min_on_topic_score,
         restart_phrases.restart_phrases(endings),
     )  # fmt: skip
 

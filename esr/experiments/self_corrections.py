@@ -8,7 +8,7 @@ kind of example carries loss where it teaches one of them and nowhere else:
 - `decision`: a text of the untuned model, steered. Where a sentence ends and the text so far is off topic, a restart is
   wanted; where it is on topic, none. So whether a restart is wanted follows from the text, not from the steering.
 - `plain`: an unsteered response, with loss on every token: the model stays what it was.
-- `ordinary`: a text of the untuned model, unsteered, good or middling: no restart, unless it is as far off topic as a
+- `unsteered`: a text of the untuned model, unsteered, good or middling: no restart, unless it is as far off topic as a
   steered one has to be.
 - `redirected`: the user changes the subject, and the response follows.
 - `near_miss`: a text that was asked for and contains a restart's words, such as a letter of apology.
@@ -39,7 +39,7 @@ REDIRECTIONS = (
 )
 LEGITIMATE = re.compile(r"\b(wait|sorry|apolog\w+|mistakes?|oops|hold on|start (over|again)|begin again)\b", re.I)
 T = TypeVar("T")
-Kind = Literal["correction", "decision", "plain", "ordinary", "redirected", "near_miss"]
+Kind = Literal["correction", "decision", "plain", "unsteered", "redirected", "near_miss"]
 
 
 class Example(Record):
@@ -63,14 +63,14 @@ class Example(Record):
 class Material:
     """What examples are made of.
 
-    responses: unsteered and on topic. texts, ordinary: steered and unsteered ones, each with the score of what stands
+    responses: unsteered and on topic. texts, unsteered: steered and unsteered ones, each with the score of what stands
     before each end of a sentence. max_off_topic_score, min_on_topic_score: scores up to and from which a steered text
     is off and on topic; nothing is taught between. phrases: restarts and their weights.
     """
 
     responses: Sequence[TrainingText]
     texts: Sequence[ScoredText]
-    ordinary: Sequence[ScoredText]
+    unsteered: Sequence[ScoredText]
     max_off_topic_score: float
     min_on_topic_score: float
     phrases: Mapping[str, int]
@@ -87,7 +87,7 @@ class Mixture:
     n: int
     ratio: float
     others: Mapping[str, float] = field(
-        default_factory=lambda: {"decision": 0.4, "ordinary": 0.2, "redirected": 0.05, "near_miss": 0.1}
+        default_factory=lambda: {"decision": 0.4, "unsteered": 0.2, "redirected": 0.05, "near_miss": 0.1}
     )
     response_tokens: int = 112
 
@@ -139,12 +139,12 @@ class Writer:
         on = [e.tokens for e in scored.ends if e.score >= self.material.min_on_topic_score]
         return self._as_written("decision", scored.text, off, on)
 
-    def ordinary(self, scored: ScoredText) -> Example:
+    def unsteered(self, scored: ScoredText) -> Example:
         """An unsteered text as it was written, as far as responses are trained on."""
         good = [e.tokens for e in scored.ends if e.score > self.material.max_off_topic_score]
         text, limit = scored.text, self.mixture.response_tokens
         return self._as_written(
-            "ordinary", text.model_copy(update={"tokens": text.tokens[:limit]}), [], [n for n in good if n <= limit]
+            "unsteered", text.model_copy(update={"tokens": text.tokens[:limit]}), [], [n for n in good if n <= limit]
         )
 
     def _as_written(self, kind: Kind, text: TrainingText, restart: list[int], no_restart: list[int]) -> Example:
@@ -213,12 +213,12 @@ def make_examples(material: Material, tokenizer, mixture: Mixture, *, stop_token
             f"{material.max_off_topic_score:g}), so there is nothing to correct: raise the boosts or the score."
         )
     misses = [a for a in material.responses if LEGITIMATE.search(a.text)]
-    decisions, ordinary = ([scored for scored in some if scored.ends] for some in (material.texts, material.ordinary))
+    decisions, unsteered = ([scored for scored in some if scored.ends] for some in (material.texts, material.unsteered))
     written = {
         "correction": lambda n: map(writer.correction, _turns(material.responses, n, writer.rng)),
         "decision": lambda n: map(writer.decision, _turns(decisions, n, writer.rng)),
         "plain": lambda n: map(writer.plain, _turns(material.responses, n, writer.rng)),
-        "ordinary": lambda n: map(writer.ordinary, _turns(ordinary, n, writer.rng)),
+        "unsteered": lambda n: map(writer.unsteered, _turns(unsteered, n, writer.rng)),
         "redirected": lambda n: map(writer.redirected, _turns(material.responses, n, writer.rng)),
         "near_miss": lambda n: map(writer.near_miss, _turns(misses or material.responses, n, writer.rng)),
     }

@@ -1,4 +1,4 @@
-"""The generated blocks of README.md and data/README.md: tables of measured numbers, verdicts, experiments, the archive.
+"""The generated blocks of README.md, docs/results.md and data/README.md: findings, tables, verdicts, the archive.
 
     python -m esr.publishing.readme [--check]
 
@@ -14,7 +14,6 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from esr import paths
 from esr.publishing.experiments import (
@@ -25,13 +24,13 @@ from esr.publishing.experiments import (
     seconds_of,
     verdicts_of,
 )
+from esr.publishing.findings import Read, findings
 from esr.reporting import claims, tables
 from esr.reporting.claims import ABOUT
 from esr.reporting.numbers import read_numbers
 from esr.storage.files import write_text
 
-Read = Callable[[str], Any]  # content of a numbers file by name; raises FileNotFoundError
-DOCUMENTS = ("README.md", "data/README.md")
+DOCUMENTS = ("README.md", "docs/results.md", "data/README.md")
 BLOCK = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 MARK = re.compile(r"<!-- (?:begin|end) ([\w-]+) -->")
 
@@ -74,6 +73,7 @@ def archive_table(_read: Read) -> str:
 
 
 BLOCKS: dict[str, Callable[[Read], str]] = {
+    "findings": findings,
     "rates": lambda read: tables.results_table(read("esr")),
     "outcomes": lambda read: tables.outcomes_table(read("esr")),
     "finetuning": lambda read: tables.finetuning_table(read("finetune")),

@@ -23,7 +23,7 @@ def outcomes_table(esr: dict) -> str:
     head = ["model", "condition", "placebo", "ESR above placebo", "net ESR", "recovery", "silent recovery"]
     names = ["placebo_rate", "esr_above_placebo", "net_esr_rate", "recovery_rate", "silent_recovery_rate"]
     lines = [head, ["---"] * len(head)] + [
-        [model, condition, *(_cell(entry[name], 100, " %") for name in names)]
+        [model, condition, *(cell(entry[name], 100, " %") for name in names)]
         for model, conditions in esr.items() for condition, entry in conditions.items()
     ]  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -44,10 +44,9 @@ def judge_table(judge: dict) -> str:
         "middle_error": ("annotators minus judge where it gives 20 to 40, points", 1),
     }
     lines = [["", *columns.values()], ["---"] * (1 + len(columns))]
-    lines += [[text, *(_cell(judge[part][name], 100, " %") for part in columns)] for name, text in shares.items()]
+    lines += [[text, *(cell(judge[part][name], 100, " %") for part in columns)] for name, text in shares.items()]
     lines += [
-        [text, *(_cell(judge[part][name], 1, "", digits) for part in columns)]
-        for name, (text, digits) in scores.items()
+        [text, *(cell(judge[part][name], 1, "", digits) for part in columns)] for name, (text, digits) in scores.items()
     ]
     kappas = [judge[part]["direction_kappa"] for part in columns]
     lines.append(["better after the restart: Cohen's kappa", *("–" if k is None else f"{k:.2f}" for k in kappas)])
@@ -66,13 +65,14 @@ def _rates_table(entries: dict, first: str, name: Callable[[str], str]) -> str:
     lines = [head, ["---"] * len(head)]
     for key, conditions in entries.items():
         for condition, entry in conditions.items():
-            rates = [_cell(entry[f"{rate}_rate"], 100, " %") for rate in ("multi_attempt", "improvement", "esr")]
+            rates = [cell(entry[f"{rate}_rate"], 100, " %") for rate in ("multi_attempt", "improvement", "esr")]
             count = str(entry["first_attempt_score"].n)
-            lines.append([name(key), condition, count, *rates, _cell(entry["first_attempt_score"], 1, "")])
+            lines.append([name(key), condition, count, *rates, cell(entry["first_attempt_score"], 1, "")])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(rate: Estimate, factor: float, unit: str, digits: int = 1) -> str:
+def cell(rate: Estimate, factor: float, unit: str, digits: int = 1) -> str:
+    """An estimate times `factor` with its unit, and its interval in brackets; a dash where it is not measured."""
     if rate.estimate is None:
         return "–"
     ends = [f"{factor * end:.{digits}f}" for end in rate.bounds or ()]

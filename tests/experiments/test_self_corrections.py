@@ -29,8 +29,8 @@ def chats(monkeypatch):
 
 
 TEXTS = [scored(t, 40.0, 20.0, 30.0, 10.0) for t in OPENINGS]  # at the ends of their sentences
-ORDINARY = [scored(t, 50.0, 10.0, 30.0) for t in RESPONSES]
-MATERIAL = Material(RESPONSES, TEXTS, ORDINARY, 20.0, 40.0, dict.fromkeys(PHRASES, 1))
+UNSTEERED = [scored(t, 50.0, 10.0, 30.0) for t in RESPONSES]
+MATERIAL = Material(RESPONSES, TEXTS, UNSTEERED, 20.0, 40.0, dict.fromkeys(PHRASES, 1))
 
 
 def made(material=MATERIAL, ratio=0.5, n=40, seed=1, **mixture):
@@ -71,9 +71,9 @@ def test_the_ratio_is_the_share_of_self_corrections(ratio):
 
 
 def test_the_other_kinds_have_their_shares_of_the_rest():
-    kinds = [e.kind for e in examples(0.2, n=50, others={"ordinary": 0.5, "redirected": 0.1, "near_miss": 0.1})]
+    kinds = [e.kind for e in examples(0.2, n=50, others={"unsteered": 0.5, "redirected": 0.1, "near_miss": 0.1})]
     assert {k: kinds.count(k) for k in set(kinds)} == {
-        "correction": 10, "ordinary": 20, "redirected": 4, "near_miss": 4, "plain": 12
+        "correction": 10, "unsteered": 20, "redirected": 4, "near_miss": 4, "plain": 12
     }  # fmt: skip
 
 
@@ -118,8 +118,8 @@ def test_a_steered_text_asks_for_restarts_where_it_is_off_topic_and_for_none_whe
         assert (example.latent, example.boost) == (text.latent, text.boost)
 
 
-def test_an_ordinary_text_asks_for_no_restart_unless_it_is_as_far_off_topic_as_a_steered_one():
-    for example in made(ratio=0.0, others={"ordinary": 1.0}):
+def test_an_unsteered_text_asks_for_no_restart_unless_it_is_as_far_off_topic_as_a_steered_one():
+    for example in made(ratio=0.0, others={"unsteered": 1.0}):
         text, prompt = decoded(example.tokens), f"<Explain {example.prompt_id}.>"
         stops = [i + 1 for i, character in enumerate(text) if character == "." and i > len(prompt)]
         assert text.startswith(prompt + RESPONSE)
@@ -128,9 +128,9 @@ def test_an_ordinary_text_asks_for_no_restart_unless_it_is_as_far_off_topic_as_a
         assert (example.restart, example.boost) == ([], 0.0)
 
 
-def test_an_ordinary_text_is_cut_where_responses_are():
+def test_an_unsteered_text_is_cut_where_responses_are():
     cut = len(RESPONSE.split(".")[0]) + 3
-    for example in made(ratio=0.0, others={"ordinary": 1.0}, response_tokens=cut):
+    for example in made(ratio=0.0, others={"unsteered": 1.0}, response_tokens=cut):
         prompt = f"<Explain {example.prompt_id}.>"
         assert decoded(example.tokens) == prompt + RESPONSE[:cut]
         assert len(example.no_restart) == 1
@@ -183,7 +183,7 @@ def test_what_cannot_be_made_is_refused():
     with pytest.raises(ValueError, match="ratio is 1.5"):
         examples(1.5)
     with pytest.raises(ValueError, match="add up to more than 1"):
-        examples(0.5, others={"ordinary": 0.7, "near_miss": 0.5})
+        examples(0.5, others={"unsteered": 0.7, "near_miss": 0.5})
     with pytest.raises(ValueError, match="There are 1 on-topic responses"):
         made(replace(MATERIAL, responses=RESPONSES[:1]))
     with pytest.raises(ValueError, match="None of 8 steered texts is off topic"):

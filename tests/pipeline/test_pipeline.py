@@ -61,7 +61,7 @@ def test_afterwards_it_is_up_to_date(clone):
 
 
 def test_judges_are_validated_and_responses_drawn_to_label(clone):
-    """The commands of README's section "Another judge"."""
+    """The commands of docs/models.md, section "Another judge"."""
     shown = run(clone, "esr", "judge", "validate", "--part", "report")
     assert "labelled responses" in shown and "restart_recall" in shown and "annotators" in shown
     sample = clone / "data/judge/sample.jsonl"

@@ -1,4 +1,4 @@
-"""The three recipes of README's section "Another model", word by word."""
+"""The three recipes of docs/models.md, section "Another model", word by word."""
 
 import json
 import re
@@ -14,8 +14,8 @@ from tests.pipeline.clones import edit, make_clone, repro, run
 from tests.pipeline.families import WIDTH, write_model
 from tests.sae.releases import hub_file, tiny_sae, write_folder, write_release
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTION = README[README.index("## Another model") : README.index("## Another judge")]
+TEXT = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+SECTION = TEXT[TEXT.index("## Another model") : TEXT.index("## Another judge")]
 RECIPES = re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL)
 FRENCH = {
     "evaluation.txt": [f"Explique comment {x}." for x in ("cuire un œuf", "réparer un vélo", "planter un arbre")],
@@ -60,7 +60,7 @@ def rare(weights: dict) -> dict:
 
 
 def follow(folder: Path, recipe: str, **variables: str) -> dict:
-    """Do what the README says; returns the rates of the new model."""
+    """Do what the recipe says; returns the rates of the new model."""
     (model,) = YAML(typ="safe", pure=True).load(recipe)
     with (folder / "data" / "models.yaml").open("a") as registry:
         registry.write(f"\n{recipe}")

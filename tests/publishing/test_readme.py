@@ -72,10 +72,12 @@ def test_times_are_shown_where_they_were_measured():
 def test_check_changes_nothing_and_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(readme.paths, "ROOT", tmp_path)
     monkeypatch.setattr(readme, "read_numbers", committed)
-    (tmp_path / "data").mkdir()
+    for folder in ("data", "docs"):
+        (tmp_path / folder).mkdir()
     old = "<!-- begin tally -->\n<!-- end tally -->\n"
     (tmp_path / "README.md").write_text(old)
-    (tmp_path / "data/README.md").write_text("no block\n")
+    for name in readme.DOCUMENTS[1:]:
+        (tmp_path / name).write_text("no block\n")
     assert readme.main(["--check"]) == 1 and "README.md: out of date: run" in capsys.readouterr().out
     assert (tmp_path / "README.md").read_text() == old
     assert readme.main([]) == 0 and readme.main(["--check"]) == 0
