@@ -32,6 +32,8 @@ from esr.storage.files import write_text
 
 DOCUMENTS = ("README.md", "docs/results.md", "data/README.md")
 BLOCK = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+CAPTION = """*A steered response of the model that was taught to restart: of those that restart and improve, the one with
+the median gain. Steering is on throughout. The offline judge scores each attempt. How many do so: below.*"""
 MARK = re.compile(r"<!-- (?:begin|end) ([\w-]+) -->")
 
 
@@ -72,7 +74,17 @@ def archive_table(_read: Read) -> str:
     return f"{size}\n\n{_markdown(lines)}"
 
 
+def example(_read: Read) -> str:
+    """The figure of a response that restarts; a sentence where the study has none."""
+    name = "example"
+    described = {key: text for e in read_experiments().experiments for key, text in e.figures.items()}[name]
+    drawn = figure_files({name: described})
+    images = [f"![{text}]({path.relative_to(paths.ROOT).as_posix()})\n\n{CAPTION}" for path, text in drawn.items()]
+    return "\n".join(images) or "(The study draws a response that restarts and improves here, when it has one.)"
+
+
 BLOCKS: dict[str, Callable[[Read], str]] = {
+    "example": example,
     "findings": findings,
     "rates": lambda read: tables.results_table(read("esr")),
     "outcomes": lambda read: tables.outcomes_table(read("esr")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 
 from matplotlib.colors import to_rgb
@@ -11,12 +12,23 @@ from esr.models.alignment import Alignment
 from esr.reporting.figures.style import CONDITIONS
 from esr.storage.records import Judgement, Trial
 
+MARKDOWN = re.compile(r"[\\`*_{}\[\]<>#|!~$&]")  # characters that a response must not format or link with
+
 
 def show_attempts(trial: Trial, judgement: Judgement) -> str:
-    """A whole response as Markdown, restarts marked and each attempt preceded by its score."""
-    texts = [" ".join(trial.text[a.start : a.end].split()) for a in judgement.attempts]
+    """A whole response as Markdown, restarts marked and each attempt preceded by its score.
+
+    What the model wrote is shown as written: it formats, links and embeds nothing.
+    """
+    texts = [plain(trial.text[a.start : a.end]) for a in judgement.attempts]
     parts = " **⟲** ".join(f"[{a.score:.0f}] {text}" for a, text in zip(judgement.attempts, texts, strict=True))
-    return f"**{trial.prompt}** — latent {trial.latent} “{trial.label}”, boost {trial.boost:.2f}\n\n> {parts}"
+    label = plain(trial.label)
+    return f"**{plain(trial.prompt)}** — latent {trial.latent} “{label}”, boost {trial.boost:.2f}\n\n> {parts}"
+
+
+def plain(text: str) -> str:
+    """Text in one line, as Markdown that shows it as it is."""
+    return MARKDOWN.sub(lambda found: f"\\{found[0]}", " ".join(text.split()))
 
 
 RGB = tuple(round(255 * part) for part in to_rgb(CONDITIONS["steered"]))

@@ -11,7 +11,7 @@ from esr import paths
 from esr.reporting import figures
 from esr.statistics import metrics
 from esr.statistics.estimates import NOTHING, Estimate
-from esr.storage.records import Query
+from esr.storage.records import Attempt, Judgement, Query, Trial
 
 PUBLISHED = json.loads((paths.ROOT / "data" / "published.json").read_text(encoding="utf-8"))
 
@@ -281,3 +281,42 @@ def test_judge_calibration_draws_every_judge_over_the_diagonal():
     (ax,) = figures.judge_calibration({"offline": rows, "mini": rows[:1]}).axes
     assert lines(ax, "offline")[0].get_ydata().tolist() == [40.0, 90.0]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["offline", "mini"]
+
+
+def judged(trial_id: str, *scores: float):
+    """A response of one sentence an attempt, and its judgement."""
+    sentences = [
+        "The sea is wide. ",
+        *["Wait, let me start over. To peel a carrot, draw the blade. "] * (len(scores) - 1),
+    ]
+    starts = [sum(map(len, sentences[:n])) for n in range(len(sentences) + 1)]
+    key = {"model": "tiny", "condition": "steered", "latent": 3, "prompt_id": "evaluation-00", "seed": 1}
+    attempts = [
+        Attempt(start=a, end=b, restart="Wait, let me start over." if n else "", score=score)
+        for n, (a, b, score) in enumerate(zip(starts, starts[1:], scores, strict=False))
+    ]
+    trial = Trial(
+        id=trial_id, label="ocean", prompt="How do I peel a carrot?", boost=0.3, layer=1, max_new_tokens=64,
+        temperature=0.6, repetition_penalty=1.0, tokens=[], text="".join(sentences), finish_reason="stop", **key,
+    )  # fmt: skip
+    return trial, Judgement(
+        trial_id=trial_id, judge="offline", outcome="scored", attempts=attempts, degraded=False, **key
+    )
+
+
+def test_the_example_is_the_median_of_the_responses_that_improve():
+    gains = {"worse": (40, 10), "small": (10, 15), "middle": (10, 40), "large": (10, 90), "one attempt": (95,)}
+    pairs = [judged(name, *scores) for name, scores in gains.items()]
+    assert figures.median_improvement(pairs)[0].id == "middle"
+    assert figures.median_improvement(pairs[:1] + pairs[-1:]) is None
+
+
+def test_the_example_shows_every_word_and_score_and_marks_the_restart():
+    figure = figures.example(*judged("shown", 12, 67))
+    texts = {text.get_text(): text for text in figure.texts}
+    shown = " ".join(texts)
+    words = "How do I peel a carrot? The sea is wide. Wait, let me start over. To draw the blade. 12 67 ocean 0.30"
+    for word in words.split():
+        assert word in shown
+    assert texts["Wait, let me start over."].get_fontweight() == "bold"
+    assert texts["The sea is wide."].get_fontweight() == "normal"

@@ -6,7 +6,8 @@ from html import unescape
 import pytest
 
 from esr.models.alignment import Alignment
-from esr.reporting.viewer import show_response
+from esr.publishing.rendering import markdown
+from esr.reporting.viewer import plain, show_response
 
 
 def aligned(text, *starts):
@@ -54,3 +55,9 @@ def test_it_needs_no_script_and_prints_on_white():
 def test_a_token_without_a_value_is_an_error():
     with pytest.raises(ValueError, match="2 tokens with 1 values"):
         show_response(aligned("ab", 0, 1), [1.0], largest=1.0)
+
+
+def test_what_a_model_writes_formats_nothing_in_a_notebook():
+    text = "**Bold** _it_ `code` [a](http://b) ![c](d) <b>e</b> # f | g ~h~ $i$ &amp; 2 * 3 \\ end"
+    shown = markdown(f"> [40] {plain(text)}")
+    assert unescape(re.sub(r"</?(blockquote|p)>", "", shown)).split() == f"[40] {text}".split()
