@@ -32,8 +32,8 @@ from esr.storage.files import write_text
 
 DOCUMENTS = ("README.md", "docs/results.md", "data/README.md")
 BLOCK = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
-CAPTION = """*A steered response of the model that was taught to restart: of those that restart and improve, the one with
-the median gain. Steering is on throughout. The offline judge scores each attempt. How many do so: below.*"""
+CAPTION = """*A steered response of the model that was taught to restart: of those that restart and improve, the one
+with the median gain. Steering is on throughout. The offline judge scores each attempt. How many do so: below.*"""
 MARK = re.compile(r"<!-- (?:begin|end) ([\w-]+) -->")
 
 

@@ -371,3 +371,32 @@ def test_adapters_do_not_change_what_the_sae_reads(entries):
         ConfigError, match="adapters begin above steer_layer 1 and would change what the SAE of layer 2"
     ):
         model_entry("a")
+
+
+RECIPES = [  # of README, "Change one thing": dvc exp run -S KEY=VALUE, and the stage that reads the new value first
+    ("calibrate.target", 50.0, "calibrate"),
+    ("boost_sweep.offsets", [-1.0, 0.0, 1.0], "boost_sweep"),
+    ("scale", "paper", None),
+]
+
+
+def test_every_recipe_of_the_readme_is_known_here():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [key for key in re.findall(r"dvc exp run -S '?([\w.]+)=", text)] == [key for key, *_ in RECIPES]
+    for key, value, _ in RECIPES:
+        assert f"{key}={value}".replace(" ", "") in text
+
+
+@pytest.mark.parametrize(("key", "value", "stage"), RECIPES)
+def test_a_recipe_of_the_readme_changes_what_its_stage_reads_and_nothing_else(params, key, value, stage):
+    before = {name: stage_parameters(name) for name in stages.STAGES}
+    written = YAML(typ="safe", pure=True).load(stages.PARAMS)
+    *sections, last = key.split(".")
+    place = written
+    for section in sections:
+        place = place[section]
+    assert last in place
+    place[last] = value
+    YAML().dump(written, stages.PARAMS)
+    changed = {name for name in stages.STAGES if stage_parameters(name) != before[name]}
+    assert changed == {stage} if stage else len(changed) > len(stages.STAGES) / 2
