@@ -89,7 +89,7 @@ def root(tmp_path, monkeypatch):
     lost = prompted | {"relative_reduction": estimate(0.4, -0.1, 0.7), "n_pairs": 24}
     lost |= {"score_difference": estimate(-20.0, -25.0, -15.0)}
     every = {"steered": prompted, "detectors": lost, "held_out": lost, "random": lost | {"relative_reduction": NOTHING}}
-    every["sham"] = {"changed_share": estimate(0.0, 0.0, 0.1)}
+    every["sham"] = prompted | {"changed_share": estimate(0.0, 0.0, 0.1)}
     numbers.write_numbers("ablate", {model: every | {"minimum_detectable_reduction": 0.45}})
     course = {name: estimate(2.0, 1.5, 2.5) for name in ("off_topic_ratio", "after_ratio")}
     numbers.write_numbers("activations", {model: course | {"never_restarted_ratio": NOTHING, "episodes": 1}})
