@@ -95,9 +95,9 @@ def ablated(n: Numbers) -> str:
 def instructed(n: Numbers) -> str:
     change = {s: n.of("meta_prompts", _tuned(n), s, "paired_difference") for s in ("monitor_yourself", "unrelated")}
     return (
-        "**Do instructions to resist help?** Told to monitor itself, the taught model restarts in "
-        f"{_points(change['monitor_yourself'])} more of its responses (n = {change['monitor_yourself'].n} pairs); told "
-        f"something unrelated, in {_points(change['unrelated'])}."
+        "**Do instructions to resist help?** Told to monitor itself, the taught model's restart rate rises by "
+        f"{_points(change['monitor_yourself'])} (n = {change['monitor_yourself'].n} pairs); told something unrelated, "
+        f"by {_points(change['unrelated'])}."
     )
 
 
