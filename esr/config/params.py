@@ -199,6 +199,35 @@ class Ablate(Shared, Generation):
     n_bootstrap: Positive
 
 
+class Mechanism(Shared):
+    temperature: float = Field(ge=0, le=2)
+    n_detectors: Positive
+    max_off_topic_score: float = Field(ge=0, le=100)
+    min_on_topic_score: float = Field(ge=0, le=100)
+    n_min_responses: Positive
+    max_tokens: Positive
+    sizes: list[Positive] = Field(min_length=1)
+    doses: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    power: float = Field(gt=0, lt=1)
+    n_found: Positive
+    n_responses: Positive
+    n_random: Positive
+    n_other_responses: Positive
+    n_other_random: Positive
+    n_unsteered: Positive
+    confidence: float = Field(gt=0, lt=1)
+    n_bootstrap: Positive
+
+    @model_validator(mode="after")
+    def _off_and_on_topic_exclude_each_other(self):
+        if self.max_off_topic_score >= self.min_on_topic_score:
+            raise ValueError(
+                f"max_off_topic_score is {self.max_off_topic_score} and min_on_topic_score {self.min_on_topic_score}: "
+                "a response would be both, so make the first the smaller"
+            )
+        return self
+
+
 class Activations(Shared):
     n_baselines: Positive
     n_never_restarted: Positive
@@ -277,6 +306,7 @@ STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "meta_prompts": (MetaPrompts, ("generation", "measure")),
     "detectors": (Detectors, ("measure",)),
     "ablate": (Ablate, ("generation", "measure")),
+    "mechanism": (Mechanism, ("generation", "measure")),
     "activations": (Activations, ("measure",)),
     "controls": (Controls, ("generation", "measure")),
     "cross_judge": (CrossJudge, ("judge", "measure")),
