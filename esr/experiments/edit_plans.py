@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from esr.experiments.detectors import match_random
 from esr.experiments.latent_edits import Edit, Kind
-from esr.experiments.mechanism import Reading
+from esr.experiments.mechanism import Scan
 from esr.statistics.random_sets import BASE
 from esr.steering.activations import Activity
 
@@ -63,20 +63,20 @@ def additions(sets: Sets, n_sets: int, doses: Sequence[float]) -> list[Edit]:
     return found + [Edit(f"{name}_add", tuple(x), "add", doses[0]) for name, x in chosen]
 
 
-def activity_of(readings: Sequence[Reading]) -> Activity:
+def activity_of(scans: Sequence[Scan]) -> Activity:
     """How often and how strongly each latent fires on the response tokens of all these passages."""
-    tokens = max(1, sum(reading.tokens for reading in readings))
-    fired, summed = (np.sum([getattr(r, name) for r in readings], axis=0) / tokens for name in ("fired", "summed"))
+    tokens = max(1, sum(scan.tokens for scan in scans))
+    fired, summed = (np.sum([getattr(r, name) for r in scans], axis=0) / tokens for name in ("fired", "summed"))
     return Activity(fired, summed, tokens)
 
 
-def shares_of(readings: Sequence[Reading]) -> Float[np.ndarray, " d_sae"]:
+def shares_of(scans: Sequence[Scan]) -> Float[np.ndarray, " d_sae"]:
     """Mean share of the steering vector that zero-ablating each latent takes away."""
-    return np.mean([reading.share for reading in readings], axis=0)
+    return np.mean([scan.share for scan in scans], axis=0)
 
 
 def matched_sets(
-    readings: Sequence[Reading],
+    scans: Sequence[Scan],
     norms: Float[np.ndarray, " d_sae"],
     detectors: Sequence[int],
     excluded: Collection[int],
@@ -88,17 +88,17 @@ def matched_sets(
     norms: of the decoder's rows before they were made unit vectors. Shares, which may be negative, are on a scale that
     is linear below the detectors' median and logarithmic above. Sets may share latents.
     """
-    shares = shares_of(readings)
+    shares = shares_of(scans)
     unit = float(np.median(np.abs(shares[list(detectors)]))) or 1.0
     columns = np.column_stack([np.log(np.maximum(norms, 1e-8)), np.arcsinh(shares / unit)])
-    return match_random(activity_of(readings), detectors, excluded, n_sets, seed, columns=columns, disjoint=False)
+    return match_random(activity_of(scans), detectors, excluded, n_sets, seed, columns=columns, disjoint=False)
 
 
-def silent_latents(readings: Sequence[Reading], n: int, excluded: Collection[int], seed: int) -> list[int]:
+def silent_latents(scans: Sequence[Scan], n: int, excluded: Collection[int], seed: int) -> list[int]:
     """Up to `n` latents that fire on no response token of the passages, drawn by seed; those that come nearest to
     taking nothing from prompts as well come first."""
-    fired = np.sum([reading.fired for reading in readings], axis=0)
-    shares = np.abs(shares_of(readings)) + np.abs(np.sum([reading.attribution for reading in readings], axis=0))
+    fired = np.sum([scan.fired for scan in scans], axis=0)
+    shares = np.abs(shares_of(scans)) + np.abs(np.sum([scan.attribution for scan in scans], axis=0))
     free = [int(i) for i in np.random.default_rng(seed).permutation(len(fired)) if fired[i] == 0]
     taken = set(excluded)
     return sorted((i for i in free if i not in taken), key=lambda i: float(shares[i]))[:n]

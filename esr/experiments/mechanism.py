@@ -35,7 +35,7 @@ PER_CHUNK = 2  # passages: small enough that two workers finish together
 
 
 @dataclass(frozen=True)
-class Reading:
+class Scan:
     """One passage without edits.
 
     log_odds: restart propensity at its sentence ends. sampled: the probability that sampling opens a restart there,
@@ -90,16 +90,16 @@ class References:
         return means | {"donor": self.donors[index].as_json()}
 
 
-def read(model_id: str, passages: Sequence[Passage], temperature: float, workers: Workers) -> list[Reading]:
-    """The passages without edits. temperature: of sampling, for `Reading.sampled`."""
+def read(model_id: str, passages: Sequence[Passage], temperature: float, workers: Workers) -> list[Scan]:
+    """The passages without edits. temperature: of sampling, for `Scan.sampled`."""
     penalty = model_entry(model_id).sampling.repetition_penalty
     rows = [{"passage": p.as_json(), "temperature": temperature, "penalty": penalty} for p in passages]
-    found: list[Reading] = []
+    found: list[Scan] = []
     for content in _run(read_chunk, model_id, rows, workers, "propensity"):
         tensors = load(content)
         for i in range(int(tensors["n"])):
-            fields = {name: tensors[f"{i}.{name}"].numpy() for name in Reading.__dataclass_fields__ if name != "tokens"}
-            found.append(Reading(**fields, tokens=int(tensors[f"{i}.tokens"])))
+            fields = {name: tensors[f"{i}.{name}"].numpy() for name in Scan.__dataclass_fields__ if name != "tokens"}
+            found.append(Scan(**fields, tokens=int(tensors[f"{i}.tokens"])))
     return found
 
 
@@ -145,7 +145,7 @@ def _run(function: ChunkFunction, model_id: str, rows: Sequence[dict], workers: 
     return [file.read_bytes() for file in files]
 
 
-class Reader:
+class PassageModel:
     """What a worker reads passages with."""
 
     def __init__(self, model_id: str):
@@ -171,19 +171,19 @@ class Reader:
 
 
 def read_chunk(content: dict, report: Report) -> bytes:
-    """`Reading`s of a chunk as tensors. Runs in a worker, which keeps its model between chunks."""
-    reader = Reader(content["model"])
+    """`Scan`s of a chunk as tensors. Runs in a worker, which keeps its model between chunks."""
+    runner = PassageModel(content["model"])
     subset = _whole_sae(content["model"])
     tensors: dict[str, Tensor] = {"n": torch.tensor(len(content["rows"]))}
     for i, row in enumerate(content["rows"]):
-        found = _read(reader, subset, Passage.of_json(row["passage"]), row["temperature"], row["penalty"])
+        found = _read(runner, subset, Passage.of_json(row["passage"]), row["temperature"], row["penalty"])
         tensors |= {f"{i}.{name}": value.cpu().contiguous() for name, value in found.items()}
         report(1, len(row["passage"]["trial"]["tokens"]))
     return save(tensors)
 
 
-def _read(reader: Reader, subset: LatentSubset, passage: Passage, temperature: float, penalty: float) -> dict:
-    upper, document, cached = reader.upper, reader.document(passage), reader.cache(passage)
+def _read(runner: PassageModel, subset: LatentSubset, passage: Passage, temperature: float, penalty: float) -> dict:
+    upper, document, cached = runner.upper, runner.document(passage), runner.cache(passage)
     tokens = [*document.prompt, *document.response]
     with torch.no_grad():
         logits = upper.logits(cached.hidden[None], cached.places)[0]
@@ -191,12 +191,12 @@ def _read(reader: Reader, subset: LatentSubset, passage: Passage, temperature: f
         sampled = sampled_probability(logits, upper.openers, seen, temperature, penalty)
         log_odds = upper.log_odds(cached.hidden[None], cached.places)[0]
         activity = subset.activations(cached.hidden) * ~cached.sinks[:, None]
-        vector = reader.vector(passage)
+        vector = runner.vector(passage)
         along = subset.decoder @ vector / vector.dot(vector) if bool(vector.any()) else torch.zeros(len(subset.latents))
-        own = activity[len(document.prompt) :]
+        in_response = activity[len(document.prompt) :]
     return {
         "log_odds": log_odds, "sampled": sampled, "attribution": attribution(upper, cached, subset),
-        "fired": (own > 0).sum(0).float(), "summed": own.sum(0),
+        "fired": (in_response > 0).sum(0).float(), "summed": in_response.sum(0),
         "share": activity.sum(0) * along.to(activity.device) / (~cached.sinks).sum().clamp(min=1),
         "tokens": (~cached.sinks[len(document.prompt) :]).sum(),
     }  # fmt: skip
@@ -204,16 +204,16 @@ def _read(reader: Reader, subset: LatentSubset, passage: Passage, temperature: f
 
 def measure_chunk(content: dict, report: Report) -> bytes:
     """`Measured` of a chunk as JSON rows."""
-    reader, subset = Reader(content["model"]), _subset_of(content)
+    runner, subset = PassageModel(content["model"]), _subset_of(content)
     found = []
     for row in content["rows"]:
         passage, edits = Passage.of_json(row["passage"]), _edits(row)
-        cached, vector = reader.cache(passage), reader.vector(passage)
-        reference = _reference(reader, subset, row["reference"])
+        cached, vector = runner.cache(passage), runner.vector(passage)
+        reference = _reference(runner, subset, row["reference"])
         with torch.no_grad():
             taken = [removed(edit, cached.hidden, cached.sinks, subset, reference) for edit in edits]
             rows = torch.stack([(cached.hidden.float() - part).to(cached.hidden.dtype) for part in taken])
-            log_odds = reader.upper.log_odds(rows, cached.places)
+            log_odds = runner.upper.log_odds(rows, cached.places)
             share = [share_of_vector(part, cached.sinks, vector) for part in taken]
         found.append({"log_odds": log_odds.tolist(), "share": share})
         report(1, len(edits) * len(cached.hidden))
@@ -222,20 +222,20 @@ def measure_chunk(content: dict, report: Report) -> bytes:
 
 def cost_chunk(content: dict, report: Report) -> bytes:
     """`Costs` of a chunk as JSON rows."""
-    reader, subset = Reader(content["model"]), _subset_of(content)
+    runner, subset = PassageModel(content["model"]), _subset_of(content)
     found = []
     for row in content["rows"]:
         passage, edits = Passage.of_json(row["passage"]), _edits(row)
-        document, cached = reader.document(passage), reader.cache(passage)
-        reference = _reference(reader, subset, row["reference"])
+        document, cached = runner.document(passage), runner.cache(passage)
+        reference = _reference(runner, subset, row["reference"])
         places = range(len(document.prompt) - 1, len(document) - 1)
-        targets = torch.tensor(document.response, device=reader.model.device)[:, None]
+        targets = torch.tensor(document.response, device=runner.model.device)[:, None]
         with torch.no_grad():
-            clean = reader.upper.logits(cached.hidden[None], places)[0].log_softmax(-1)
+            clean = runner.upper.logits(cached.hidden[None], places)[0].log_softmax(-1)
             kl, rise = [], []
             for edit in edits:
                 rows = edited([edit], cached.hidden, cached.sinks, subset, reference)
-                other = reader.upper.logits(rows, places)[0].log_softmax(-1)
+                other = runner.upper.logits(rows, places)[0].log_softmax(-1)
                 kl.append(float((clean.exp() * (clean - other)).sum(-1).mean()))
                 rise.append(float((clean - other).gather(1, targets).mean()))
         found.append({"kl": kl, "cross_entropy_rise": rise})
@@ -259,13 +259,13 @@ def _whole_sae(model_id: str) -> LatentSubset:
     return load_latent_subset(model_id, range(n_latents))
 
 
-def _reference(reader: Reader, subset: LatentSubset, fields: dict | None) -> Reference | None:
+def _reference(runner: PassageModel, subset: LatentSubset, fields: dict | None) -> Reference | None:
     if fields is None:
         return None
     means = {
         name: torch.tensor([fields[name].get(str(latent), 0.0) for latent in subset.latents])
         for name in ("on_topic", "off_topic")
     }
-    cached = reader.cache(Passage.of_json(fields["donor"]))
+    cached = runner.cache(Passage.of_json(fields["donor"]))
     donor = subset.activations(cached.hidden[~cached.sinks])
     return Reference(**{name: mean.to(donor.device) for name, mean in means.items()}, donor=donor)

@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from esr.experiments.edit_plans import DETECTORS, SILENT, TURNED, Sets, random_names
 from esr.experiments.latent_edits import Edit
-from esr.experiments.mechanism import Costs, Measured, Reading
+from esr.experiments.mechanism import Costs, Measured, Scan
 from esr.experiments.propensity import Passage
 from esr.statistics import intervals
 from esr.statistics.estimates import NOTHING, Estimate
@@ -90,7 +90,7 @@ def by_size(tables: Tables, sizes: Sequence[int], n_detectors: int, n_sets: int,
 
 
 def end_table(
-    passages: Sequence[Passage], readings: Sequence[Reading], scores: Mapping[str, float], restarting
+    passages: Sequence[Passage], scans: Sequence[Scan], scores: Mapping[str, float], restarting
 ) -> pd.DataFrame:
     """A row for each sentence end, as `esr.statistics.restart_prediction` reads it.
 
@@ -99,17 +99,17 @@ def end_table(
     rows = [
         {
             "response": p.trial.id, "latent": p.trial.latent, "position": end, "score": scores[p.trial.id],
-            "log_odds": float(reading.log_odds[i]), "sampled": float(reading.sampled[i]),
+            "log_odds": float(scan.log_odds[i]), "sampled": float(scan.sampled[i]),
             "restarts": p.restarts and end == p.ends[-1], "restarting": p.trial.id in restarting,
         }
-        for p, reading in zip(passages, readings, strict=True)
+        for p, scan in zip(passages, scans, strict=True)
         for i, end in enumerate(p.ends)
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def attribution_error(
-    readings: Sequence[Reading], edits: Sequence[Sequence[Edit]], measured: Sequence[Measured]
+    scans: Sequence[Scan], edits: Sequence[Sequence[Edit]], measured: Sequence[Measured]
 ) -> dict[str, float | int | None]:
     """Attribution of sets, the sum over their latents, beside the effect of zero-ablating them, over passages and sets.
 
@@ -117,11 +117,11 @@ def attribution_error(
     difference, log-odds; mean_effect: mean absolute effect, beside which it stands.
     """
     attributed, real = [], []
-    for reading, chosen, found in zip(readings, edits, measured, strict=True):
+    for scan, chosen, found in zip(scans, edits, measured, strict=True):
         changes = found.log_odds.mean(1) - found.log_odds[0].mean()
         for edit, change in zip(chosen, changes, strict=True):
             if edit.latents and edit.kind == "zero" and edit.condition != SILENT:
-                attributed.append(float(reading.attribution[list(edit.latents)].sum()))
+                attributed.append(float(scan.attribution[list(edit.latents)].sum()))
                 real.append(float(change))
     x, y = np.array(attributed), np.array(real)
     known = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0

@@ -44,12 +44,12 @@ def beside_random(
         return {"minus_random": NOTHING, "reduction_beyond_random": NOTHING, "rank_p": None, "n_sets": 0}
     sets = list(sets)
     means = log_odds[sets].mean(axis=0)
-    at_least = int((means <= log_odds[condition].mean()).sum())
+    n_as_extreme = int((means <= log_odds[condition].mean()).sum())
     others = probability[sets].mean(axis=1)
     return {
         "minus_random": intervals.mean(log_odds[condition] - log_odds[sets].mean(axis=1), clusters, **interval),
         "reduction_beyond_random": relative_reduction(others, probability[condition], clusters, **interval),
-        "rank_p": (1 + at_least) / (1 + len(sets)),
+        "rank_p": (1 + n_as_extreme) / (1 + len(sets)),
         "n_sets": len(sets),
     }
 
