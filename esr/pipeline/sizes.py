@@ -124,12 +124,12 @@ TRIALS: dict[str, Callable[[Sizes], Responses]] = {
     "controls": _controls,
 }
 # Documents that the model reads: three passes over held-out ones; prompts; pairs in all prompts and in both halves, and
-    "mechanism": _mechanism,
-    "activations": lambda s: s.n_steered
+# steered responses; restarts and responses for comparison
 DOCUMENTS: dict[str, Callable[[Sizes], int]] = {
     "sae": lambda s: 3 * s["sae"].n_documents,
     "latents": lambda s: s.n_evaluation + s.n_held_out,
     "detectors": lambda s: 3 * s.n_evaluation * s["detectors"].n_derangements + s["detectors"].n_steered,
+    "mechanism": _mechanism,
     "activations": lambda s: s.n_steered + s["activations"].n_baselines + s["activations"].n_never_restarted,
 }
 
