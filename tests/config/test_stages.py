@@ -371,3 +371,12 @@ def test_adapters_do_not_change_what_the_sae_reads(entries):
         ConfigError, match="adapters begin above steer_layer 1 and would change what the SAE of layer 2"
     ):
         model_entry("a")
+
+
+def test_the_mechanism_is_measured_where_latents_are_ablated_by_transformers(monkeypatch):
+    names = ["smollm2-135m", "smollm2-135m-selfcorrect"]
+    assert study.running("mechanism", names) == study.running("ablate", names) == names[1:]
+    assert study.derive(names)["mechanism"][names[1]]["untuned"] == "data/fetch/smollm2-135m"
+    on_vllm = model_entry(names[1]).model_copy(update={"backend": "vllm"})
+    monkeypatch.setattr(study, "model_entry", lambda model: on_vllm if model == names[1] else model_entry(model))
+    assert study.running("mechanism", names) == [] and study.running("ablate", names) == names[1:]

@@ -281,3 +281,16 @@ def test_judge_calibration_draws_every_judge_over_the_diagonal():
     (ax,) = figures.judge_calibration({"offline": rows, "mini": rows[:1]}).axes
     assert lines(ax, "offline")[0].get_ydata().tolist() == [40.0, 90.0]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["offline", "mini"]
+
+
+def test_detectors_stand_beside_every_random_set():
+    some = Estimate(-0.2, -0.3, -0.1, 60)
+    numbers = {
+        "detectors": {"effect": some}, "shams": {"silent": {"log_odds": NOTHING}, "random_edit": {"log_odds": some}},
+        "random_sets": {"effects": [0.1, -0.1, 0.0]},
+        "sizes": {"4": {"detectors": 0.1, "random": 0.0}, "26": {"detectors": None, "random": 0.0}},
+    }  # fmt: skip
+    left, right = figures.propensity({"tiny": numbers}, PUBLISHED).axes
+    labels = [label.get_text() for label in left.get_yticklabels()]
+    assert labels == ["tiny, detectors", "tiny, silent", "tiny, random edit", "tiny, 3 random sets"]
+    assert len(right.get_legend().get_texts()) == 3
