@@ -77,14 +77,14 @@ def test_the_other_kinds_have_their_shares_of_the_rest():
     }  # fmt: skip
 
 
-def test_corrections_carry_loss_from_the_restart_on():
+def test_corrections_carry_loss_behind_a_restarts_first_token_and_do_not_teach_when_to_restart():
     for example in examples(1.0):
         text, prompt = decoded(example.tokens), f"<Explain {example.prompt_id}.>"
         restart = re.search("|".join(f" {re.escape(p)}" for p in PHRASES), text)
         assert text.startswith(prompt)
         assert RESPONSE.startswith(text[restart.end() :].lstrip()[:20])
-        assert example.targets == list(range(restart.start(), len(example.tokens)))
-        assert example.restart == [restart.start()]
+        assert example.targets == list(range(restart.start() + 1, len(example.tokens)))
+        assert example.restart == []
 
 
 def test_no_second_restart_belongs_behind_the_first():
