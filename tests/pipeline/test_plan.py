@@ -4,9 +4,12 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from ruamel.yaml import YAML
 
+from esr.config import stages
 from esr.paths import ROOT
-from esr.pipeline import cli, plan
+from esr.pipeline import cli, plan, sizes
 from esr.pipeline.sizes import DOCUMENTS, TRIALS, parameters, sizes_of
 
 BASE, TUNED = "smollm2-135m", "smollm2-135m-selfcorrect"
@@ -24,12 +27,29 @@ def n_of(*keys: str) -> int:
     return value["esr_rate"]["n"]
 
 
+@pytest.fixture
+def committed_sizes(tmp_path, monkeypatch):
+    """Sizes of scale laptop that made the committed numbers, from dvc.lock: those of params.yaml may be others."""
+    params = YAML(typ="safe", pure=True).load(stages.PARAMS)
+    for name, stage in yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"].items():
+        for key, values in stage.get("params", {}).get("params.yaml", {}).items():
+            section = key.removeprefix("scales.laptop.")
+            if section != key and name.partition("@")[0] != "finetune":  # its sizes have other names today
+                params["scales"]["laptop"][section] = values
+    copy = tmp_path / "params.yaml"
+    YAML().dump(params, copy)
+    monkeypatch.setattr(stages, "PARAMS", copy)
+    sizes.parameters.cache_clear()
+    yield
+    sizes.parameters.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def converged() -> dict[str, int]:
     return {model: NUMBERS["calibrate"][model]["n_converged"] for model in (BASE, TUNED)}
 
 
-def test_responses_are_those_of_the_committed_results(converged):
+def test_responses_are_those_of_the_committed_results(converged, committed_sizes):
     """Exactly, where every latent converged; else by the share that did, 30 of 32 latents."""
     share = converged[TUNED] / sizes_of(TUNED).n_latents
     assert share == 30 / 32
@@ -47,7 +67,7 @@ def test_responses_are_those_of_the_committed_results(converged):
     assert measured == {key: planned(*key) for key in measured}
 
 
-def test_limits_are_not_exceeded_by_the_committed_results():
+def test_limits_are_not_exceeded_by_the_committed_results(committed_sizes):
     """Openings and restarts are found, not planned: 150 of 150 openings, 34 of 320 restarts with text after them."""
     detection = NUMBERS["controls"][TUNED]["detection"]
     generated = sum(rates["esr_rate"]["n"] for name, rates in detection.items() if name != "live")
@@ -77,10 +97,11 @@ def test_stages_are_those_that_run():
 def test_hours_follow_the_stated_speed_and_the_measured_one():
     slow, fast = (plan.costs([BASE], speed) for speed in (100.0, 1000.0))
     hours = [next(cost.hours for cost in found if cost.stage == "steer") for found in (slow, fast)]
-    assert hours[0] - hours[1] == pytest.approx(640 * 192 * (1 / 100 - 1 / 1000) / 3600)
+    limit = parameters("steer").max_new_tokens
+    assert hours[0] - hours[1] == pytest.approx(640 * limit * (1 / 100 - 1 / 1000) / 3600)
     measured = next(cost.hours for cost in plan.costs([BASE]) if cost.stage == "steer")
     speed = NUMBERS["bench"]["tokens_per_second"]["engine"]
-    assert measured == pytest.approx((640 * 192 / speed + plan.START_S) / 3600)
+    assert measured == pytest.approx((640 * limit / speed + plan.START_S) / 3600)
 
 
 def test_what_is_not_fetched_is_unknown(monkeypatch):
@@ -95,10 +116,11 @@ def test_what_is_not_fetched_is_unknown(monkeypatch):
 
 def test_language_models_as_judges_cost_by_their_prices(monkeypatch):
     judge = {"name": "mini", "model": "openai/gpt-4o-mini", "usd_per_million_input": 1.0, "usd_per_million_output": 0.0}
+    limit = parameters("steer").max_new_tokens
     monkeypatch.setattr(plan, "parameters", lambda stage: SimpleNamespace(judges=[judge]))
     costs = plan.costs([BASE], 1000.0, changed={f"judge@{BASE}", "cross_judge"})
     by_stage = {cost.stage: cost.usd for cost in costs}
-    tokens = len(plan.RUBRIC.encode()) // plan.BYTES_PER_TOKEN + plan.PROMPT_TOKENS + 192  # a response's limit
+    tokens = len(plan.RUBRIC.encode()) // plan.BYTES_PER_TOKEN + plan.PROMPT_TOKENS + limit
     assert by_stage == {"judge": pytest.approx(640 * tokens / 1e6), "cross_judge": 0}  # its replies are shipped
     monkeypatch.setitem(judge, "usd_per_million_input", None)
     assert plan.costs([BASE], 1000.0, changed={f"judge@{BASE}"})[0].usd is None
