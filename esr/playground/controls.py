@@ -66,7 +66,9 @@ class Controls:
             "length": "Length limit, tokens", "shade": "Latents that colour tokens",
         }  # fmt: skip
         for attribute, text in names.items():
-            getattr(self, attribute).tooltip = text
+            control = getattr(self, attribute)
+            control.tooltip = text
+            control.add_class(f"esr-{attribute.replace('_', '-')}")
 
     def _connect(self) -> None:
         w.link((self.boost, "value"), (self.boost_value, "value"))
