@@ -9,7 +9,7 @@ from esr.playground.inputs import Inputs, prompt_id, search
 from esr.playground.session import Choice
 from esr.storage.records import Latent, Prompt
 
-FULL = {"width": "100%"}
+FULL = {"width": "auto"}
 TYPED = ""  # value of the prompt list when the text is the user's
 
 
@@ -35,23 +35,22 @@ class Controls:
         self.latents = w.Select(rows=7, layout=w.Layout(**FULL))
         self.found, self.contexts, self.scale = w.HTML(), w.HTML(), w.HTML()
         self.boost = w.FloatSlider(
-            step=0.01, readout=False, continuous_update=True, layout=w.Layout(width="100%", margin="0")
+            step=0.01, readout=False, continuous_update=True, layout=w.Layout(width="auto", margin="0")
         )
         self.boost_value = w.BoundedFloatText(step=0.01, layout=w.Layout(width="90px"))
         self.ablate = w.Checkbox(description="Ablate the off-topic detectors", indent=False)
         self.seed = w.IntText(layout=w.Layout(width="110px"))
         self.length = w.BoundedIntText(min=1, max=2048, layout=w.Layout(width="90px"))
-        self.run = w.Button(description="Run", button_style="primary", icon="play")
-        self.stop = w.Button(description="Stop", icon="stop", disabled=True)
-        self.surprise = w.Button(description="Surprise me", icon="random", disabled=True)
+        self.run = w.Button(description="Run", button_style="primary")
+        self.stop = w.Button(description="Stop", disabled=True)
+        self.surprise = w.Button(description="Surprise me", disabled=True)
         self.status, self.message = w.HTML(), w.HTML()
         self.plain, self.edited = w.HTML(), w.HTML()
         self.shade = w.Text(placeholder="12, 345", layout=w.Layout(width="220px"))
-        self.recolour = w.Button(description="Colour tokens", icon="paint-brush", disabled=True)
+        self.recolour = w.Button(description="Colour tokens", disabled=True)
         self.key, self.export = w.HTML(), w.HTML()
         self.check = w.Button(
             description="Run it in the pipeline and compare",
-            icon="check",
             disabled=True,
             layout=w.Layout(width="290px"),
         )
@@ -125,7 +124,7 @@ class Controls:
         if self.inputs is None:
             return
         chosen, found = self.latents.value, search(self.inputs.latents, self.search.value)
-        self.latents.options = [(_line(latent), latent.index) for latent in found]
+        self.latents.options = [(_line(latent, self.inputs.of_sae), latent.index) for latent in found]
         indices = [latent.index for latent in found]
         self.latents.value = chosen if chosen in indices else next(iter(indices), None)
         count = f"{len(found)} of {len(self.inputs.latents)} latents"
@@ -145,7 +144,7 @@ class Controls:
         if self.inputs is None or latent is None:
             self.contexts.value = self.scale.value = ""
             return
-        self.contexts.value = rendering.contexts(latent)
+        self.contexts.value = rendering.contexts(latent, self.inputs.of_sae)
         threshold = self.inputs.thresholds.get(latent.index)
         self.scale.value = rendering.scale(threshold, self.inputs.min_boost, self.inputs.max_boost)
 
@@ -182,6 +181,6 @@ class Controls:
             self.prompt.value = change["new"]
 
 
-def _line(latent: Latent) -> str:
-    study = " · study" if latent.kept else ""
-    return f"{latent.label} · {latent.index} · {100 * latent.density:.2g} % of tokens{study}"
+def _line(latent: Latent, of_sae: bool) -> str:
+    density = f" · {100 * latent.density:.2g} % of tokens" if of_sae else ""
+    return f"{latent.label} · {latent.index}{density}{' · study' if latent.kept else ''}"

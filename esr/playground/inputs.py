@@ -44,14 +44,15 @@ def prompt_id(text: str, known: Sequence[Prompt]) -> str:
 class Inputs:
     """What is known of one model. notes: one sentence about each thing that is missing.
 
-    latents: those that have a label, the study's first. thresholds: by latent. restarted: steered responses of the
-    study with more than one attempt, with their judgement.
+    latents: those that have a label, the study's first; concepts where `of_sae` is False. thresholds: by latent.
+    restarted: steered responses of the study with more than one attempt, with their judgement.
     """
 
     model: str
     latents: list[Latent]
     min_boost: float
     max_boost: float
+    of_sae: bool = True
     thresholds: dict[int, Threshold] = field(default_factory=dict)
     detectors: tuple[int, ...] = ()
     restarted: list[tuple[Trial, Judgement]] = field(default_factory=list)
@@ -73,7 +74,8 @@ def read_inputs(model_id: str) -> Inputs:
     restarted, no_restarted = _restarted(model_id)
     highest = max([bounds.max, *(t.boost for t in thresholds.values())])
     notes = tuple(note for note in (no_thresholds, no_detectors, no_restarted) if note)
-    return Inputs(model_id, latents, bounds.min, highest, thresholds, detectors, restarted, notes)
+    of_sae = model_entry(model_id).sae is not None
+    return Inputs(model_id, latents, bounds.min, highest, of_sae, thresholds, detectors, restarted, notes)
 
 
 def search(latents: Sequence[Latent], wanted: str) -> list[Latent]:

@@ -143,6 +143,7 @@ class Page:
                 self._explained(work)
             finally:
                 self.controls.set_busy(running=False, busy=self.session is None)
+                self.controls.model.disabled = False  # another may be chosen where this one cannot be loaded
                 for button in (self.controls.recolour, self.controls.check):
                     button.disabled = self.result is None
                 if self.session and self.session.steering.sae_layer is None:
@@ -166,7 +167,6 @@ class Page:
         c.take(read_inputs(model), self.others)
         if boost is not None:
             c.boost.value = min(max(boost, c.boost.min), c.boost.max)
-        c.model.disabled = False  # another model may be chosen while this one cannot be loaded
         self.session = Session(model)
         c.status.value = rendering.status(f"{model} is loaded. Press Run.")
 
@@ -256,7 +256,7 @@ class Page:
         c.prompt.value, c.seed.value, c.length.value = trial.prompt, trial.seed, trial.max_new_tokens
         c.boost.value, c.ablate.value = trial.boost, False
         hint = "Saved by the study, where the guard saw the edit. Press Run to generate it here."
-        title = f"Steered with latent {trial.latent} “{trial.label}”, boost {trial.boost:.3g}"
+        title = rendering.steered(trial.latent, trial.label, trial.boost)
         c.edited.value = rendering.card(title, hint, rendering.response(trial.text, judgement.attempts, None), True)
         c.plain.value = rendering.card("Unsteered", "Press Run to generate it.", "", False)
         c.key.value = c.export.value = c.checked.value = c.message.value = ""

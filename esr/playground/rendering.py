@@ -54,12 +54,13 @@ def code(text: str) -> str:
     return f'<pre class="esr-code">{escape(text)}</pre>'
 
 
-def contexts(latent: Latent, n: int = 8) -> str:
-    """A latent with its strongest contexts, the firing token marked. ¶ stands for a line break."""
+def contexts(latent: Latent, of_sae: bool, n: int = 8) -> str:
+    """A latent with its strongest contexts, the firing token marked; a concept with its texts. ¶ is a line break."""
     shown = "".join(f"<li>{_marked(text)}</li>" for text in latent.contexts[:n])
     kept = "one of the study's latents" if latent.kept else f"not one of the study's: {latent.reason}"
-    facts = f"Fires on {100 * latent.density:.3g} % of corpus tokens; {kept}."
-    heading = f"{name(f'Latent {latent.index}: {latent.label}')}{note(facts)}"
+    facts = f"Fires on {100 * latent.density:.3g} % of corpus tokens; {kept}." if of_sae else f"A concept, {kept}."
+    title = f"{'Latent' if of_sae else 'Concept'} {latent.index}: {latent.label}"
+    heading = f"{name(title)}{note(facts)}"
     return f'{heading}<ol class="esr-contexts">{shown}</ol>' if shown else f"{heading}{note('It has no contexts.')}"
 
 
@@ -93,10 +94,15 @@ def titles(side: Side) -> tuple[str, str]:
         return "Unsteered", n
     if not side.seen:
         return "No response yet", "The edit of the residual stream has not been seen yet."
-    parts = [f"Steered with latent {plan.latent} “{plan.label}”, boost {plan.boost:.3g}"] if plan.boost else []
+    parts = [steered(plan.latent, plan.label, plan.boost)] if plan.boost else []
     parts += [f"{len(plan.ablate)} detectors ablated"] if plan.ablate else []
     title = ", ".join(parts)
     return title[:1].upper() + title[1:], f"{n}. The guard saw the edit in the residual stream at every pass."
+
+
+def steered(latent: int, label: str, boost: float) -> str:
+    """What a response was steered with: a latent of the SAE, or a concept of a model without one."""
+    return f"Steered with “{label}” ({latent}), boost {boost:.3g}"
 
 
 def growing(side: Side) -> str:

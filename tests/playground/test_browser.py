@@ -4,6 +4,7 @@ ESR_SCREENSHOTS=<folder> keeps pictures of it: light and dark, on a screen and o
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from tests.playground.study import LABELS
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, as in apt-get install chromium")
 PATIENCE = int(os.environ.get("ESR_PATIENCE_S", "90"))  # for what a slow machine takes long to do, seconds
+ICONS = re.compile("https://cdn[.]jsdelivr[.]net/.*fontawesome")  # that Voila's page links; the playground uses none
 DARK = "share/jupyter/lab/themes/@jupyterlab/theme-dark-extension/index.css"
 
 
@@ -70,6 +72,7 @@ def page(address):
         page.problems = []
         page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.route(ICONS, lambda route: route.fulfill(body="", content_type="text/css"))
         page.on("request", lambda r: None if elsewhere(r.url, address) is None else page.problems.append(r.url))
         page.goto(address, timeout=1000 * PATIENCE)
         page.get_by_text("is loaded. Press Run.").wait_for()
@@ -80,7 +83,7 @@ def page(address):
 def elsewhere(url, address):
     """The address of a request to another host; None for one to this server."""
     here = (address, address.replace("http", "ws"), "data:", "blob:")
-    return None if url.startswith(here) else url
+    return None if url.startswith(here) or ICONS.match(url) else url
 
 
 def press(page, name):
@@ -99,7 +102,7 @@ def test_a_response_is_steered_stopped_and_made_again(page):
     length.fill("2000")
     length.press("Enter")
     press(page, "Run")
-    page.locator(".esr-edited h3").get_by_text("Steered with latent 8").wait_for()
+    page.locator(".esr-edited h3").get_by_text(f"Steered with “{LABELS[8]}”").wait_for()
     press(page, "Stop")
     page.get_by_text("Stopped: ").wait_for()
     text = page.locator(".esr-edited .esr-text").inner_text()

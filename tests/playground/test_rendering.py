@@ -43,7 +43,7 @@ def test_what_others_wrote_is_text(document):
 def test_text_is_shown_and_called_steered_only_once_the_guard_saw_the_edit():
     unseen = rendering.growing(side(seen=False))
     assert "Steered" not in unseen and "alert" not in unseen
-    assert "Steered with latent 3" in rendering.growing(side()) and "alert" in rendering.growing(side())
+    assert "Steered with “&lt;img" in rendering.growing(side()) and "alert" in rendering.growing(side())
     assert ">Unsteered<" in rendering.growing(side(boost=0.0, seen=False))
 
 

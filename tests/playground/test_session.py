@@ -53,7 +53,7 @@ def test_latents_are_found_by_label_with_contexts_and_threshold(done):
 def test_both_responses_are_shown_and_the_edited_one_says_with_what(done):
     page = done["pressed"]
     assert ">Unsteered<" in page["plain"] and "12 tokens" in page["plain"]
-    assert f"Steered with latent 3 “{LABELS[3]}”, boost 0.4" in page["edited"] and "guard saw" in page["edited"]
+    assert f"Steered with “{LABELS[3]}” (3), boost 0.4" in page["edited"] and "guard saw" in page["edited"]
     assert "Done: 24 tokens" in page["status"] and "not scored" in page["status"]
     assert "latent 3 “snow”" in page["key"]
     assert "The pipeline made the same tokens." in page["checked"]
