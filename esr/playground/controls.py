@@ -71,6 +71,7 @@ class Controls:
 
     def _connect(self) -> None:
         w.link((self.boost, "value"), (self.boost_value, "value"))
+        self.boost.observe(self._tidy, "value")
         self.prompts.observe(self._take_prompt, "value")
         self.search.observe(lambda _: self.list_latents(), "value")
         self.latents.observe(lambda _: self.show_latent(), "value")
@@ -175,6 +176,12 @@ class Controls:
         idle = not (running or busy)
         self.run.disabled, self.stop.disabled, self.model.disabled = not idle, not running, not idle
         self.surprise.disabled = not idle or self.inputs is None or not self.inputs.restarted
+
+    def _tidy(self, change) -> None:
+        """A slider's steps add up to 0.47000000000000003; saved boosts have more digits and keep them."""
+        near = round(change["new"], 2)
+        if 0 < abs(change["new"] - near) < 1e-9:
+            self.boost.value = near
 
     def _take_prompt(self, change) -> None:
         if change["new"] != TYPED:

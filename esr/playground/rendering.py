@@ -91,7 +91,7 @@ def titles(side: Side) -> tuple[str, str]:
     """Title and hint of a response. It is called steered only where the guard saw the edit at every pass."""
     plan, n = side.plan, f"{len(side.tokens)} tokens"
     if not (plan.boost or plan.ablate):
-        return "Unsteered", n
+        return "Unsteered", f"{n}."
     if not side.seen:
         return "No response yet", "The edit of the residual stream has not been seen yet."
     parts = [steered(plan.latent, plan.label, plan.boost)] if plan.boost else []

@@ -19,7 +19,7 @@ from tests.pipeline.replica import (  # fmt: skip
 
 LABELS = {3: "snow", 8: "ships, captain", 21: "bread", 40: "snow, <script>alert(1)</script>"}
 THRESHOLD, DETECTORS = 0.4, (5, 9)
-WIDTH, NORM = 32, 2.0
+WIDTH, NORM = 32, 100.0
 RESTARTED = "The ships sail north and back. Wait, let me start over. Look at it closely, then take the first step."
 PHRASE = "Wait, let me start over."
 
@@ -62,7 +62,7 @@ def _write_sae(folder) -> None:
     decoder = torch.nn.functional.normalize(torch.randn(D_SAE, WIDTH, generator=torch.manual_seed(1)), dim=-1)
     weights = {
         "W_dec": decoder, "W_enc": decoder.T.contiguous(), "b_dec": torch.zeros(WIDTH), "b_enc": torch.zeros(D_SAE),
-        "threshold": torch.full((D_SAE,), 0.5),
+        "threshold": torch.zeros(D_SAE),
     }  # fmt: skip
     folder.mkdir(parents=True)
     save_file(weights, folder / "sae_weights.safetensors")

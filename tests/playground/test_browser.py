@@ -108,9 +108,10 @@ def test_a_response_is_steered_stopped_and_made_again(page):
     text = page.locator(".esr-edited .esr-text").inner_text()
     count = int(page.locator(".esr-edited .esr-hint").inner_text().split()[0])
     assert text.strip() and 0 < count < 2000
+    assert float(page.locator(".esr-boost-value input").input_value()) == pytest.approx(before + 0.02)
     code = page.locator("pre.esr-code").inner_text()
     assert "prompt='Describe <b>a boat</b>.'" in code and "latent=8" in code
-    page.get_by_text("Rest the pointer on a token").wait_for()
+    page.get_by_text(re.compile(f"latent 8 “{LABELS[8]}”")).first.wait_for()
     take_pictures(page)
     length.fill("12")
     length.press("Enter")
