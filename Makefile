@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm/.installed
 # tests that take minutes each
-SLOW := $(addprefix tests/pipeline/test_,kernels.py families.py recipes.py pipeline.py)
+SLOW := $(addprefix tests/pipeline/test_,kernels.py families.py recipes.py pipeline.py) tests/playground/test_browser.py
 
 # DVC's stages call `python`: let it be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repository venv fetch repro quick site archive bench setup-vllm test test-slow test-vllm test-all lint lab clean
+.PHONY: help repository venv fetch repro quick site archive bench setup-vllm test test-slow test-vllm test-all lint play lab clean
 
 help: ## this list
 	@echo "make TARGET [MODELS='a b'] [PYTHON=python3.12] [PIP_FLAGS='--extra-index-url ...']"
@@ -88,6 +88,9 @@ lint: venv ## check style, formatting, types, imports, and that notebooks are st
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/nbstripout --verify --keep-id $(wildcard notebooks/*.ipynb benchmarks/*.ipynb)
+
+play: venv ## open the playground as a page without code: steer a model and read what it writes
+	$(BIN)/voila notebooks/playground.ipynb
 
 lab: venv ## open JupyterLab with the notebooks
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks

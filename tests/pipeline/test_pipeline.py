@@ -34,7 +34,7 @@ def test_it_ends_with_notebooks_numbers_figures_and_a_paper(clone):
     made = contents(clone)
     assert made["paper/paper.pdf"].startswith(b"%PDF")
     others = {"06_concepts", "10_organism"}  # for models without an SAE, and for those with shipped trainings
-    notebooks = {f.stem for f in (clone / "notebooks").glob("*.ipynb")} - others
+    notebooks = {f.stem for f in (clone / "notebooks").glob("[0-9][0-9]_*.ipynb")} - others
     assert {Path(n).name.split("-")[0].removesuffix(".ipynb") for n in made if n.endswith(".ipynb")} == notebooks
     assert all(b"</svg>" in content for name, content in made.items() if name.endswith(".svg"))
 
