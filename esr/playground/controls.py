@@ -55,10 +55,10 @@ class Controls:
             layout=w.Layout(width="290px"),
         )
         self.checked, self.notes = w.HTML(), w.HTML()
-        self._name_for_screen_readers()
+        self._name_for_accessibility()
         self._connect()
 
-    def _name_for_screen_readers(self) -> None:
+    def _name_for_accessibility(self) -> None:
         names = {
             "model": "Model", "prompts": "Prompts of the study", "prompt": "Prompt", "search": "Search latents",
             "latents": "Latents", "boost": "Boost", "boost_value": "Boost, as a number", "seed": "Seed",

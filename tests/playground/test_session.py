@@ -81,7 +81,7 @@ def test_what_cannot_be_done_is_a_sentence(done):
     assert "run `dvc repro corpus` first" in done["refused"]["norms"] and done["refused"]["run"]
 
 
-def test_what_the_study_has_not_made_is_said(done):
+def test_what_the_study_has_not_made_is_named(done):
     stages = ("calibrate", "detectors", "judge")
     notes = done["refused"]["missing"]
     assert all(f"`dvc repro {stage}@tiny` makes it." in note for stage, note in zip(stages, notes, strict=True))
