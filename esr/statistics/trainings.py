@@ -20,7 +20,10 @@ OUTCOMES = ("esr_rate", "placebo_rate", "esr_above_placebo", "net_esr_rate", "re
 def rates(frames: Mapping[str, pd.DataFrame], cuts: pd.DataFrame, cluster: str = "latent", **interval) -> dict:
     """What one training does, by the judge. frames: condition -> `metrics.table`; "steered" must be among them.
 
-    restart_rate: of each condition. loops: share of steered restarting responses with `LOOP` attempts or more.
+    restart_rate: of each condition. restarts_off_topic, restarts_on_topic: the same among responses whose first attempt
+    is off topic and is not, which tells restarts that are called for from needless ones. (A first attempt that a
+    restart cuts short scores lower, which favours the former.) loops: share of steered restarting responses with `LOOP`
+    attempts or more.
     on_topic_after_restart: of those whose first attempt is off topic, the share whose last is not.
     """
     frames = {condition: frame[scored(frame)] for condition, frame in frames.items()}
@@ -29,10 +32,20 @@ def rates(frames: Mapping[str, pd.DataFrame], cuts: pd.DataFrame, cluster: str =
     astray = restarting[restarting.first_score <= OFF_TOPIC]
     measured = outcomes.rates(steered, cuts, cluster, **interval)
     return {
-        "restart_rate": {c: intervals.rate(multi_attempt(f), f[cluster], **interval) for c, f in frames.items()},
+        "restart_rate": {c: _restart_rate(f, cluster, interval) for c, f in frames.items()},
+        "restarts_off_topic": {
+            c: _restart_rate(f[f.first_score <= OFF_TOPIC], cluster, interval) for c, f in frames.items()
+        },
+        "restarts_on_topic": {
+            c: _restart_rate(f[f.first_score > OFF_TOPIC], cluster, interval) for c, f in frames.items()
+        },
         "on_topic_after_restart": intervals.rate(astray.last_score > OFF_TOPIC, astray[cluster], **interval),
         "loops": intervals.rate(restarting.attempts >= LOOP, restarting[cluster], **interval),
     } | {name: measured[name] for name in OUTCOMES}
+
+
+def _restart_rate(frame: pd.DataFrame, cluster: str, interval: dict) -> Estimate:
+    return intervals.rate(multi_attempt(frame), frame[cluster], **interval)
 
 
 def over_trainings(trainings: Sequence[dict], confidence: float) -> dict:

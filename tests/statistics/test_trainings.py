@@ -27,6 +27,12 @@ def test_a_training_is_measured_by_restarts_loops_and_what_follows_off_topic_ope
     found = rates({"steered": steered, "unsteered": trials((80.0,), (70.0,), (75.0,), (60.0, 70.0))}, cut_table([]))
     assert found["restart_rate"]["steered"].estimate == 4 / 5
     assert found["restart_rate"]["unsteered"].estimate == 1 / 4
+    behind = {name: found[f"restarts_{name}"]["steered"] for name in ("off_topic", "on_topic")}
+    assert {name: (rate.estimate, rate.n) for name, rate in behind.items()} == {
+        "off_topic": (1, 3),
+        "on_topic": (0.5, 2),
+    }
+    assert found["restarts_off_topic"]["unsteered"].n == 0 and found["restarts_on_topic"]["unsteered"].n == 4
     assert found["loops"].estimate == 1 / 4
     assert (found["on_topic_after_restart"].estimate, found["on_topic_after_restart"].n) == (2 / 3, 3)
     assert found["esr_rate"].estimate == 4 / 5
