@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from esr.config.judges import LlmJudge
 from esr.config.schema import Positive, Section, Share
-from esr.config.topics import TopicScores
 
 
 class Shared(Section):
@@ -110,7 +109,7 @@ class Measure(Section):
     n_bootstrap: Positive
 
 
-class Organism(TopicScores, Shared, Generation):
+class Organism(Shared, Generation):
     n_trainings: Positive
     ratio: Share
     n_examples: Positive
@@ -121,6 +120,8 @@ class Organism(TopicScores, Shared, Generation):
     opening_tokens: Positive
     min_boost: float = Field(gt=0)
     max_boost: float = Field(gt=0)
+    max_off_topic_score: float = Field(ge=0, le=100)
+    min_on_topic_score: float = Field(ge=0, le=100)
     min_response_score: float = Field(ge=0, le=100)
     response_tokens: Positive
     n_endings: Positive
@@ -138,6 +139,15 @@ class Organism(TopicScores, Shared, Generation):
     training_batch_size: Positive
     restart_weight: float = Field(gt=0)
     no_restart_weight: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _off_and_on_topic_exclude_each_other(self):
+        if self.max_off_topic_score >= self.min_on_topic_score:
+            raise ValueError(
+                f"max_off_topic_score is {self.max_off_topic_score} and min_on_topic_score {self.min_on_topic_score}: "
+                "a text would be both, so make the first the smaller"
+            )
+        return self
 
 
 class Finetune(Organism):
@@ -185,24 +195,6 @@ class Detectors(Shared):
 class Ablate(Shared, Generation):
     n_prompts: Positive
     n_seeds: Positive
-    confidence: float = Field(gt=0, lt=1)
-    n_bootstrap: Positive
-
-
-class Mechanism(TopicScores, Shared):
-    temperature: float = Field(ge=0, le=2)
-    n_detectors: Positive
-    n_min_responses: Positive
-    max_tokens: Positive
-    sizes: list[Positive] = Field(min_length=1)
-    doses: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    power: float = Field(gt=0, lt=1)
-    n_found: Positive
-    n_responses: Positive
-    n_random: Positive
-    n_other_responses: Positive
-    n_other_random: Positive
-    n_unsteered: Positive
     confidence: float = Field(gt=0, lt=1)
     n_bootstrap: Positive
 
@@ -285,7 +277,6 @@ STAGES: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "meta_prompts": (MetaPrompts, ("generation", "measure")),
     "detectors": (Detectors, ("measure",)),
     "ablate": (Ablate, ("generation", "measure")),
-    "mechanism": (Mechanism, ("generation", "measure")),
     "activations": (Activations, ("measure",)),
     "controls": (Controls, ("generation", "measure")),
     "cross_judge": (CrossJudge, ("judge", "measure")),

@@ -23,7 +23,7 @@ UNSIZED = ("train_sae", "judge", "activations", "cross_judge", "measure", "figur
 # Sections that an entry of the registry may change for its model: of the stages whose entry dvc.yaml tracks whole
 OF_MODELS = (
     "generation", "corpus", "train_sae", "sae", "latents", "concepts", "calibrate", "steer", "organism", "finetune",
-    "boost_sweep", "meta_prompts", "detectors", "ablate", "mechanism", "activations", "controls",
+    "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls",
 )  # fmt: skip
 
 

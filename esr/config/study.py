@@ -18,10 +18,8 @@ from esr.storage.files import write_text
 
 HEADER = "# Written by `esr select`: which models run which stages, and the paths that dvc.yaml names. Do not edit.\n"
 STUDY = DATA / "study.yaml"
-PROMPT_FILE = "data/prompts/evaluation.txt"
 SUBJECTS = "data/prompts/corpus_subjects.txt"  # what a corpus is generated from
-MECHANISM = "mechanism"  # runs where `ablate` does and transformers runs the model: no entry lists it
-EXPERIMENTS: tuple[str, ...] = (*get_args(Experiment), MECHANISM)
+EXPERIMENTS: tuple[str, ...] = get_args(Experiment)
 
 
 def bases_of(models: list[str]) -> list[str]:
@@ -31,8 +29,6 @@ def bases_of(models: list[str]) -> list[str]:
 
 def running(stage: str, models: list[str]) -> list[str]:
     """Those of `models` on which the experiment `stage` runs."""
-    if stage == MECHANISM:
-        return [model for model in running("ablate", models) if model_entry(model).backend == "transformers"]
     return [model for model in models if stage in model_entry(model).experiments]
 
 
@@ -86,8 +82,6 @@ def derive(models: list[str]) -> dict[str, dict]:
         "models": {m: _studied(m, registry) for m in models},
     }  # fmt: skip
     groups |= {stage: {m: _studied(m, registry) for m in running(stage, models)} for stage in EXPERIMENTS}
-    for model, paths in groups[MECHANISM].items():
-        paths["untuned"] = PROMPT_FILE if paths["base"] == model else f"data/fetch/{paths['base']}"
     for model, paths in groups["finetune"].items():
         paths["trainings"] = f"data/organism/{model}" if model in groups["organisms"] else _always_there(model)
     return groups

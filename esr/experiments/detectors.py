@@ -24,7 +24,6 @@ from esr.storage.records import AblationSet, Detector
 
 Rule = Literal["strict", "auc", "cohens_d"]
 POOL = 2  # candidates per latent of a random set
-NEAREST = 20  # candidates of each set where sets may share latents
 
 
 @dataclass(frozen=True)
@@ -158,42 +157,30 @@ def overlap(sets: Sequence[Collection[int]]) -> float | None:
 
 
 def match_random(
-    activity: Activity,
-    detectors: Sequence[int],
-    excluded: Collection[int],
-    n_sets: int,
-    seed: int,
-    *,
-    columns: Float[np.ndarray, "d_sae columns"] | None = None,
-    disjoint: bool = True,
+    activity: Activity, detectors: Sequence[int], excluded: Collection[int], n_sets: int, seed: int
 ) -> list[list[int]]:
     """Random sets as large and as active as the detectors: latent j of each set is matched to detector j.
 
     For each detector, in seeded order, the free latents nearest in log frequency and log mean (`POOL` per set) are
-    candidates; each set draws one. No latent is used twice, none is a detector or in `excluded`. columns: further
-    properties of latents to match, on the scale of the logs. disjoint: where False, for many sets, a latent may be in
-    several of them, and each draws among the `NEAREST`. Raises ValueError when there are too few latents.
+    candidates; each set draws one. No latent is used twice, none is a detector or in `excluded`. Raises ValueError when
+    there are too few.
     """
-    logs = activity.logs() if columns is None else np.column_stack([activity.logs(), columns])
+    logs = activity.logs()
     free = np.ones(len(logs), dtype=bool)
     free[[*detectors, *excluded]] = False
-    if free.sum() < len(detectors) * (n_sets if disjoint else 1):
+    if free.sum() < n_sets * len(detectors):
         raise ValueError(
             f"{int(free.sum())} latents are too few for {n_sets} random sets of {len(detectors)}: "
             "ask for fewer detectors or sets."
         )
     rng = np.random.default_rng(seed)
-    sets = np.full((n_sets, len(detectors)), -1)
+    sets = np.zeros((n_sets, len(detectors)), dtype=int)
     for place in rng.permutation(len(detectors)):
         candidates = rng.permutation(np.flatnonzero(free))  # ties break by seed, not by index
         distance = np.linalg.norm(logs[candidates] - logs[detectors[place]], axis=1)
-        nearest = candidates[np.argsort(distance, kind="stable")]
-        if disjoint:
-            sets[:, place] = rng.choice(nearest[: POOL * n_sets], n_sets, replace=False)
-            free[sets[:, place]] = False
-        else:
-            near = nearest[: NEAREST + len(detectors)]
-            sets[:, place] = [rng.choice(near[~np.isin(near, row)][:NEAREST]) for row in sets]
+        nearest = candidates[np.argsort(distance, kind="stable")[: POOL * n_sets]]
+        sets[:, place] = rng.choice(nearest, n_sets, replace=False)
+        free[sets[:, place]] = False
     return sets.tolist()
 
 

@@ -49,15 +49,15 @@ def restart_phrases(endings: Sequence[str] = ENDINGS) -> dict[str, int]:
     return {f"{halt} {ending}": weight for (halt, weight), ending in product(HALTS.items(), endings)}
 
 
-def openers(tokenizer, min_letters: int = 3) -> list[int]:
+def openers(tokenizer) -> list[int]:
     """Token ids with which a restart of the grammar begins, after a space and at the start of a line.
 
-    Without those of fewer than `min_letters` letters, with which a tokenizer spells a rare word: they begin many
-    others. Empty for a tokenizer that spells every word.
+    Without those of less than three letters, with which a tokenizer spells a rare word: they begin many others. Empty
+    for a tokenizer that spells every word.
     """
     words = {halt.split(",")[0].split()[0] for halt in HALTS}
     ids = {tokenizer(before + word, add_special_tokens=False).input_ids[0] for word in words for before in ("", " ")}
-    return sorted(i for i in ids if len(tokenizer.decode([i]).strip()) >= min_letters)
+    return sorted(i for i in ids if len(tokenizer.decode([i]).strip()) > 2)
 
 
 @torch.no_grad()

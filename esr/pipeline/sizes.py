@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 
-from esr.config.registry import base_of, model_entry, required
+from esr.config.registry import base_of, model_entry
 from esr.config.schema import load_texts
 from esr.config.stages import stage_parameters
 from esr.config.study import has_organism
@@ -96,18 +96,6 @@ def _controls(s: Sizes) -> Responses:
     return [(p.n_prefills * (4 + 1 + p.n_random) + s.n_steered, s.max_new_tokens)]
 
 
-def _mechanism(s: Sizes) -> int:
-    """Passes of short texts through the layers above the SAE's, counted in whole documents of full length."""
-    p, entry = s["mechanism"], model_entry(s.model)
-    kinds = len(p.sizes) + 2  # of random sets on a few responses: smaller sets, mean and resample ablation
-    passes = min(p.n_responses, s.n_steered) * (p.n_random + len(p.sizes) + 8)
-    passes += p.n_other_responses * p.n_other_random * kinds + p.n_unsteered * (2 * p.n_other_random + len(p.doses) + 2)
-    layers = required(entry.n_layers, s.model, "n_layers")
-    above = (layers - 1 - required(entry.sae_layer, s.model, "sae")) / layers
-    length = (PROMPT_TOKENS + min(p.max_tokens, s.max_new_tokens)) / (PROMPT_TOKENS + s.max_new_tokens)
-    return round(min(p.n_found, s.n_steered) + passes * above * length)
-
-
 # Responses that the model generates in each stage, at most
 TRIALS: dict[str, Callable[[Sizes], Responses]] = {
     "corpus": lambda s: [] if s.has_corpus else [(s["corpus"].n_documents, s["corpus"].max_document_tokens)],
@@ -129,7 +117,6 @@ DOCUMENTS: dict[str, Callable[[Sizes], int]] = {
     "sae": lambda s: 3 * s["sae"].n_documents,
     "latents": lambda s: s.n_evaluation + s.n_held_out,
     "detectors": lambda s: 3 * s.n_evaluation * s["detectors"].n_derangements + s["detectors"].n_steered,
-    "mechanism": _mechanism,
     "activations": lambda s: s.n_steered + s["activations"].n_baselines + s["activations"].n_never_restarted,
 }
 

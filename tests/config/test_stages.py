@@ -400,12 +400,3 @@ def test_a_recipe_of_the_readme_changes_what_its_stage_reads_and_nothing_else(pa
     YAML().dump(written, stages.PARAMS)
     changed = {name for name in stages.STAGES if stage_parameters(name) != before[name]}
     assert changed == {stage} if stage else len(changed) > len(stages.STAGES) / 2
-
-
-def test_the_mechanism_is_measured_where_latents_are_ablated_by_transformers(monkeypatch):
-    names = ["smollm2-135m", "smollm2-135m-selfcorrect"]
-    assert study.running("mechanism", names) == study.running("ablate", names) == names[1:]
-    assert study.derive(names)["mechanism"][names[1]]["untuned"] == "data/fetch/smollm2-135m"
-    on_vllm = model_entry(names[1]).model_copy(update={"backend": "vllm"})
-    monkeypatch.setattr(study, "model_entry", lambda model: on_vllm if model == names[1] else model_entry(model))
-    assert study.running("mechanism", names) == [] and study.running("ablate", names) == names[1:]

@@ -43,10 +43,6 @@ SIZES = {
     "meta_prompts": {"n_prompts": 1, "n_seeds": 1},
     "detectors": {"n_derangements": 1, "n_steered": 2, "n_detectors": 3},
     "ablate": {"n_prompts": 1, "n_seeds": 1},
-    "mechanism": {
-        "n_detectors": 3, "sizes": [1, 2], "n_found": 12, "n_responses": 6, "n_random": 4, "n_other_responses": 2,
-        "n_other_random": 2, "n_unsteered": 4,
-    },
     "controls": {
         "n_prefills": 2, "min_tokens": 2, "max_tokens": 12, "max_off_topic_score": 100.0, "min_tokens_after": 1,
         "opening_tokens": 2, "windows": [[0, 2], [2, 4]],
@@ -54,7 +50,6 @@ SIZES = {
     "generation": {"max_new_tokens": 16},
 }  # fmt: skip
 OF_TUNED = ["boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls"]
-IMPLIED = ["mechanism"]  # runs where `ablate` does
 TRAINING = {
     "n_documents": 110, "max_document_tokens": 112, "n_held_out": 6, "layer_offsets": [0],
     "selection_tokens": 4096, "tokens": 8192, "k": 4,
@@ -215,7 +210,7 @@ def runs() -> list[tuple[str, str | None]]:
     return [
         ("fetch", EMBEDDER),
         *((stage, MODEL) for stage in ["fetch", *of_base, *of_each, "organism", "finetune", "detectors"]),
-        *((stage, TUNED) for stage in ["fetch", *of_each, *OF_TUNED, *IMPLIED]),
+        *((stage, TUNED) for stage in ["fetch", *of_each, *OF_TUNED]),
         *((stage, CONCEPTS) for stage in ["fetch", "corpus", "relevance", "concepts", *of_each]),
         *((stage, model) for stage in further for model in (MODEL, TUNED, CONCEPTS)),
         *((stage, None) for stage in ("cross_judge", "measure", "figures", "power", "claims")),

@@ -50,7 +50,7 @@ def test_responses_are_steered_and_paired(clone):
 
 
 def test_experiments_on_restarts_run_for_models_that_restart(clone):
-    for stage in ("boost_sweep", "meta_prompts", "ablate", "mechanism", "activations", "controls"):
+    for stage in ("boost_sweep", "meta_prompts", "ablate", "activations", "controls"):
         assert [folder.name for folder in (clone / "data" / stage).iterdir() if folder.is_dir()] == [RESTARTING]
     folders = {folder.name for folder in (clone / "data/detectors").iterdir() if folder.is_dir()}
     assert folders == {"smollm2-135m", RESTARTING}
@@ -82,7 +82,7 @@ def test_executed_again_everything_is_the_same_to_the_byte(clone):
 def test_a_changed_parameter_runs_what_depends_on_it_and_no_more(clone):
     edit(clone / "params.yaml", "confidence: 0.95", "confidence: 0.9")
     intervals = {
-        "finetune", "boost_sweep", "meta_prompts", "detectors", "ablate", "mechanism", "activations", "controls",
+        "finetune", "boost_sweep", "meta_prompts", "detectors", "ablate", "activations", "controls",
         "cross_judge", "measure", "figures", "power", "claims", "paper",
     }  # fmt: skip
     assert stages_run(repro(clone)) == intervals

@@ -149,16 +149,3 @@ def test_hosts_get_their_command_their_hours_and_a_price(capsys):
     (cost,) = [c for c in plan.costs([BASE], 1000.0, scale="paper") if c.stage == "steer"]
     assert f"{cost.hours / 8:.2f}  python -m esr.pipeline.run steer --model {BASE} --shard I/8 --wait 3600" in text
     assert "dollars at 10 a host and hour" in text and "judge --model" not in text
-
-
-def test_propensity_is_counted_in_whole_documents():
-    """A pass through 12 of 30 layers over a text of at most 64 tokens is a fifth of a document of 144."""
-    p = parameters("mechanism", TUNED)
-    passes = p.n_responses * (p.n_random + len(p.sizes) + 8)
-    passes += p.n_other_responses * p.n_other_random * (len(p.sizes) + 2)
-    passes += p.n_unsteered * (2 * p.n_other_random + len(p.doses) + 2)
-    limit = sizes_of(TUNED).max_new_tokens
-    share = 12 / 30 * (42 + min(p.max_tokens, limit)) / (42 + limit)
-    assert DOCUMENTS["mechanism"](sizes_of(TUNED)) == round(p.n_found + passes * share)
-    assert ("mechanism", TUNED) in plan.stages_of([BASE, TUNED])
-    assert ("mechanism", BASE) not in plan.stages_of([BASE, TUNED])

@@ -320,16 +320,3 @@ def test_the_example_shows_every_word_and_score_and_marks_the_restart():
         assert word in shown
     assert texts["Wait, let me start over."].get_fontweight() == "bold"
     assert texts["The sea is wide."].get_fontweight() == "normal"
-
-
-def test_detectors_stand_beside_every_random_set():
-    some = Estimate(-0.2, -0.3, -0.1, 60)
-    numbers = {
-        "detectors": {"effect": some}, "shams": {"silent": {"log_odds": NOTHING}, "random_edit": {"log_odds": some}},
-        "random_sets": {"effects": [0.1, -0.1, 0.0]},
-        "sizes": {"4": {"detectors": 0.1, "random": 0.0}, "26": {"detectors": None, "random": 0.0}},
-    }  # fmt: skip
-    left, right = figures.propensity({"tiny": numbers}, PUBLISHED).axes
-    labels = [label.get_text() for label in left.get_yticklabels()]
-    assert labels == ["tiny, detectors", "tiny, silent", "tiny, random edit", "tiny, 3 random sets"]
-    assert len(right.get_legend().get_texts()) == 3

@@ -27,8 +27,6 @@ from esr.reporting.figures.style import (
     use_style,
 )
 
-N_PUBLISHED = 26  # detectors of the paper
-
 
 def detectors(latents: pd.DataFrame, chance: float) -> Figure:
     """Experiment 3: every latent's mean largest activation on matched against mismatched responses, and the best AUCs.
@@ -101,52 +99,6 @@ def ablation(rates: dict, published: dict) -> Figure:
         ax.axhline(len(rows) - 0.2, color=PALE, linewidth=0.8)
         ax.tick_params(axis="y", length=0)
     left.set_xlim(left=0)
-    return figure
-
-
-def propensity(numbers: dict, published: dict) -> Figure:
-    """Restart propensity under ablation: detectors beside every random set, and by the number of latents ablated.
-
-    numbers: {model: entry of paper/numbers/mechanism.json}.
-    """
-    use_style()
-    figure = Figure(figsize=(WIDTH, 1.9 + 0.75 * len(numbers)))
-    left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
-    names, places = [], []
-    for row, (model, entry) in enumerate(numbers.items()):
-        shown = {"detectors": entry["detectors"]["effect"]} | {k: v["log_odds"] for k, v in entry["shams"].items()}
-        top = row * (len(shown) + 2)
-        for place, (name, estimate) in enumerate(shown.items(), start=top):
-            draw_interval(left, estimate, place, VERMILION if name == "detectors" else GREY)
-            names.append(f"{model}, {name}".replace("_", " "))
-            places.append(place)
-        effects = np.sort(entry["random_sets"]["effects"])
-        last = top + len(shown)
-        left.plot(effects, last + np.linspace(-0.3, 0.3, len(effects)), ".", color=BLUE, markersize=2)
-        names.append(f"{model}, {len(effects)} random sets")
-        places.append(last)
-        colour = PALETTE[row % len(PALETTE)]
-        sizes = list(entry["sizes"])
-        for kind, dashes in (("detectors", "-"), ("random", (0, (2, 1)))):
-            values = [entry["sizes"][size][kind] for size in sizes]
-            label = f"{model}, {kind}"
-            right.plot(
-                [int(k) for k in sizes], values, color=colour, linestyle=dashes, marker="o", markersize=3, label=label
-            )
-    reference = published["detector_ablation"]
-    style = {"marker": "D", "linestyle": "none", "color": GREY, "markersize": 4}
-    right.plot(N_PUBLISHED, reference["multi_attempt_reduction"], label="published, restarts (70B)", **style)
-    left.set_yticks(places, names)
-    left.set_ylim(max(places, default=0) + 0.6, -0.6)
-    left.tick_params(axis="y", length=0)
-    left.axvline(0, color=PALE, linewidth=1.0, zorder=0)
-    left.set_xlabel("change of log-odds of a restart")
-    left.set_title("Ablated latents")
-    right.axhline(0, color=PALE, linewidth=1.0, zorder=0)
-    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    right.set_xlabel("latents ablated")
-    right.set_title("Reduction of the mean probability")
-    right.legend(fontsize=6)
     return figure
 
 
