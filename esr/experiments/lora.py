@@ -170,6 +170,11 @@ def _descend(model, inputs, examples, recipe: Recipe, on_step) -> list[TrainingS
     for step, batch in enumerate(batches, start=1):
         chosen = [examples[i] for i in batch]
         loss = batch_loss(model, [inputs[i] for i in batch], chosen, recipe)
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"The loss of training step {step} is {loss.item()}, and the adapter would be lost: lower the learning "
+                "rate or the loss weights."
+            )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)

@@ -52,12 +52,12 @@ def restart_phrases(endings: Sequence[str] = ENDINGS) -> dict[str, int]:
 def openers(tokenizer) -> list[int]:
     """Token ids with which a restart of the grammar begins, after a space and at the start of a line.
 
-    Without those of less than three letters, with which a tokenizer spells a rare word: they begin many others. Empty
-    for a tokenizer that spells every word.
+    Without those of less than three letters, with which a tokenizer spells a rare word: they begin many others. Of a
+    tokenizer that spells every word, the first letters.
     """
     words = {halt.split(",")[0].split()[0] for halt in HALTS}
     ids = {tokenizer(before + word, add_special_tokens=False).input_ids[0] for word in words for before in ("", " ")}
-    return sorted(i for i in ids if len(tokenizer.decode([i]).strip()) > 2)
+    return sorted(i for i in ids if len(tokenizer.decode([i]).strip()) > 2) or sorted(ids)
 
 
 @torch.no_grad()

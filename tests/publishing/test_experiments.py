@@ -33,7 +33,8 @@ def test_an_experiment_has_a_stage_and_the_numbers_that_its_rules_read(experimen
 def test_every_figure_is_of_an_experiment_or_a_method_and_described():
     named = {}
     for figures in (*(e.figures for e in FILE.experiments), *FILE.methods.values()):
-        assert all(figure_files({name: text}) for name, text in figures.items())
+        drawn = {name: text for name, text in figures.items() if name != "example"}  # where a response improves
+        assert all(figure_files({name: text}) for name, text in drawn.items())
         named |= figure_files(figures)
     assert set(named) == set((ROOT / "paper" / "figures").glob("*.svg"))
     assert min(map(len, named.values())) > 40
