@@ -38,7 +38,7 @@ SIZES = {
         "n_latents": 3, "max_cosine": 1.0, "max_off_topic_score": 99.0, "min_on_topic_score": 100.0,
         "min_response_score": 0.0, "min_development_concreteness": 0.0,
     },
-    "finetune": {"ratios": [0.5], "n_prompts": 1, "n_unsteered": 1, "n_prefills": 2, "max_opening_score": 100.0},
+    "finetune": {"ratios": [0.2, 0.5], "n_prompts": 1, "n_unsteered": 1, "n_prefills": 2, "max_opening_score": 100.0},
     "boost_sweep": {"n_prompts": 1, "offsets": [-1.0, 1.0]},
     "meta_prompts": {"n_prompts": 1, "n_seeds": 1},
     "detectors": {"n_derangements": 1, "n_steered": 2, "n_detectors": 3},
