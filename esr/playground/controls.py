@@ -7,6 +7,7 @@ import ipywidgets as w
 from esr.playground import rendering
 from esr.playground.inputs import Inputs, prompt_id, search
 from esr.playground.session import Choice
+from esr.steering.trials import Plan
 from esr.storage.records import Latent, Prompt
 
 FULL = {"width": "auto"}
@@ -160,9 +161,8 @@ class Controls:
             raise ValueError("No latent is chosen: search for another word and choose one from the list.")
         text = self.prompt.value.strip()
         ablated = self.inputs.detectors if self.ablate.value else ()
-        where = prompt_id(text, self.known)
-        chosen = (latent.index, latent.label, where, text, self.seed.value, float(self.boost.value))
-        return Choice(*chosen, self.length.value, ablated)
+        chosen = (latent.index, latent.label, prompt_id(text, self.known), text, self.seed.value)
+        return Choice(Plan("", *chosen, float(self.boost.value), ablate=ablated), self.length.value)
 
     def shaded(self) -> list[int]:
         """The latents to colour by. Raises ValueError for anything but numbers."""

@@ -194,7 +194,7 @@ class Page:
         problem = self._judge(session.trials(pair, choice))
         self._show(None)
         if session.steering.sae_layer is not None:
-            c.shade.value = c.shade.value or str(choice.latent)
+            c.shade.value = c.shade.value or str(choice.plan.latent)
             self._colour()
         c.status.value = rendering.status(f"{summary} {problem}")
 

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
-from matplotlib.colors import to_rgb
-
 from esr.models.alignment import Alignment
 from esr.playground.session import Side
-from esr.reporting.figures.style import CONDITIONS
+from esr.reporting.viewer import RGB
 from esr.storage.records import Attempt, Latent, Threshold
 
 DEEPEST = 0.6  # opacity of the largest activation: text stays legible on it in light and dark themes
-RGB = ",".join(str(round(255 * part)) for part in to_rgb(CONDITIONS["steered"]))
 HALF_CHARACTER = "\ufffd"  # what the first token of a split character decodes to
 
 
@@ -159,7 +156,7 @@ def _cut(shades: Shades, start: int, end: int) -> Iterator[tuple[int, int, float
 
 def _token(text: str, depth: float, title: str) -> str:
     opacity = DEEPEST * min(1.0, max(0.0, depth))
-    colour = f"background:rgba({RGB},{opacity:.2f})" if opacity >= 0.01 else ""
+    colour = "background:rgba({},{},{},{:.2f})".format(*RGB, opacity) if opacity >= 0.01 else ""
     return f'<span class="esr-token" style="{colour}" title="{escape(title)}">{escape(text)}</span>'
 
 

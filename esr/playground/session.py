@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from threading import Event
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from esr.config.stages import stage_parameters
 from esr.engine.attention import RAGGED, attention_by
 from esr.engine.backend import backend_of
 from esr.engine.linear import packed
-from esr.engine.rows import Row
+from esr.engine.rows import Response, Row
 from esr.engine.workers import one_thread
 from esr.judging.offline import OfflineJudge, load_judge
 from esr.models.alignment import Alignment, align
@@ -24,26 +25,20 @@ from esr.playground.streaming import Stream
 from esr.sae.loading import load_latent_subset
 from esr.steering.activations import documents_of, edits_of, token_activations
 from esr.steering.provenance import engine_provenance
-from esr.steering.trials import Chunk, Plan, Settings, Steering, build_edits, check_directions, trial_id, user_message
+from esr.steering.trials import Chunk, Plan, Settings, Steering, build_edits, check_directions, trial_of, user_message
 from esr.storage.records import Judgement, Trial
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What to compare with an unsteered response. boost: median residual norms. ablate: latents, after steering."""
+    """What to compare with an unsteered response. plan: the session names its condition and sets its layer."""
 
-    latent: int
-    label: str
-    prompt_id: str
-    prompt: str
-    seed: int
-    boost: float
+    plan: Plan
     max_new_tokens: int
-    ablate: tuple[int, ...] = ()
 
     @property
     def edited(self) -> bool:
-        return bool(self.boost or self.ablate)
+        return bool(self.plan.boost or self.plan.ablate)
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,12 @@ class Side:
     text: str
     tokens: tuple[int, ...]
     seen: bool
-    finished: bool
+    finish_reason: Literal["stop", "length"] | None
+    """None while it is not finished."""
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,15 @@ class Session:
 
     def plans(self, choice: Choice) -> list[Plan]:
         """The unsteered plan and, where the choice edits anything, the edited one. Raises ConfigError or ValueError."""
-        if not choice.prompt.strip():
+        chosen = replace(choice.plan, prompt=choice.plan.prompt.strip(), layer=self.layer)
+        if not chosen.prompt:
             raise ValueError("The prompt is empty: type one, or choose one from the list.")
-        check_directions(self.model_id, [choice.latent, *choice.ablate])
-        fields = {name: getattr(choice, name) for name in ("latent", "label", "prompt_id", "seed")}
-        plain = Plan("unsteered", boost=0.0, layer=self.layer, prompt=choice.prompt.strip(), **fields)
+        check_directions(self.model_id, [chosen.latent, *chosen.ablate])
+        plain = replace(chosen, condition="unsteered", boost=0.0, ablate=())
         if not choice.edited:
             return [plain]
-        name = "steered" if choice.boost else "unsteered"
-        condition = f"{name}, detectors ablated" if choice.ablate else name
-        return [plain, replace(plain, condition=condition, boost=choice.boost, ablate=choice.ablate)]
+        name = "steered" if chosen.boost else "unsteered"
+        return [plain, replace(chosen, condition=f"{name}, detectors ablated" if chosen.ablate else name)]
 
     def generate(self, choice: Choice, on_step: Callable[[Pair], None], stop: Event) -> Pair:
         """Both responses, the two taking turns token by token; ends early, between two tokens, once `stop` is set.
@@ -135,27 +134,16 @@ class Session:
     def _side(self, plan: Plan, stream: Stream) -> Side:
         tokens = tuple(stream.response.tokens)
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Side(plan, text, tokens, stream.seen, stream.finished)
+        return Side(plan, text, tokens, stream.seen, stream.response.finish_reason if stream.finished else None)
 
     def trials(self, pair: Pair, choice: Choice) -> list[Trial]:
-        """The responses as rows of the study, with the ids that the pipeline gives them."""
-        return [self._trial(side, choice) for side in pair.sides]
+        """The responses as rows of the study, with the ids that the pipeline gives them; a stopped one as cut off."""
+        return [self._trial(side, self.settings(choice)) for side in pair.sides]
 
-    def _trial(self, side: Side, choice: Choice) -> Trial:
-        settings = self.settings(choice)
+    def _trial(self, side: Side, settings: Settings) -> Trial:
         chunk = Chunk(settings, self.steering, self.penalty, self.provenance, (side.plan,))
-        stopped = len(side.tokens) < choice.max_new_tokens
-        return Trial(
-            **asdict(side.plan) | {"ablate": list(side.plan.ablate), "prefill": list(side.plan.prefill)},
-            id=trial_id(chunk, side.plan),
-            model=self.model_id,
-            max_new_tokens=choice.max_new_tokens,
-            temperature=self.temperature,
-            repetition_penalty=self.penalty,
-            tokens=list(side.tokens),
-            text=side.text,
-            finish_reason="stop" if stopped else "length",
-        )
+        response = Response(list(side.tokens), side.finish_reason or "length")
+        return trial_of(chunk, side.plan, response, self.tokenizer)
 
     def judgements(self, trials: Sequence[Trial]) -> list[Judgement]:
         """Attempts and scores of the offline judge. Raises FileNotFoundError naming the stage that makes it."""

@@ -12,6 +12,7 @@ from esr.paths import data_dir
 from esr.playground import export, inputs
 from esr.playground.page import Page, open_page
 from esr.playground.session import Choice, Session
+from esr.steering.trials import Plan
 from tests.pipeline.replica import MODEL
 from tests.playground.study import DETECTORS, LABELS
 
@@ -21,9 +22,10 @@ GIVEN = {"model": MODEL, "prompt": "", "boost": 0.4, "seed": 7, "max_new_tokens"
 def choice(**changes) -> Choice:
     fields = {
         "latent": 3, "label": LABELS[3], "prompt_id": "typed", "prompt": "Describe a boat.", "seed": 5, "boost": 0.4,
-        "max_new_tokens": 20, "ablate": (),
+        "condition": "",
     }  # fmt: skip
-    return Choice(**fields | changes)
+    max_new_tokens = changes.pop("max_new_tokens", 20)
+    return Choice(Plan(**fields | changes), max_new_tokens)
 
 
 def differences(session, chosen, pair, stopped=False) -> list[str]:

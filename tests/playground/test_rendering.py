@@ -18,7 +18,7 @@ TEXT = "Bread is <b>. Wait, again. Take a boat."
 
 def side(boost=0.4, seen=True, finished=False, text=HOSTILE, label=HOSTILE):
     plan = Plan("steered", 3, label, "typed", "Describe a boat.", 5, boost, layer=1)
-    return Side(plan, text, (1, 2), seen, finished)
+    return Side(plan, text, (1, 2), seen, "stop" if finished else None)
 
 
 def plain(document):
