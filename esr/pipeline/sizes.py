@@ -82,12 +82,18 @@ def _texts(s: Sizes) -> Responses:
     return [(prompts * p.openings_per_prompt + p.n_corpus_openings, p.opening_tokens)]
 
 
-def _finetune(s: Sizes) -> Responses:
-    """The evaluation of every ratio and, under weak steering as well, every training; prefilled openings; texts."""
+def _n_trained(s: Sizes) -> int:
+    """Adapters that the stage `finetune` trains: of every share but that of a shipped organism."""
     p = s["finetune"]
+    return sum(not (s.has_trainings and ratio == p.ratio) for ratio in p.ratios)
+
+
+def _finetune(s: Sizes) -> Responses:
+    """The evaluation of every adapter and, under weak steering as well, every training; prefilled openings; texts."""
+    p, trained = s["finetune"], _n_trained(s)
     trainings = p.n_trainings if s.has_trainings else 0
-    evaluated = (len(p.ratios) + trainings) * (p.n_prompts + p.n_unsteered) + trainings * p.n_prompts
-    return [(s.n_latents * evaluated + 7 * p.n_prefills, s.max_new_tokens), *_texts(s)]
+    evaluated = (trained + trainings) * (p.n_prompts + p.n_unsteered) + trainings * p.n_prompts
+    return [(s.n_latents * evaluated + 7 * p.n_prefills, s.max_new_tokens), *(_texts(s) if trained else [])]
 
 
 def _controls(s: Sizes) -> Responses:
@@ -130,5 +136,5 @@ def _trained(s: Sizes) -> int:
 # Tokens that the model is trained on
 TRAINED: dict[str, Callable[[Sizes], int]] = {
     "organism": lambda s: s["organism"].n_trainings * _trained(s),
-    "finetune": lambda s: len(s["finetune"].ratios) * _trained(s),
+    "finetune": lambda s: _n_trained(s) * _trained(s),
 }

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from esr.config import stages
 from esr.paths import ROOT
 from esr.pipeline import cli, plan, sizes
-from esr.pipeline.sizes import DOCUMENTS, TRIALS, parameters, sizes_of
+from esr.pipeline.sizes import DOCUMENTS, TRAINED, TRIALS, parameters, sizes_of
 
 BASE, TUNED = "smollm2-135m", "smollm2-135m-selfcorrect"
 NUMBERS = {file.stem: json.loads(file.read_text()) for file in (ROOT / "paper" / "numbers").glob("*.json")}
@@ -78,6 +78,17 @@ def test_limits_are_not_exceeded_by_the_committed_results(committed_sizes):
     texts = 2 * 251 + p.n_corpus_openings  # prompts of data/prompts/finetune.txt
     assert planned("finetune", BASE) == evaluated + 7 * p.n_prefills + texts
     assert DOCUMENTS["detectors"](sizes_of(TUNED)) == 456 + 160  # 449 distinct pairs were read
+
+
+def test_the_share_of_a_shipped_organism_is_measured_and_not_trained(monkeypatch):
+    p, limit = sizes_of(BASE)["finetune"], parameters("steer").max_new_tokens
+    both = TRAINED["finetune"](sizes_of(BASE))
+    monkeypatch.setattr(sizes, "has_organism", lambda base: base == BASE)
+    assert TRAINED["finetune"](sizes_of(BASE)) == both / 2 > 0
+    evaluated = (1 + p.n_trainings) * (p.n_prompts + p.n_unsteered) + p.n_trainings * p.n_prompts
+    assert TRIALS["finetune"](sizes_of(BASE))[0] == (32 * evaluated + 7 * p.n_prefills, limit)
+    monkeypatch.setattr(p, "ratios", [p.ratio])
+    assert TRAINED["finetune"](sizes_of(BASE)) == 0 and len(TRIALS["finetune"](sizes_of(BASE))) == 1
 
 
 def test_a_shipped_corpus_is_not_generated():
