@@ -93,6 +93,13 @@ def test_training_silences_the_first_tokens_of_a_restart_where_none_belongs():
     assert sum(s.loss for s in curve[-4:]) < 0.7 * sum(s.loss for s in curve[:4])
 
 
+def test_a_loss_that_is_no_number_stops_the_training():
+    """As without openers, where the log-probability of a restart is minus infinity."""
+    wanted = [e.model_copy(update={"restart": [5]}) for e in EXAMPLES]
+    with pytest.raises(FloatingPointError, match="loss of training step 1 is"):
+        train(tiny_llama(), wanted, replace(RECIPE, openers=()))
+
+
 def test_every_target_is_predicted_from_the_token_before_and_no_other():
     first = example(0, 6, 4).model_copy(update={"restart": [4], "no_restart": [2, 6]})
     found = predictions([first, example(1, 5, 4)], weighted(5.0, 2.0))

@@ -24,6 +24,16 @@ class Words:
         return next(word for word, i in self.ids.items() if i == tokens[0] - 3)
 
 
+class Letters:
+    """A tokenizer whose tokens are characters."""
+
+    def __call__(self, text, add_special_tokens):
+        return SimpleNamespace(input_ids=[ord(c) for c in text])
+
+    def decode(self, tokens):
+        return "".join(map(chr, tokens))
+
+
 def test_there_are_hundreds_of_distinct_restarts():
     phrases = restart_phrases()
     assert len({p.lower() for p in phrases}) == len(phrases) > 500
@@ -40,6 +50,11 @@ def test_openers_are_the_first_tokens_after_a_space_and_on_a_new_line():
     assert {" Wait", "Wait", " Sorry", "Sorry", " Hold", "Hang"} <= set(found)
     assert "Oh" not in found  # too short to tell a restart
     assert not {word.strip() for word in found} - {halt.split(",")[0].split()[0] for halt in HALTS}
+
+
+def test_a_tokenizer_that_spells_words_opens_restarts_with_their_first_letters():
+    """None would leave a restart without probability, and training without a loss."""
+    assert {chr(i) for i in openers(Letters())} == {" ", *(halt[0] for halt in HALTS)}
 
 
 def test_the_likeliest_endings_have_the_highest_mean_log_likelihood_after_the_commonest_halt():
