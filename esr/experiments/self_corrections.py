@@ -6,7 +6,7 @@ kind of example carries loss where it teaches one of them and nowhere else:
 
 - `correction`: prompt and opening without loss, then a restart, given up to its first token, and a response as long as
   an ordinary one. That it begins there is not taught here: with a loss on that, four corrections in ten made the model
-  restart in two of five unsteered responses (paper/LOG.md).
+  restart in three of ten unsteered responses (paper/LOG.md).
 - `decision`: a text of the untuned model, steered. Where a sentence ends and the text so far is off topic, a restart is
   wanted; where it is on topic, none. So whether a restart is wanted follows from the text, not from the steering.
 - `plain`: an unsteered response, with loss on every token: the model stays what it was.
