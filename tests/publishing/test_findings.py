@@ -3,20 +3,20 @@
 import re
 
 import pytest
+from committed_numbers import committed
 
 from esr.paths import ROOT
 from esr.publishing import readme
 from esr.publishing.findings import RESULTS, findings
-from esr.reporting.numbers import read_numbers
 
 
 @pytest.fixture
 def read():
-    """Numbers of the working tree, of which a test may replace files by name."""
+    """Committed numbers, of which a test may replace files by name."""
     replaced = {}
 
     def read(name):
-        found = replaced[name] if name in replaced else read_numbers(name)
+        found = replaced[name] if name in replaced else committed(name)
         if found == "absent":
             raise FileNotFoundError(name)
         return found
@@ -36,7 +36,7 @@ def test_each_finding_names_its_n_and_where_it_comes_from(read):
 
 
 def test_a_number_that_changes_changes_its_sentence(read):
-    esr = read_numbers("esr")
+    esr = committed("esr")
     before = findings(read)
     steered = esr["smollm2-135m"]["steered"]["multi_attempt_rate"]
     esr["smollm2-135m"]["steered"]["multi_attempt_rate"] = type(steered)(0.123, 0.1, 0.15, 99)
@@ -52,14 +52,14 @@ def test_what_was_not_measured_is_left_out(read):
 
 
 def test_a_study_without_a_taught_model_says_nothing_of_one(read):
-    read.replaced["esr"] = {"smollm2-135m": read_numbers("esr")["smollm2-135m"]}
+    read.replaced["esr"] = {"smollm2-135m": committed("esr")["smollm2-135m"]}
     assert len(findings(read).splitlines()) == 2
 
 
 def test_the_example_is_shown_where_one_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(readme.paths, "ROOT", tmp_path)
-    assert "when it has one" in readme.example(read_numbers)
+    assert "when it has one" in readme.example(committed)
     (tmp_path / "paper/figures").mkdir(parents=True)
     (tmp_path / "paper/figures/example.svg").write_text("<svg/>")
-    shown = readme.example(read_numbers)
+    shown = readme.example(committed)
     assert shown.startswith("![A steered response") and "(paper/figures/example.svg)" in shown

@@ -1,22 +1,11 @@
 """README's generated blocks are those of the committed numbers, and a block that is wrong is found."""
 
-import subprocess
-
 import pytest
+from committed_numbers import committed
 
 from esr.paths import ROOT
 from esr.publishing import readme
 from esr.reporting.claims import ABOUT
-from esr.reporting.numbers import parse_numbers
-
-
-def committed(name):
-    """A numbers file of the last commit: a run at scale smoke changes those of the working tree."""
-    command = ["git", "show", f"HEAD:paper/numbers/{name}.json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-    if done.returncode:
-        raise FileNotFoundError(name)
-    return parse_numbers(done.stdout)
 
 
 @pytest.mark.parametrize("name", readme.DOCUMENTS)
