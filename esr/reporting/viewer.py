@@ -20,13 +20,13 @@ def show_attempts(trial: Trial, judgement: Judgement) -> str:
 
     What the model wrote is shown as written: it formats, links and embeds nothing.
     """
-    texts = [plain(trial.text[a.start : a.end]) for a in judgement.attempts]
+    texts = [verbatim(trial.text[a.start : a.end]) for a in judgement.attempts]
     parts = " **⟲** ".join(f"[{a.score:.0f}] {text}" for a, text in zip(judgement.attempts, texts, strict=True))
-    label = plain(trial.label)
-    return f"**{plain(trial.prompt)}** — latent {trial.latent} “{label}”, boost {trial.boost:.2f}\n\n> {parts}"
+    label = verbatim(trial.label)
+    return f"**{verbatim(trial.prompt)}** — latent {trial.latent} “{label}”, boost {trial.boost:.2f}\n\n> {parts}"
 
 
-def plain(text: str) -> str:
+def verbatim(text: str) -> str:
     """Text in one line, as Markdown that shows it as it is."""
     return MARKDOWN.sub(lambda found: f"\\{found[0]}", " ".join(text.split()))
 

@@ -7,7 +7,7 @@ import pytest
 
 from esr.models.alignment import Alignment
 from esr.publishing.rendering import markdown
-from esr.reporting.viewer import plain, show_response
+from esr.reporting.viewer import show_response, verbatim
 
 
 def aligned(text, *starts):
@@ -59,5 +59,5 @@ def test_a_token_without_a_value_is_an_error():
 
 def test_what_a_model_writes_formats_nothing_in_a_notebook():
     text = "**Bold** _it_ `code` [a](http://b) ![c](d) <b>e</b> # f | g ~h~ $i$ &amp; 2 * 3 \\ end"
-    shown = markdown(f"> [40] {plain(text)}")
+    shown = markdown(f"> [40] {verbatim(text)}")
     assert unescape(re.sub(r"</?(blockquote|p)>", "", shown)).split() == f"[40] {text}".split()
