@@ -114,7 +114,8 @@ TRIALS: dict[str, Callable[[Sizes], Responses]] = {
     "finetune": _finetune,
     "boost_sweep": lambda s: s.per_latent("boost_sweep", len(s["boost_sweep"].offsets)),
     "meta_prompts": lambda s: s.per_latent("meta_prompts", s.n_instructions),
-    "ablate": lambda s: s.per_latent("ablate", 2 + s["detectors"].n_random),  # detectors, held-out ones, random sets
+    # detectors, held-out ones, the sham, random sets
+    "ablate": lambda s: s.per_latent("ablate", 3 + s["detectors"].n_random),
     "controls": _controls,
 }
 # Documents that the model reads: three passes over held-out ones; prompts; pairs in all prompts and in both halves, and
