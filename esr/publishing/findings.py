@@ -85,10 +85,12 @@ def taught(n: Numbers) -> str:
 
 def ablated(n: Numbers) -> str:
     rates = {s: n.of("ablate", _tuned(n), s, "multi_attempt_rate") for s in ("steered", "detectors", "random", "sham")}
+    changed = n.of("ablate", _tuned(n), "sham", "changed_share")
     return (
         f"**Do restarts need the detectors of off-topic text?** With them ablated {_percent(rates['detectors'])} of "
         f"steered responses restart instead of {_percent(rates['steered'])} (n = {rates['detectors'].n} pairs), with "
-        f"matched random latents {_percent(rates['random'])}, with latents that do not fire {_percent(rates['sham'])}."
+        f"matched random latents {_percent(rates['random'])}, with the sham, latents that should not fire, "
+        f"{_percent(rates['sham'])}; it changes {_percent(changed)} of the texts."
     )
 
 
