@@ -61,7 +61,8 @@ def test_responses_are_those_of_the_committed_results(converged, committed_sizes
             n_of("meta_prompts", TUNED, name) for name in NUMBERS["meta_prompts"][TUNED] if name != "plain"
         ) / share,
         ("ablate", TUNED): sum(
-            n_of("ablate", TUNED, name) for name in ("detectors", "random_1", "random_2", "random_3", "sham", "held_out")
+            n_of("ablate", TUNED, name)
+            for name in ("detectors", "random_1", "random_2", "random_3", "sham", "held_out")
         ) / share,
     }  # fmt: skip
     assert measured == {key: planned(*key) for key in measured}
